@@ -1,0 +1,62 @@
+"""Vitral: the plain Vision Transformer, end to end."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitral.blocks import (
+        EncoderLayer,
+        FeedForward,
+        MultiHeadAttention,
+        PatchEmbedding,
+        PositionalEncoding,
+        ViTEmbedding,
+    )
+    from vitral.checkpoints import load_model as load_model
+    from vitral.classifier import Classifier, load
+    from vitral.model import Features, ViTConfig, VisionTransformer
+    from vitral.preprocess import Preprocess
+    from vitral.variants import create
+
+# Where each public name lives. Resolved on first use, so that `vitral --help` need not import torch.
+_HOMES = {
+    "Classifier": "classifier",
+    "EncoderLayer": "blocks",
+    "Features": "model",
+    "FeedForward": "blocks",
+    "MultiHeadAttention": "blocks",
+    "PatchEmbedding": "blocks",
+    "PositionalEncoding": "blocks",
+    "Preprocess": "preprocess",
+    "ViTConfig": "model",
+    "ViTEmbedding": "blocks",
+    "VisionTransformer": "model",
+    "create": "variants",
+    "load": "classifier",
+}
+
+__all__ = [
+    "Classifier",
+    "EncoderLayer",
+    "FeedForward",
+    "Features",
+    "MultiHeadAttention",
+    "PatchEmbedding",
+    "PositionalEncoding",
+    "Preprocess",
+    "ViTConfig",
+    "ViTEmbedding",
+    "VisionTransformer",
+    "create",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"vitral.{_HOMES[name]}"), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("vitral")
+    raise AttributeError(f"module 'vitral' has no attribute {name!r}")

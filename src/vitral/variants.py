@@ -1,0 +1,84 @@
+"""Named sizes as rows of a table, and the parser for names such as "ViT-B/16" and "Conv+ViT-Pico/4@32"."""
+
+import difflib
+import re
+from typing import Any
+
+from vitral.model import ViTConfig, VisionTransformer
+
+
+def _size(embed_dim: int, num_layers: int, num_heads: int, mlp_ratio: float = 4) -> dict[str, Any]:
+    return {
+        "embed_dim": embed_dim,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "mlp_ratio": mlp_ratio,
+    }
+
+
+SIZES = {
+    # Ours, for small images and two CPU cores.
+    "Pico": _size(128, 6, 4, 2),
+    "Ti": _size(192, 12, 3),  # DeiT (arXiv:2012.12877), table 1
+    "S": _size(384, 12, 6),  # DeiT, table 1
+    "B": _size(768, 12, 12),  # the paper, table 1
+    "L": _size(1024, 24, 16),  # the paper, table 1
+    "H": _size(1280, 32, 16),  # the paper, table 1
+    "g": _size(1408, 40, 16, 6144 / 1408),  # Scaling ViT (arXiv:2106.04560), table 2
+}
+
+# The patch sizes that the paper, DeiT and Scaling ViT trained; the parser takes any other too.
+PUBLISHED = (
+    "ViT-Ti/16", "ViT-S/16", "ViT-S/32", "ViT-B/8", "ViT-B/16", "ViT-B/32", "ViT-L/16", "ViT-L/32",
+    "ViT-H/14", "ViT-g/14",
+)  # fmt: skip
+
+# Channels of the last stage, halved for each stage before it.
+_STEM_CHANNELS = 128
+
+_NAME = re.compile(r"(?P<stem>Conv\+)?ViT-(?P<size>\w+)/(?P<patch>\d+)(@(?P<img>\d+)(x(?P<w>\d+))?)?")
+
+
+def parse(name: str) -> ViTConfig:
+    """The config that a name stands for: ``[Conv+]ViT-SIZE/PATCH[@PIXELS | @HEIGHTxWIDTH]``.
+
+    "Conv+" is the hybrid: convolutions that halve the image until one patch is one position of
+    their feature map, as in the paper's §3.1, so PATCH is still the stride in image pixels.
+
+    Raises:
+        ValueError: if the name cannot be read; it names the nearest one that can.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None or match["size"] not in SIZES:
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0)[0]
+        raise ValueError(f"there is no model {name!r}; did you mean {near!r}? Known: {', '.join(names())}")
+    patch_size = int(match["patch"])
+    options: dict[str, Any] = dict(SIZES[match["size"]], patch_size=patch_size)
+    if match["img"]:
+        options["img_size"] = (int(match["img"]), int(match["w"] or match["img"]))
+    if match["stem"]:
+        options["stem"] = _stem(patch_size)
+    return ViTConfig(**options)
+
+
+def create(name: str, **overrides: Any) -> VisionTransformer:
+    """A freshly initialized model: ``create("ViT-B/16", num_classes=10, img_size=384)``.
+
+    Raises:
+        ValueError: if the name or an override cannot be used.
+        TypeError: if an override is no field of `ViTConfig`.
+    """
+    config = parse(name)
+    return VisionTransformer(**{**vars(config), **overrides})
+
+
+def names() -> tuple[str, ...]:
+    """The names worth listing; every size goes with every patch size."""
+    return (*PUBLISHED, "Conv+ViT-Pico/4", "Conv+ViT-Ti/8")
+
+
+def _stem(patch_size: int) -> tuple[int, ...]:
+    halvings = patch_size.bit_length() - 1
+    if patch_size != 2**halvings or halvings == 0:
+        raise ValueError(f"a Conv+ model's patch size is a power of two from 2; it is {patch_size}")
+    return tuple(max(_STEM_CHANNELS >> (halvings - 1 - stage), 16) for stage in range(halvings))
