@@ -12,9 +12,8 @@ if TYPE_CHECKING:
         PositionalEncoding,
         ViTEmbedding,
     )
-    from vitral.checkpoints import load_model as load_model
     from vitral.classifier import Classifier, load
-    from vitral.model import Features, ViTConfig, VisionTransformer
+    from vitral.model import Features, VisionTransformer, ViTConfig
     from vitral.preprocess import Preprocess
     from vitral.variants import create
 
@@ -38,8 +37,8 @@ _HOMES = {
 __all__ = [
     "Classifier",
     "EncoderLayer",
-    "FeedForward",
     "Features",
+    "FeedForward",
     "MultiHeadAttention",
     "PatchEmbedding",
     "PositionalEncoding",

@@ -77,7 +77,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         self._check(images_BCHW)
-        if prefers_linear_patches(images_BCHW.device):
+        if prefers_linear_patches(images_BCHW):
             return self.project(images_BCHW)
         return self.convolve(images_BCHW)
 
@@ -415,14 +415,20 @@ def initialize_weights(root: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-# --- Which of two equal computations is faster, by device ------------------------------------------
+# --- Which of two equal computations is faster --------------------------------------------------------
 
 
-def prefers_linear_patches(device: torch.device) -> bool:
-    """Patches by one matrix product rather than a convolution (docs/log.md, 2026-11-22)."""
-    return device.type == "cpu"
+def prefers_linear_patches(images_BCHW: Tensor) -> bool:
+    """Patches by one matrix product rather than a convolution; measured in docs/log.md, 2026-11-22."""
+    return images_BCHW.device.type == "cpu" and _compute_dtype(images_BCHW) == torch.bfloat16
 
 
 def prefers_explicit_attention(q_BATK: Tensor) -> bool:
-    """Two batched products rather than the fused kernel (docs/log.md, 2026-11-22)."""
-    return q_BATK.device.type == "cpu" and q_BATK.shape[-2] <= 256
+    """Two batched products rather than the fused kernel; measured in docs/log.md, 2026-11-22."""
+    return q_BATK.device.type == "cpu" and _compute_dtype(q_BATK) == torch.bfloat16
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """What a matrix product of `x` computes in, which autocast may have lowered."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -63,6 +63,12 @@ class ViTConfig:
             raise ValueError(f"pooling is {self.pooling!r}; it is 'class' or 'mean'")
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = height_and_width(self.img_size)
+        return height // self.patch_size, width // self.patch_size
+
+    @property
     def hidden_dim(self) -> int:
         return int(self.embed_dim * self.mlp_ratio)
 
@@ -134,9 +140,7 @@ class VisionTransformer(nn.Module):
             for index in range(num_layers)
         )
         # A post-norm layer already ends in a norm.
-        self.norm = (
-            nn.LayerNorm(embed_dim, eps=NORM_EPS) if config.norm_first else nn.Identity()
-        )
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS) if config.norm_first else nn.Identity()
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.initialize()
 
@@ -195,5 +199,9 @@ class VisionTransformer(nn.Module):
         """A freshly drawn head for another set of classes; 0 removes it."""
         device = next(self.parameters()).device
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
-        self.head = nn.Linear(self.config.embed_dim, num_classes, device=device) if num_classes else nn.Identity()
+        self.head = (
+            nn.Linear(self.config.embed_dim, num_classes, device=device)
+            if num_classes
+            else nn.Identity()
+        )
         initialize_weights(self.head)

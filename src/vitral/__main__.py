@@ -1,0 +1,3 @@
+from vitral.cli import main
+
+main()

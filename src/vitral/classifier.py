@@ -1,0 +1,190 @@
+"""`Classifier`: model, preprocessing and labels as one object; what predict, explain and serve all hold."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from os import PathLike
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitral.blocks import Size
+from vitral.checkpoints import Checkpoint, load_checkpoint
+from vitral.devices import Device, Placement, Precision
+from vitral.errors import ImageError, VitralError
+from vitral.model import Features, VisionTransformer
+from vitral.preprocess import ImageSource, Preprocess
+
+_DECODING_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest labels of one image, or why there are none."""
+
+    image: str  # the path, or "image 3" for what has no name
+    top: tuple[tuple[str, float], ...]  # (label, probability), likeliest first
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The likeliest label. Raises VitralError if the image could not be read."""
+        if self.error is not None:
+            raise VitralError(f"{self.image} has no label: {self.error}")
+        return self.top[0][0]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained model that takes images of any kind: paths, bytes, PIL images, arrays and tensors."""
+
+    model: VisionTransformer
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    placement: Placement
+    metadata: dict = field(default_factory=dict)
+
+    def predict(
+        self, images: ImageSource | Iterable[ImageSource], *, top: int = 5, batch_size: int = 32
+    ) -> list[Prediction]:
+        """The likeliest labels of each image, in order; an unreadable image gives its error instead."""
+        return list(self.predictions(_as_sequence(images), top=top, batch_size=batch_size))
+
+    def predictions(
+        self, images: Iterable[ImageSource], *, top: int = 5, batch_size: int = 32
+    ) -> Iterator[Prediction]:
+        """As `predict`, one at a time while later images are still being read."""
+        if not self.labels:
+            raise VitralError("this model has no labels to predict; train it, or ask for features")
+        for names, loaded in self._batches(images, batch_size):
+            tensors = [item for item in loaded if isinstance(item, Tensor)]
+            rows = iter(self._probabilities(torch.stack(tensors)) if tensors else ())
+            for name, item in zip(names, loaded, strict=True):
+                if isinstance(item, Tensor):
+                    yield Prediction(name, self._likeliest(next(rows), top))
+                else:
+                    yield Prediction(name, (), str(item))
+
+    @torch.inference_mode()
+    def features(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        layers: Sequence[int] = (),
+        *,
+        batch_size: int = 32,
+    ) -> Features:
+        """The tokens of all images, on the CPU (see `VisionTransformer.features`).
+
+        Raises:
+            ImageError: if an image cannot be read.
+        """
+        parts = []
+        for names, loaded in self._batches(_as_sequence(images), batch_size):
+            for name, item in zip(names, loaded, strict=True):
+                if isinstance(item, ImageError):
+                    raise ImageError(f"{name}: {item}")
+            images_BCHW = torch.stack([item for item in loaded if isinstance(item, Tensor)])
+            with self.placement.autocast():
+                parts.append(self.model.features(self.placement.put(images_BCHW), layers))
+        if not parts:
+            raise VitralError("no images were given")
+        return _concatenate(parts)
+
+    @torch.inference_mode()
+    def _probabilities(self, images_BCHW: Tensor) -> Tensor:
+        with self.placement.autocast():
+            logits_BL = self.model(self.placement.put(images_BCHW))
+        return logits_BL.float().softmax(1).cpu()
+
+    def _likeliest(self, probabilities_L: Tensor, top: int) -> tuple[tuple[str, float], ...]:
+        values, indices = probabilities_L.topk(min(top, len(self.labels)))
+        return tuple(
+            (self.labels[index], value)
+            for index, value in zip(indices.tolist(), values.tolist(), strict=True)
+        )
+
+    def _batches(
+        self, images: Iterable[ImageSource], batch_size: int
+    ) -> Iterator[tuple[list[str], list[Tensor | ImageError]]]:
+        """Names and preprocessed images, the next batch being read while the caller computes."""
+        with ThreadPoolExecutor(_DECODING_THREADS) as pool:
+            numbered = enumerate(images)
+
+            def submit() -> tuple[list[str], list[Future]]:
+                chunk = list(islice(numbered, batch_size))
+                names = [_name(index, image) for index, image in chunk]
+                return names, [pool.submit(self._read, image) for _, image in chunk]
+
+            names, reading = submit()
+            while names:
+                following = submit()
+                yield names, [future.result() for future in reading]
+                names, reading = following
+
+    def _read(self, image: ImageSource) -> Tensor | ImageError:
+        try:
+            return self.preprocess(image)
+        except ImageError as error:
+            return error
+
+
+def load(
+    source: str | PathLike,
+    *,
+    img_size: Size | None = None,
+    num_classes: int | None = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> Classifier:
+    """A `Classifier` from a model folder.
+
+    Args:
+        source: the folder.
+        img_size: pixels, if other than the model was trained with.
+        num_classes: for a fresh, untrained head.
+        device: where to compute.
+        precision: of matrix products.
+
+    Raises:
+        VitralError: if there is no usable model there.
+    """
+    asked = {"img_size": img_size, "num_classes": num_classes}
+    overrides = {name: value for name, value in asked.items() if value is not None}
+    checkpoint = load_checkpoint(str(source), **overrides)
+    return as_classifier(checkpoint, Placement.choose(device, precision))
+
+
+def as_classifier(checkpoint: Checkpoint, placement: Placement) -> Classifier:
+    return Classifier(
+        checkpoint.model.to(placement.device).eval(),
+        checkpoint.preprocess,
+        checkpoint.labels,
+        placement,
+        checkpoint.metadata,
+    )
+
+
+def _as_sequence(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    single = isinstance(images, str | bytes | PathLike | Image.Image)
+    array = isinstance(images, np.ndarray | Tensor) and images.ndim <= 3
+    return [images] if single or array else images  # pyrefly: ignore[bad-return]
+
+
+def _name(index: int, image: ImageSource) -> str:
+    return str(image) if isinstance(image, str | PathLike) else f"image {index}"
+
+
+def _concatenate(parts: list[Features]) -> Features:
+    def joined(tensors: list[Tensor]) -> Tensor:
+        return torch.cat([tensor.float().cpu() for tensor in tensors])
+
+    class_tokens = [part.class_token for part in parts if part.class_token is not None]
+    return Features(
+        class_token=joined(class_tokens) if class_tokens else None,
+        patch_tokens=joined([part.patch_tokens for part in parts]),
+        grid=parts[0].grid,
+        layers={index: joined([part.layers[index] for part in parts]) for index in parts[0].layers},
+    )

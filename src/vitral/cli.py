@@ -1,0 +1,343 @@
+"""The command line: each command parses, calls one library function and prints.
+
+Results go to standard output, progress and messages to standard error. Exit status 0 is done, 1 a
+failure with one line, 2 wrong usage. Imports stand inside the commands, so that --help is instant.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitral.errors import VitralError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vitral.classifier import Classifier, Prediction
+    from vitral.evaluate import Evaluation
+    from vitral.info import PatchCost, Stage
+    from vitral.model import ViTConfig
+
+app = typer.Typer(
+    help="Vitral: the plain Vision Transformer, end to end.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DataArgument = Annotated[
+    str,
+    typer.Argument(help="An image folder, a .parquet file or pattern with {split}, or 'digits'."),
+]
+ModelArgument = Annotated[str, typer.Argument(help="A model folder, as vitral train writes it.")]
+SettingsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from vitral import __version__
+
+        print(f"vitral {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the model.")] = Path("runs/demo"),
+) -> None:
+    """Train on scikit-learn's handwritten digits, evaluate, and say what to try next."""
+    from vitral import demo as demos
+    from vitral.console import TrainingConsole
+
+    folder = _free_folder(out)
+    result = demos.demo(folder, TrainingConsole())
+    _print_evaluation(result.evaluation, f"{folder} on the held-out fifth of the digits")
+    print(f"\nSome of them, with what the model says: {result.picture}\n\nTry next:")
+    print(f"  vitral predict {folder} {folder}/digit-1.png {folder}/digit-2.png")
+    print(f"  vitral eval {folder} digits --split val --json")
+    print("  vitral info ViT-B/16")
+
+
+@app.command()
+def train(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the run.")],
+    settings: SettingsArgument = None,
+    recipe: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+) -> None:
+    """Train or fine-tune on DATA; settings that you leave out are chosen from the data and printed.
+
+    \b
+    vitral train photos/ --out runs/photos minutes=30
+    vitral train photos/ --out runs/tuned model=runs/photos img_size=192
+    """
+    from vitral import config
+    from vitral.console import TrainingConsole, clock
+    from vitral.data import open_data
+    from vitral.recipe import Recipe
+    from vitral.train import train as run_training
+
+    values = config.read_toml(recipe) if recipe else {}
+    wanted = config.build(Recipe, {**values, **config.parse_overrides(settings or [])})
+    images = open_data(data, val_fraction=wanted.val_fraction, seed=wanted.seed)
+    summary = run_training(images, out, wanted, resume=resume, reporter=TrainingConsole())
+    if not summary.finished:
+        print(
+            f"stopped after step {summary.steps}; go on with: vitral train {data} --out {out} --resume"
+        )
+        return
+    print(
+        f"trained {summary.epochs:.1f} epochs in {clock(summary.seconds)}; "
+        f"val accuracy {summary.val_top1:.2%} (step {summary.best_step})"
+    )
+    if summary.test:
+        low, high = summary.test["ci95"]
+        print(f"test accuracy {summary.test['top1']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+    print(f"model: {out}; try: vitral predict {out} IMAGE...")
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelArgument,
+    data: DataArgument,
+    split: Annotated[
+        str | None, typer.Option(help="train, val, test or all; by default test, else val.")
+    ] = None,
+    json_output: JsonOption = False,
+    max_damaged: Annotated[float, typer.Option(help="Share of unreadable images allowed.")] = 0.01,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Accuracy with its interval, loss, calibration, per class and confusion, on labelled images."""
+    from vitral.console import progress_bar
+    from vitral.evaluate import evaluate_classifier
+
+    classifier = _load(model, device, precision)
+    with progress_bar("evaluating") as bar:
+        name, evaluation = evaluate_classifier(
+            classifier, data, split=split, max_damaged=max_damaged, warn=_warn, on_images=bar
+        )
+    if json_output:
+        print(json.dumps(evaluation.to_dict()))
+    else:
+        _print_evaluation(evaluation, f"{model} on {data}, split {name} ({classifier.placement})")
+
+
+@app.command()
+def predict(
+    model: ModelArgument,
+    images: Annotated[list[str], typer.Argument(help="Files, folders or patterns.")],
+    top: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 3,
+    json_output: JsonOption = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+) -> None:
+    """The likeliest labels of each image, a line an image."""
+    from vitral.data import find_images
+
+    files = find_images(images)
+    classifier = _load(model, device, precision)
+    failed = 0
+    for prediction in classifier.predictions(files, top=top, batch_size=batch_size):
+        failed += prediction.error is not None
+        _print_prediction(prediction, as_json=json_output)
+    if failed:
+        raise VitralError(f"{failed} of {len(files)} images could not be read")
+
+
+@app.command()
+def info(
+    model: Annotated[
+        str, typer.Argument(help="A variant's name, such as ViT-B/16, or a model folder.")
+    ],
+    settings: SettingsArgument = None,
+    measure: Annotated[bool, typer.Option(help="Time one image for each patch size.")] = True,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Every stage with its shape, parameters and FLOPs, and what the patch size costs."""
+    from rich.console import Console
+
+    from vitral.devices import Placement
+    from vitral.info import patch_costs, stages
+
+    config, about = _describe_model(model, settings or [])
+    placement = Placement.choose(device, precision)  # type: ignore[arg-type]
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(about, markup=False)
+    console.print(_stage_table(config, stages(config)))
+    costs = patch_costs(config, placement if measure else None)
+    console.print(_patch_table(config, costs, str(placement)))
+
+
+# --- Helpers of the commands -----------------------------------------------------------------------
+
+
+def _load(model: str, device: str, precision: str) -> "Classifier":
+    from vitral.classifier import load
+
+    return load(model, device=device, precision=precision)  # type: ignore[arg-type]
+
+
+def _warn(message: str) -> None:
+    print(f"vitral: {message}", file=sys.stderr)
+
+
+def _free_folder(wanted: Path) -> Path:
+    """`wanted`, or the first of wanted-2, wanted-3, ... that holds no run yet."""
+    folder, number = wanted, 1
+    while (folder / "recipe.toml").exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+def _print_prediction(prediction: "Prediction", *, as_json: bool) -> None:
+    if as_json:
+        top = [{"label": label, "probability": value} for label, value in prediction.top]
+        print(json.dumps({"image": prediction.image, "top": top, "error": prediction.error}))
+    elif prediction.error is None:
+        labels = "  ".join(f"{label} {value:.1%}" for label, value in prediction.top)
+        print(f"{prediction.image}: {labels}")
+    if prediction.error is not None:
+        _warn(f"{prediction.image}: {prediction.error}")
+
+
+_SHOWN_CLASSES = 20
+
+
+def _print_evaluation(evaluation: "Evaluation", title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    low, high = evaluation.ci95
+    print(f"{title}: {evaluation.n:,} images")
+    print(f"  accuracy           {evaluation.top1:.2%} (95 % interval {low:.2%} to {high:.2%})")
+    if len(evaluation.per_class) > 5:
+        print(f"  top-5 accuracy     {evaluation.top5:.2%}")
+    print(f"  loss               {evaluation.loss:.4f}")
+    print(f"  calibration error  {evaluation.ece:.2%}")
+    names = list(evaluation.per_class)
+    worst = sorted(evaluation.per_class.items(), key=lambda item: item[1].accuracy)
+    title = "by class" if len(names) <= _SHOWN_CLASSES else f"the {_SHOWN_CLASSES} worst classes"
+    table = Table("class", "images", "accuracy", "precision", "taken most often for", title=title)
+    for name, result in worst[:_SHOWN_CLASSES]:
+        row = list(evaluation.confusion[names.index(name)])
+        row[names.index(name)] = 0
+        count = max(row)
+        mistaken = f"{names[row.index(count)]} ({count})" if count else ""
+        table.add_row(
+            name, f"{result.n:,}", f"{result.accuracy:.1%}", f"{result.precision:.1%}", mistaken
+        )
+    Console(highlight=False).print(table)
+
+
+def _describe_model(model: str, settings: list[str]) -> "tuple[ViTConfig, str]":
+    """The architecture of a name or a folder, and a line or more about it."""
+    from dataclasses import asdict
+
+    from vitral.checkpoints import is_model_folder, load_checkpoint
+    from vitral.config import build, parse_overrides
+    from vitral.model import ViTConfig
+    from vitral.variants import parse
+
+    overrides = parse_overrides(settings)
+    if is_model_folder(model):
+        checkpoint = load_checkpoint(model)
+        config, prepared = checkpoint.model.config, checkpoint.preprocess
+        about = (
+            f"{model}: {len(checkpoint.labels)} labels ({', '.join(checkpoint.labels[:5])}, ...)\n"
+            f"images: {prepared}"
+        )
+    else:
+        try:
+            config, about = parse(model), f"{model}"
+        except ValueError as error:
+            raise VitralError(f"{model} is no model folder, and {error}") from error
+    return build(ViTConfig, {**asdict(config), **overrides}), about
+
+
+def _stage_table(config: "ViTConfig", stages: "list[Stage]") -> "Table":
+    from rich.table import Table
+
+    height, width = config.img_size  # type: ignore[misc]
+    table = Table(title=f"one image of {height}x{width} pixels, stage by stage")
+    for heading in ("stage", "output shape", "parameters", "GFLOPs"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for stage in stages:
+        shape = " x ".join(map(str, stage.shape))
+        table.add_row(stage.name, shape, f"{stage.parameters:,}", f"{stage.flops / 1e9:.3f}")
+    table.add_section()
+    total = sum(stage.parameters for stage in stages), sum(stage.flops for stage in stages) / 1e9
+    table.add_row("total", "", f"{total[0]:,}", f"{total[1]:.3f}")
+    return table
+
+
+def _patch_table(config: "ViTConfig", costs: "list[PatchCost]", place: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(title="smaller patches cost more")
+    timed = costs and costs[0].milliseconds is not None
+    headings = [
+        "patch size",
+        "patches N",
+        "attention GFLOPs, O(N²·D)",
+        "linear GFLOPs, O(N·D²)",
+        "total GFLOPs",
+    ]
+    headings += [f"ms an image ({place})"] if timed else []
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for cost in costs:
+        mark = "*" if cost.patch_size == config.patch_size else ""
+        parts = cost.attention_flops, cost.linear_flops, cost.attention_flops + cost.linear_flops
+        cells = [
+            f"{mark}{cost.patch_size}",
+            f"{cost.patches:,}",
+            *(f"{part / 1e9:.2f}" for part in parts),
+        ]
+        cells += [f"{cost.milliseconds:.1f}"] if cost.milliseconds is not None else []
+        table.add_row(*cells)
+    return table
+
+
+def main() -> None:
+    """The entry point: what a user can get wrong ends in one line."""
+    try:
+        app()
+    except BrokenPipeError:
+        # The reader, such as `head`, has what it wanted.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("VITRAL_DEBUG"):
+            raise
+        if isinstance(error, VitralError | OSError):
+            text = str(error)
+        else:
+            text = (
+                f"unexpected {type(error).__name__}: {error}; this is a defect, please report it with "
+                "the output of the same command under VITRAL_DEBUG=1"
+            )
+        _warn(" ".join(text.split()))
+        sys.exit(1)

@@ -1,0 +1,137 @@
+"""What people see on standard error while something runs: progress on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from vitral.evaluate import Evaluation
+from vitral.train import Reporter, Run
+
+# Between two updates of the numbers; reading a loss waits for the device.
+_REFRESH_SECONDS = 0.5
+_PLAIN_LINE_SECONDS = 30.0
+
+
+class TrainingConsole(Reporter):
+    """A live bar with loss, accuracy, images per second and time left, and a line for each epoch."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            _ShareColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task("starting", total=1.0, numbers="")
+        self.shown_at = time.monotonic()
+        self.pace = _Pace()
+
+    def message(self, text: str) -> None:
+        self.console.print(f"vitral: {text}", markup=False)
+
+    def begin(self, run: Run) -> None:
+        self.console.print(run.data.describe(), markup=False)
+        self.console.print(describe_recipe(run), markup=False)
+        self.pace.start(run)
+        self.progress.start()
+
+    def step(self, run: Run) -> None:
+        interval = _REFRESH_SECONDS if self.console.is_terminal else _PLAIN_LINE_SECONDS
+        if time.monotonic() - self.shown_at < interval:
+            return
+        self.shown_at = time.monotonic()
+        numbers = (
+            f"loss {run.recent.loss:.3f}  accuracy {run.recent.accuracy:.1%}  "
+            f"{self.pace.images_per_second(run):,.0f} images/s  {self.pace.left(run)} left"
+        )
+        if self.console.is_terminal:
+            self.progress.update(
+                self.task, completed=run.progress, description=_epoch(run), numbers=numbers
+            )
+        else:
+            self.console.print(f"{_epoch(run)}  {run.progress:4.0%}  {numbers}")
+
+    def epoch(self, run: Run, evaluation: Evaluation) -> None:
+        best = "  best so far" if run.state.best_step == run.state.step else ""
+        self.console.print(
+            f"{_epoch(run)}  train loss {run.recent.loss:.3f} accuracy {run.recent.accuracy:.1%}  "
+            f"val loss {evaluation.loss:.3f} accuracy {evaluation.top1:.1%}  "
+            f"{clock(run.state.seconds)}{best}"
+        )
+        self.shown_at = time.monotonic()
+
+    def end(self) -> None:
+        self.progress.stop()
+
+
+def describe_recipe(run: Run) -> str:
+    """The settings that were chosen, and what they come to, in lines for people."""
+    recipe, model = run.recipe, run.model
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    rows, columns = model.config.grid
+    budget = ", ".join(
+        f"{value:g} {name}"
+        for name in ("epochs", "steps", "minutes")
+        if (value := getattr(recipe, name))
+    )
+    height, width = run.checkpoint.preprocess.img_size
+    return (
+        f"model: {recipe.model} at {height}x{width} pixels, {rows}x{columns} patches, "
+        f"{parameters:,} parameters; {run.placement}\n"
+        f"recipe: {budget}; batch_size {recipe.batch_size}, learning_rate {recipe.learning_rate:g}, "
+        f"weight_decay {recipe.weight_decay:g}, crop {recipe.crop}, flip {str(recipe.flip).lower()}, "
+        f"seed {recipe.seed} (all settings: {run.folder / 'recipe.toml'})"
+    )
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing elsewhere; gives a function to call with (done, total)."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def clock(seconds: float) -> str:
+    """``75`` seconds are "1:15", ``4000`` are "1:06:40"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _epoch(run: Run) -> str:
+    total = run.total_steps
+    of = f"/{total / run.steps_per_epoch:.0f}" if total and not run.recipe.minutes else ""
+    return f"epoch {run.epoch:.1f}{of}"
+
+
+class _ShareColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.completed:4.0%}")
+
+
+class _Pace:
+    """Speed and time left since this session of the run began."""
+
+    def start(self, run: Run) -> None:
+        self.step, self.seconds, self.progress = run.state.step, run.state.seconds, run.progress
+
+    def images_per_second(self, run: Run) -> float:
+        assert run.recipe.batch_size is not None
+        steps, seconds = run.state.step - self.step, run.state.seconds - self.seconds
+        return steps * run.recipe.batch_size / max(seconds, 1e-9)
+
+    def left(self, run: Run) -> str:
+        gained = run.progress - self.progress
+        if gained <= 0:
+            return "?"
+        return clock((1 - run.progress) * (run.state.seconds - self.seconds) / gained)

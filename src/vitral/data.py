@@ -1,0 +1,540 @@
+"""Images with labels, from a folder, parquet files or scikit-learn's digits, behind one call, and their batches.
+
+`open_data` finds the images and splits them; `training_batches` and `evaluation_batches` load them
+through a callable that turns an encoded image into a tensor. All randomness is a function of the
+seed, the epoch and the image's index, so a run can be taken up at any step with nothing to restore.
+"""
+
+import glob
+import hashlib
+import io
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vitral.errors import ImageError, VitralError
+
+Transform = Callable[[Any], Tensor]
+
+SPLITS = ("train", "val", "test")
+_SPELLINGS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}
+# Files that Pillow reads and people keep photographs in.
+IMAGE_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2", ".jfif"]
+)
+# A validation set larger than this tells no more about the best epoch, and costs time and images.
+_MAX_VAL_BESIDE_TEST = 2500
+_NAMES_IN_MESSAGE = 5
+
+
+# --- What there is -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled images: encoded (a path or bytes) or opened, and the name by which messages know each."""
+
+    images: Sequence[Path | bytes | Image.Image]
+    labels: np.ndarray  # (n,) indices into the classes
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Split":
+        return Split(
+            _Taken(self.images, indices),
+            self.labels[indices],
+            [self.names[index] for index in indices],
+        )
+
+
+@dataclass(frozen=True)
+class _Taken(Sequence):
+    """A view of some items of a sequence, copying none."""
+
+    items: Sequence
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[self.indices[index]]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Every split of a data source over one list of classes."""
+
+    source: str
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    held_out: bool = False  # whether "val" was cut from the images by us
+    mirror_safe: bool = True  # whether a mirrored image keeps its label (digits do not)
+
+    def split(self, name: str) -> Split:
+        """Raises VitralError if there is no such split."""
+        if name not in self.splits:
+            raise VitralError(
+                f"{self.source} has no {name!r} split; it has {', '.join(map(repr, self.splits))}"
+            )
+        return self.splits[name]
+
+    def describe(self) -> str:
+        """What was found, in lines for people."""
+        counts = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())
+        total = sum(map(len, self.splits.values()))
+        per_class = np.bincount(self.splits["train"].labels, minlength=len(self.classes))
+        sides = image_sizes(self.splits["train"])
+        (h0, w0), (h, w), (h1, w1) = sides.min(0), np.median(sides, 0).astype(int), sides.max(0)
+        size = f"{h}x{w}" if (h0, w0) == (h1, w1) else f"{h}x{w} (from {h0}x{w0} to {h1}x{w1})"
+        how = ", val held out by class" if self.held_out else ""
+        return (
+            f"{self.source}: {total:,} images in {len(self.classes)} classes "
+            f"({_shortened(self.classes)})\n"
+            f"splits: {counts}{how}; training images a class: {per_class.min():,} to {per_class.max():,}; "
+            f"typical size {size}"
+        )
+
+
+def open_data(source: str, *, val_fraction: float = 0.2, seed: int = 0) -> ImageData:
+    """Finds the images of an image folder, parquet files or ``digits``.
+
+    An image folder holds one folder a class, or ``train/`` with ``val/`` or ``test/`` that do. A
+    parquet source is a file, a pattern, or either with ``{split}`` in it, in the Hugging Face
+    layout (columns ``image`` and ``label``). Where there is no validation split, one is held out of
+    the training images, the same share of each class: `val_fraction`, or half that share (at most
+    2,500 images) where there is a test split to be the judge.
+
+    Args:
+        source: as the command line's DATA.
+        val_fraction: share of the images to hold out; 0 for none.
+        seed: of that choice; the same seed holds out the same images.
+
+    Raises:
+        VitralError: if there is nothing usable there.
+    """
+    if source == "digits":
+        classes, splits = _digits()
+    elif source.endswith(".parquet"):
+        classes, splits = _parquet(source)
+    else:
+        classes, splits = _folder(Path(source))
+    _check(source, classes, splits)
+    held_out = "val" not in splits and val_fraction > 0
+    if held_out:
+        train = splits.pop("train")
+        fraction = val_fraction
+        if "test" in splits:
+            fraction = min(val_fraction / 2, _MAX_VAL_BESIDE_TEST / len(train))
+        kept, held = _hold_out(train, fraction, seed)
+        splits = {"train": kept, "val": held, **splits}
+    ordered = {name: splits[name] for name in SPLITS if name in splits}
+    return ImageData(source, classes, ordered, held_out, mirror_safe=source != "digits")
+
+
+def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Stratified. Images are ranked by a hash of their name, so that adding some moves few others."""
+    ranks = np.array(
+        [hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8] for name in split.names]
+    )
+    held = []
+    for label in np.unique(split.labels):
+        members = np.flatnonzero(split.labels == label)
+        if len(members) > 1:
+            count = min(max(round(len(members) * fraction), 1), len(members) - 1)
+            held.append(members[np.argsort(ranks[members], kind="stable")[:count]])
+    if not held:
+        raise VitralError(
+            "no image can be held out to validate on; give a val folder, or more images a class"
+        )
+    indices = np.sort(np.concatenate(held))
+    return split.take(np.setdiff1d(np.arange(len(split)), indices)), split.take(indices)
+
+
+def fingerprint(split: Split) -> str:
+    """A digest of which images a split holds, to tell later whether they are still the same."""
+    return hashlib.sha256("\n".join(sorted(split.names)).encode()).hexdigest()
+
+
+def image_sizes(split: Split, at_most: int = 200) -> np.ndarray:
+    """(height, width) of evenly chosen images, (n, 2); unreadable ones are passed over."""
+    sizes = []
+    for index in np.linspace(0, len(split) - 1, min(at_most, len(split)), dtype=int):
+        try:
+            image = split.images[index]
+            if not isinstance(image, Image.Image):
+                image = Image.open(_file(image))
+            sizes.append((image.height, image.width))
+        except (OSError, SyntaxError, ValueError):
+            continue
+    if not sizes:
+        raise VitralError(f"not one of the images could be read, for example {split.names[0]}")
+    return np.array(sizes)
+
+
+def _file(image: Path | bytes) -> Any:
+    return io.BytesIO(image) if isinstance(image, bytes) else image
+
+
+def _check(source: str, classes: tuple[str, ...], splits: dict[str, Split]) -> None:
+    if not any(map(len, splits.values())):
+        raise VitralError(f"{source} holds no images")
+    if len(classes) < 2:
+        raise VitralError(
+            f"{source} has one class only, {classes[0]!r}; a classifier needs two or more folders"
+        )
+    for name, split in splits.items():
+        missing = np.setdiff1d(np.arange(len(classes)), split.labels)
+        if len(missing):
+            empty = _shortened([classes[index] for index in missing])
+            raise VitralError(
+                f"{source}: no images of {empty} in {name!r}; add some, or remove the empty class"
+            )
+
+
+def _shortened(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMES_IN_MESSAGE])
+    more = len(names) - _NAMES_IN_MESSAGE
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def find_images(words: Sequence[str]) -> list[str]:
+    """Image files named by paths, folders (searched through) and patterns, in the order given.
+
+    A path that does not exist stays in the list: whoever opens it says so.
+
+    Raises:
+        VitralError: if a folder or pattern holds no images.
+    """
+    found: list[str] = []
+    for word in words:
+        if os.path.isdir(word):
+            files = [str(path) for path in _image_files(Path(word))]
+        elif glob.has_magic(word) and not os.path.exists(word):
+            matches = sorted(glob.glob(word, recursive=True))
+            files = [path for path in matches if _is_image_name(os.path.basename(path))]
+        else:
+            files = [word]
+        if not files:
+            raise VitralError(f"{word} holds no images")
+        found += files
+    return found
+
+
+# --- Sources -------------------------------------------------------------------------------------
+
+
+def _folder(root: Path) -> tuple[tuple[str, ...], dict[str, Split]]:
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise VitralError(
+            f"{root} {what}; DATA is an image folder, a .parquet file or pattern, or 'digits'"
+        )
+    folders = {}
+    for name, spellings in _SPELLINGS.items():
+        found = [root / spelling for spelling in spellings if (root / spelling).is_dir()]
+        if found:
+            folders[name] = found[0]
+    # A folder that happens to hold a class called "test" is still one folder of classes.
+    if "train" not in folders:
+        folders = {"train": root}
+    classes = {name: _class_folders(folder) for name, folder in folders.items()}
+    names = tuple(classes["train"])
+    for name, found in classes.items():
+        if tuple(found) != names:
+            alone = _shortened(sorted(set(names) - set(found))) or "none"
+            extra = _shortened(sorted(set(found) - set(names))) or "none"
+            raise VitralError(
+                f"the classes of {folders['train']} and {folders[name]} differ: only in the first: "
+                f"{alone}; only in the second: {extra}"
+            )
+    return names, {name: _folder_split(root, found) for name, found in classes.items()}
+
+
+def _class_folders(folder: Path) -> dict[str, list[Path]]:
+    """The images of each class, by name; a class without images stands there empty."""
+    classes = {
+        entry.name: _image_files(entry)
+        for entry in sorted(folder.iterdir())
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
+    if not any(classes.values()):
+        raise VitralError(
+            f"{folder} holds no images in class folders; put each class's images in a folder of its name"
+        )
+    return classes
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = []
+    for parent, _, names in os.walk(folder, followlinks=True):
+        files += [Path(parent, name) for name in names if _is_image_name(name)]
+    return sorted(files)
+
+
+def _is_image_name(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _folder_split(root: Path, classes: dict[str, list[Path]]) -> Split:
+    images = [path for files in classes.values() for path in files]
+    labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
+    return Split(images, labels, [path.relative_to(root).as_posix() for path in images])
+
+
+def _digits() -> tuple[tuple[str, ...], dict[str, Split]]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    # Ink 0..16 on paper; 8x8 pixels.
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    images = [Image.fromarray(array) for array in pixels]
+    names = [f"digit {index}" for index in range(len(images))]
+    return tuple("0123456789"), {"train": Split(images, digits.target, names)}
+
+
+class _ParquetImages(Sequence):
+    """Encoded images of a parquet column, read out one at a time."""
+
+    def __init__(self, column: Any, folder: Path) -> None:
+        self.column, self.folder = column, folder
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, index: int) -> bytes | Path:
+        value = self.column[int(index)].as_py()
+        if isinstance(value, dict):
+            value = value["bytes"] or self.folder / value["path"]
+        return value
+
+
+def _parquet(pattern: str) -> tuple[tuple[str, ...], dict[str, Split]]:
+    files = {
+        name: sorted(found)
+        for name, spellings in _SPELLINGS.items()
+        for spelling in spellings
+        if (found := glob.glob(pattern.replace("{split}", spelling)))
+    }
+    if "{split}" not in pattern:
+        files = {"train": files["train"]} if files else {}
+    if "train" not in files:
+        raise VitralError(f"no file matches {pattern.replace('{split}', 'train')}")
+    tables = {name: _read_parquet(paths) for name, paths in files.items()}
+    classes = _label_names(tables)
+    return classes, {
+        name: _parquet_split(name, table, classes, Path(files[name][0]).parent)
+        for name, table in tables.items()
+    }
+
+
+def _read_parquet(paths: list[str]) -> Any:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise VitralError(
+            "parquet files need the 'data' extra: pip install 'vitral[data]'"
+        ) from None
+    tables = []
+    for path in paths:
+        try:
+            schema = pq.read_schema(path)
+            missing = {"image", "label"} - set(schema.names)
+            if missing:
+                raise VitralError(
+                    f"{path} has no column {' and '.join(sorted(missing))}; it has {', '.join(schema.names)}"
+                )
+            tables.append(pq.read_table(path, columns=["image", "label"]))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise VitralError(f"{path} is no parquet file that can be read: {error}") from error
+    return pa.concat_tables(tables)
+
+
+def _label_names(tables: dict[str, Any]) -> tuple[str, ...]:
+    metadata = tables["train"].schema.metadata or {}
+    info = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {})
+    names = info.get("features", {}).get("label", {}).get("names")
+    if names:
+        return tuple(names)
+    values = {value for table in tables.values() for value in table["label"].unique().to_pylist()}
+    if None in values:
+        raise VitralError("the label column has empty cells; every image needs a label")
+    return tuple(str(value) for value in sorted(values))
+
+
+def _parquet_split(name: str, table: Any, classes: tuple[str, ...], folder: Path) -> Split:
+    values = table["label"].to_pylist()
+    if all(isinstance(value, int) and 0 <= value < len(classes) for value in values):
+        labels = np.array(values)
+    else:
+        index = {label: i for i, label in enumerate(classes)}
+        unknown = {str(value) for value in values} - set(index)
+        if unknown:
+            raise VitralError(
+                f"{name!r} has labels that the classes lack: {_shortened(sorted(unknown))}"
+            )
+        labels = np.array([index[str(value)] for value in values])
+    names = [f"{name} row {row}" for row in range(len(labels))]
+    return Split(_ParquetImages(table["image"].combine_chunks(), folder), labels, names)
+
+
+# --- Batches -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images (B, C, H, W) with labels (B,); damaged ones are left out and named with the reason."""
+
+    images: Tensor
+    labels: Tensor
+    damaged: tuple[tuple[str, str], ...]
+
+    def pin_memory(self) -> "Batch":
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.damaged)
+
+
+@contextmanager
+def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
+    """Inside, torch's generators are a function of `key` alone; outside, the CPU's is as it was.
+
+    Args:
+        key: any numbers.
+        device: a GPU whose generator is to be seeded too.
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    seed = int.from_bytes(digest, "little")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if device is not None and device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+class _Images(Dataset):
+    """Loads one image; its key is (epoch, index), and a damaged image gives its name and the reason."""
+
+    def __init__(self, split: Split, transform: Transform, seed: int) -> None:
+        self.split, self.transform, self.seed = split, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | tuple[str, str]:
+        epoch, index = key
+        try:
+            with seeded(self.seed, epoch, index):
+                return self.transform(self.split.images[index]), int(self.split.labels[index])
+        except ImageError as error:
+            return self.split.names[index], str(error)
+
+
+class _ShuffledBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) without end, from any step on; an epoch's remainder is left out."""
+
+    def __init__(self, count: int, batch_size: int, seed: int, first_step: int) -> None:
+        self.count, self.batch_size, self.seed, self.first_step = (
+            count,
+            batch_size,
+            seed,
+            first_step,
+        )
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        steps_per_epoch = self.count // self.batch_size
+        epoch, step = divmod(self.first_step, steps_per_epoch)
+        while True:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            for first in range(
+                step * self.batch_size, steps_per_epoch * self.batch_size, self.batch_size
+            ):
+                yield [(epoch, int(index)) for index in order[first : first + self.batch_size]]
+            epoch, step = epoch + 1, 0
+
+
+def training_batches(
+    split: Split,
+    transform: Transform,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Shuffled batches without end, the same for the same seed whatever the step it starts from."""
+    batches = _ShuffledBatches(len(split), batch_size, seed, first_step)
+    return _loader(_Images(split, transform, seed), batches, workers, pin_memory=pin_memory)
+
+
+def evaluation_batches(
+    split: Split, transform: Transform, *, batch_size: int, workers: int = 0
+) -> Iterator[Batch]:
+    """Every image once, in order."""
+    keys = [(0, index) for index in range(len(split))]
+    batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
+    return _loader(_Images(split, transform, 0), batches, workers, pin_memory=False)
+
+
+def _loader(dataset: _Images, batches: Any, workers: int, *, pin_memory: bool) -> Iterator[Batch]:
+    return iter(
+        DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=_worker_signals,
+            pin_memory=pin_memory,
+        )
+    )
+
+
+def _worker_signals(_: int) -> None:
+    # Ctrl-C reaches every process of the terminal's group; the main one decides when workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _collate(items: list) -> Batch:
+    good = [item for item in items if isinstance(item[0], Tensor)]
+    damaged = tuple(item for item in items if not isinstance(item[0], Tensor))
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
+    return Batch(images, torch.tensor([label for _, label in good], dtype=torch.long), damaged)
+
+
+class DamageCount:
+    """Names each damaged image once, and stops a run that meets too many."""
+
+    def __init__(self, total: int, limit: float, warn: Callable[[str], None]) -> None:
+        self.total, self.limit, self.warn = total, limit, warn
+        self.reasons: dict[str, str] = {}
+
+    def add(self, batch: Batch) -> None:
+        """Raises VitralError when more than `limit` of `total` images are damaged."""
+        for name, reason in batch.damaged:
+            if name not in self.reasons:
+                self.reasons[name] = reason
+                self.warn(f"skipped damaged image {name}: {reason}")
+        if len(self.reasons) > self.limit * self.total:
+            listed = _shortened(list(self.reasons))
+            raise VitralError(
+                f"{len(self.reasons)} of {self.total:,} images are damaged, more than the limit of "
+                f"{self.limit:.1%}: {listed}. Mend or remove them, or raise max_damaged"
+            )

@@ -1,0 +1,78 @@
+"""Where a computation runs and in which precision; what differs by machine is chosen here."""
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vitral.errors import VitralError
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A device and the type its matrix products compute in; weights stay float32."""
+
+    device: torch.device
+    precision: torch.dtype
+
+    @classmethod
+    def choose(cls, device: Device = "auto", precision: Precision = "auto") -> "Placement":
+        """ "auto" takes a GPU if there is one, and bfloat16 where the hardware multiplies in it.
+
+        Raises:
+            VitralError: if the device is not there.
+        """
+        place = torch.device(_best_device() if device == "auto" else device)
+        if place.type not in _available_devices():
+            raise VitralError(
+                f"device={device}: there is none here; this machine has {', '.join(_available_devices())}"
+            )
+        if precision == "auto":
+            return cls(place, torch.bfloat16 if _multiplies_bfloat16(place) else torch.float32)
+        return cls(place, getattr(torch, precision))
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16
+        )
+
+    def put(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def __str__(self) -> str:
+        return f"{self.device.type}, {str(self.precision).removeprefix('torch.')}"
+
+
+def _available_devices() -> list[str]:
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found.append("cuda")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found
+
+
+def _best_device() -> str:
+    return _available_devices()[-1]
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # Without these instructions bfloat16 is emulated, and slower than float32.
+        return torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,237 @@
+"""How well a model does: `Outcomes` of single images, which merge, and the `Evaluation` drawn from them."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitral.classifier import Classifier
+from vitral.data import (
+    Batch,
+    DamageCount,
+    ImageData,
+    Split,
+    evaluation_batches,
+    fingerprint,
+    open_data,
+)
+from vitral.devices import Placement, cpu_count
+from vitral.errors import VitralError
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of each image, as arrays (n,); small enough to keep for any test set."""
+
+    labels: np.ndarray
+    predictions: np.ndarray
+    in_top5: np.ndarray
+    confidences: np.ndarray  # probability of the prediction
+    losses: np.ndarray  # cross-entropy, nats
+
+    @classmethod
+    def of(cls, logits_BL: Tensor, labels_B: Tensor) -> Self:
+        logits_BL = logits_BL.float()
+        top_B5 = logits_BL.topk(min(5, logits_BL.shape[1])).indices
+        columns = (
+            labels_B,
+            top_B5[:, 0],
+            (top_B5 == labels_B[:, None]).any(1),
+            logits_BL.softmax(1).amax(1),
+            F.cross_entropy(logits_BL, labels_B, reduction="none"),
+        )
+        return cls(*(column.cpu().numpy() for column in columns))
+
+    @classmethod
+    def merge(cls, parts: Iterable["Outcomes"]) -> Self:
+        rows = [vars(part) for part in parts]
+        return cls(**{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    n: int
+    accuracy: float  # share of the class's images that were recognised (recall)
+    precision: float  # share of the predictions of this class that were right
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Shares are 0..1."""
+
+    n: int
+    top1: float
+    top5: float
+    loss: float  # mean cross-entropy, nats
+    ece: float  # expected calibration error over 15 equal bins (arXiv:1706.04599, eq. 3)
+    ci95: tuple[float, float]  # of top1, Wilson's score interval
+    per_class: dict[str, ClassResult]
+    confusion: list[list[int]]  # rows are true classes, columns predictions
+
+    @classmethod
+    def of(cls, outcomes: Outcomes, classes: Iterable[str]) -> Self:
+        from scipy.stats import binomtest
+        from sklearn.metrics import confusion_matrix
+
+        names, n = list(classes), len(outcomes.labels)
+        correct = outcomes.labels == outcomes.predictions
+        interval = binomtest(int(correct.sum()), n).proportion_ci(method="wilson")
+        confusion = confusion_matrix(
+            outcomes.labels, outcomes.predictions, labels=np.arange(len(names))
+        )
+        return cls(
+            n=n,
+            top1=float(correct.mean()),
+            top5=float(outcomes.in_top5.mean()),
+            loss=float(outcomes.losses.mean()),
+            ece=calibration_error(outcomes.confidences, correct),
+            ci95=(float(interval.low), float(interval.high)),
+            per_class=_per_class(names, confusion),
+            confusion=confusion.tolist(),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _per_class(names: list[str], confusion: np.ndarray) -> dict[str, ClassResult]:
+    right, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    return {
+        name: ClassResult(
+            n=int(true[i]),
+            accuracy=float(right[i] / max(true[i], 1)),
+            precision=float(right[i] / max(predicted[i], 1)),
+        )
+        for i, name in enumerate(names)
+    }
+
+
+def calibration_error(confidences: np.ndarray, correct: np.ndarray) -> float:
+    """Mean distance of confidence from accuracy over equal bins, weighted by the images in each."""
+    # Bin b holds confidences in (b / 15, (b + 1) / 15].
+    bins = np.clip(np.ceil(confidences * CALIBRATION_BINS).astype(int) - 1, 0, None)
+    gaps = np.bincount(bins, weights=confidences - correct, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(confidences))
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    classes: Iterable[str],
+    placement: Placement,
+    on_batch: Callable[[Batch], None] = lambda _: None,
+) -> Evaluation:
+    """Runs `model` over every batch.
+
+    Args:
+        model: images (B, C, H, W) -> logits (B, L), on the placement's device.
+        batches: each image once.
+        classes: the names of the L classes.
+        placement: device and precision to compute with.
+        on_batch: told of each batch, for progress and damaged images.
+    """
+    was_training = model.training
+    model.eval()
+    parts = []
+    for batch in batches:
+        on_batch(batch)
+        if len(batch.labels):
+            with placement.autocast():
+                logits_BL = model(placement.put(batch.images))
+            parts.append(Outcomes.of(logits_BL, placement.put(batch.labels)))
+    model.train(was_training)
+    return Evaluation.of(Outcomes.merge(parts), classes)
+
+
+# --- A classifier on a data source ----------------------------------------------------------------
+
+
+def evaluate_classifier(
+    classifier: Classifier,
+    source: str,
+    *,
+    split: str | None = None,
+    batch_size: int = 256,
+    max_damaged: float = 0.01,
+    warn: Callable[[str], None] = lambda _: None,
+    on_images: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[str, Evaluation]:
+    """The name of the split that was taken, and how the classifier does on it.
+
+    Args:
+        classifier: a model with labels.
+        source: the command line's DATA.
+        split: "train", "val", "test" or "all"; None takes the test images, else the validation
+            images (those held out of the run's own data), else all.
+        batch_size: images at a time.
+        max_damaged: share of unreadable images past which to give up.
+        warn: told of each damaged image and of doubts about the split.
+        on_images: told how many images are done, of how many.
+
+    Raises:
+        VitralError: if the data cannot be used or has classes that the model lacks.
+    """
+    name, images = _choose_split(classifier, source, split, warn)
+    damage = DamageCount(len(images), max_damaged, warn)
+    done = 0
+
+    def on_batch(batch: Batch) -> None:
+        nonlocal done
+        damage.add(batch)
+        done += len(batch.labels) + len(batch.damaged)
+        on_images(done, len(images))
+
+    batches = evaluation_batches(
+        images, classifier.preprocess, batch_size=batch_size, workers=cpu_count()
+    )
+    return name, evaluate(
+        classifier.model, batches, classifier.labels, classifier.placement, on_batch
+    )
+
+
+def _choose_split(
+    classifier: Classifier, source: str, wanted: str | None, warn: Callable[[str], None]
+) -> tuple[str, Split]:
+    made_by = classifier.metadata
+    fraction, seed = made_by.get("val_fraction", 0.2), made_by.get("seed", 0)
+    data = open_data(source, val_fraction=fraction, seed=seed)
+    if data.held_out:
+        same = fingerprint(data.split("val")) == made_by.get("held_out")
+        if wanted == "val" and not same:
+            warn(
+                f"these are not the images that were held out when the model was trained; it may "
+                f"have seen some of them ({source} has changed, or is other data)"
+            )
+        if wanted == "all" or (wanted is None and "test" not in data.splits and not same):
+            data, wanted = open_data(source, val_fraction=0), "all"
+    name = wanted or ("test" if "test" in data.splits else "val")
+    images = _all_images(data) if name == "all" else data.split(name)
+    return name, _relabelled(images, data.classes, classifier.labels)
+
+
+def _all_images(data: ImageData) -> Split:
+    splits = data.splits.values()
+    return Split(
+        [image for split in splits for image in split.images],
+        np.concatenate([split.labels for split in splits]),
+        [name for split in splits for name in split.names],
+    )
+
+
+def _relabelled(split: Split, classes: tuple[str, ...], labels: tuple[str, ...]) -> Split:
+    """The split with indices into the model's labels."""
+    unknown = sorted(set(classes) - set(labels))
+    if unknown:
+        raise VitralError(
+            f"the data has classes that the model lacks: {', '.join(unknown[:5])}; "
+            f"it knows {', '.join(labels[:5])}{' and more' if len(labels) > 5 else ''}"
+        )
+    index = np.array([labels.index(name) for name in classes])
+    return replace(split, labels=index[split.labels])

@@ -1,0 +1,162 @@
+"""`Preprocess`: what a checkpoint expects of an image, as data and as a callable; and `open_image`."""
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from vitral.errors import ImageError
+
+ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
+Resize = Literal["shortest", "squash", "longest"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Any image as an upright 8-bit RGB picture.
+
+    Args:
+        source: a path, an encoded file's bytes, a PIL image, an array (H, W) or (H, W, C), or a
+            tensor (C, H, W); arrays and tensors hold bytes 0..255 or floats 0..1.
+
+    EXIF rotation is applied, an animation gives its first frame, transparency is laid on white, and
+    16-bit grey is scaled to 8 bits.
+
+    Raises:
+        ImageError: if the image is missing, damaged or of an unknown kind.
+    """
+    try:
+        return _upright_rgb(_decode(source))
+    # Pillow's format plugins raise almost anything on damaged bytes: OSError, SyntaxError,
+    # struct.error, IndexError, DecompressionBombError.
+    except Exception as error:
+        raise ImageError(_reason(source, error)) from error
+
+
+def _reason(source: ImageSource, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {source}"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image, or of a kind that Pillow cannot read"
+    return f"cannot be decoded: {error}"
+
+
+def _decode(source: ImageSource) -> Image.Image:
+    match source:
+        case Image.Image():
+            image = source
+        case bytes():
+            image = Image.open(io.BytesIO(source))
+        case Tensor():
+            image = _from_array(source.detach().cpu().movedim(0, -1).numpy())
+        case np.ndarray():
+            image = _from_array(source)
+        case _:
+            image = Image.open(source)
+    image.seek(0)
+    image.load()
+    return image
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise ValueError(
+                f"floats from {array.min():g} to {array.max():g}; give 0..1, or bytes 0..255"
+            )
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        # The colour under full transparency is arbitrary, often black; people see such pictures on white.
+        overlay = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, "white")
+        image.alpha_composite(overlay)
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Integers above 255 are taken for 16-bit, floats up to 1 for the range 0..1."""
+    values = np.asarray(image, dtype=np.float64)
+    high = values.max()
+    if image.mode.startswith("I"):
+        scale = 1 / 257 if high > 255 or image.mode.startswith("I;16") else 1
+    else:
+        scale = 255 if high <= 1 else 1
+    return Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """An image of any kind and size -> a normalized tensor (3, H, W), float32.
+
+    It is stored with the weights: the same pixels reach the model in training's evaluation, in
+    `eval`, in `predict` and anywhere else.
+    """
+
+    img_size: tuple[int, int]  # (height, width) in pixels that the model takes
+    resize: Resize = (
+        "shortest"  # cover and crop; "squash" ignores the aspect; "longest" fits and pads
+    )
+    crop_fraction: float = 1.0  # the centre kept after resizing to img_size / crop_fraction
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in 0..1
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __call__(self, source: ImageSource) -> Tensor:
+        """Raises ImageError if the image cannot be read."""
+        return self.normalize(self.fit(open_image(source)))
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """The picture at exactly `img_size`."""
+        resized = F.resize(image, list(self._resized(image)), InterpolationMode(self.interpolation))
+        fill = [round(255 * m) for m in self.mean]
+        height, width = self.img_size
+        pad_y, pad_x = max(height - resized.height, 0), max(width - resized.width, 0)
+        if pad_y or pad_x:
+            left, top = pad_x // 2, pad_y // 2
+            resized = F.pad(resized, [left, top, pad_x - left, pad_y - top], fill=fill)
+        return F.center_crop(resized, [height, width])
+
+    def normalize(self, image: Image.Image) -> Tensor:
+        """8-bit RGB -> (3, H, W), (value / 255 - mean) / std."""
+        pixels = F.pil_to_tensor(image).to(torch.float32) / 255
+        return F.normalize(pixels, list(self.mean), list(self.std))
+
+    def _resized(self, image: Image.Image) -> tuple[int, int]:
+        """(height, width) to resize to before the centre is cut out."""
+        target_h, target_w = (side / self.crop_fraction for side in self.img_size)
+        if self.resize == "squash":
+            return round(target_h), round(target_w)
+        ratios = target_h / image.height, target_w / image.width
+        scale = max(ratios) if self.resize == "shortest" else min(ratios)
+        # Rounded down, as torchvision does with the longer side; never below the target or one pixel.
+        height, width = (
+            max(math.floor(side * scale + 1e-6), 1) for side in (image.height, image.width)
+        )
+        if self.resize == "shortest":
+            return max(height, self.img_size[0]), max(width, self.img_size[1])
+        return height, width

@@ -1,0 +1,178 @@
+"""`Recipe`: every setting of a training run; `resolve` picks what the user left open, `start` builds the model."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from vitral.augment import Crop
+from vitral.blocks import height_and_width
+from vitral.checkpoints import Checkpoint, is_model_folder, load_checkpoint
+from vitral.data import ImageData, image_sizes
+from vitral.devices import Device, Precision
+from vitral.errors import VitralError
+from vitral.model import Pooling
+from vitral.preprocess import Preprocess
+from vitral.variants import create, parse
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a run. None means: chosen from the data by `resolve`."""
+
+    model: str | None = None  # a variant's name, or a model folder to fine-tune
+    img_size: int | tuple[int, int] | None = None  # pixels, one number or [height, width]
+    pooling: Pooling | None = None  # None: as the variant has it
+
+    # The budget: the first of these that is reached ends the run, and the schedule is laid out for it.
+    epochs: Positive | None = None
+    steps: Count | None = None
+    minutes: Positive | None = None
+
+    batch_size: Count | None = None
+    learning_rate: Positive | None = None  # at its peak
+    warmup: Share = 0.05  # share of the budget over which the learning rate rises from 0
+    weight_decay: NotNegative = (
+        0.05  # of weight matrices; biases, norms, tokens and positions have none
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = (
+        None  # learning rate from layer to layer down
+    )
+    clip_norm: Positive = 1.0  # largest norm of all gradients together
+    label_smoothing: Share = 0.1
+    dropout: Share = 0.0
+    drop_path: Share = 0.0  # stochastic depth of the last layer
+    ema_decay: Share | None = None  # of the averaged weights: those that are evaluated and kept
+
+    crop: Crop | None = None  # "padded", "resized" or "none"
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = (
+        0.35  # smallest part of the area for "resized"
+    )
+    flip: bool | None = None
+    rand_augment: Annotated[float, Field(ge=0, le=30)] = 0.0  # magnitude; 0 is off
+    mixup: NotNegative = 0.0  # alpha; 0 is off
+    cutmix: NotNegative = 0.0  # alpha; 0 is off
+
+    val_fraction: Share = 0.2  # held out where the data has no validation split
+    max_damaged: Share = 0.01  # share of unreadable images past which the run stops
+    seed: Annotated[int, Field(ge=0)] = 0
+    checkpoint_steps: Count | None = None  # between checkpoints to resume from; None: an epoch
+    workers: Annotated[int, Field(ge=0)] | None = None  # processes that load images
+    device: Device = "auto"
+    precision: Precision = "auto"
+
+
+# --- What the user left open ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """A model for images whose shorter side is typically `up_to` pixels or less."""
+
+    up_to: float
+    model: str
+    img_size: int | None  # None: the images' own size, rounded to the patch
+
+
+# Hybrids, for a small data set cannot teach a plain ViT locality (the paper, §4.3 and figure 4).
+_SCALES = (
+    _Scale(12, "Conv+ViT-Pico/2", 16),
+    _Scale(48, "Conv+ViT-Pico/4", None),
+    _Scale(100, "Conv+ViT-Pico/8", 64),
+    _Scale(float("inf"), "Conv+ViT-Ti/16", 128),
+)
+_FROM_SCRATCH = {"learning_rate": 2e-3, "layer_decay": 1.0, "ema_decay": 0.998}
+_FINE_TUNING = {"learning_rate": 5e-4, "layer_decay": 0.75, "ema_decay": 0.99}
+
+
+def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
+    """The recipe with every None that a run needs replaced by a choice from the data.
+
+    Raises:
+        VitralError: if the model is unknown or the batch larger than the data.
+    """
+    train = data.split("train")
+    side = float(np.median(image_sizes(train).min(axis=1)))
+    fine_tuning = recipe.model is not None and is_model_folder(recipe.model)
+    choices: dict[str, Any] = dict(_FINE_TUNING if fine_tuning else _FROM_SCRATCH)
+    model, img_size = _model_and_size(recipe.model, side)
+    smallest = min(height_and_width(recipe.img_size or img_size))
+    choices |= {
+        "model": model,
+        "img_size": img_size,
+        "crop": "padded" if side < 1.5 * smallest else "resized",
+        "flip": data.mirror_safe,
+        "batch_size": int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 128)),
+        "workers": min(cpu_count, 8),
+    }
+    if recipe.epochs is recipe.steps is recipe.minutes is None:
+        choices["epochs"] = 20.0 if fine_tuning else _epochs_from_scratch(len(train))
+    open_settings = {key: value for key, value in choices.items() if getattr(recipe, key) is None}
+    resolved = replace(recipe, **open_settings)
+    assert resolved.batch_size is not None
+    if resolved.batch_size > len(train):
+        raise VitralError(
+            f"batch_size={resolved.batch_size} is more than the {len(train)} training images"
+        )
+    return resolved
+
+
+def _epochs_from_scratch(images: int) -> float:
+    """1.5 million samples, within 30 to 200 passes over the images."""
+    return float(np.clip(round(1.5e6 / images), 30, 200))
+
+
+def _model_and_size(model: str | None, side: float) -> tuple[str, int | tuple[int, int]]:
+    """What to train, and its image size, from what the user named and the images' shorter side."""
+    if model is not None and is_model_folder(model):
+        return model, height_and_width(load_checkpoint(model).model.config.img_size)
+    scale = next(scale for scale in _SCALES if side <= scale.up_to)
+    name = model or scale.model
+    patch = _parse(name).patch_size
+    wanted = scale.img_size or side
+    return name, max(round(wanted / patch), 2) * patch
+
+
+def _parse(name: str) -> Any:
+    try:
+        return parse(name)
+    except ValueError as error:
+        raise VitralError(f"model={name} is no model folder, and {error}") from error
+
+
+def start(recipe: Recipe, classes: tuple[str, ...]) -> Checkpoint:
+    """The model that a resolved recipe starts from, its preprocessing and the data's labels.
+
+    Raises:
+        VitralError: if the settings do not fit each other.
+    """
+    assert recipe.model is not None
+    assert recipe.img_size is not None
+    overrides: dict[str, Any] = {
+        "img_size": height_and_width(recipe.img_size),
+        "dropout": recipe.dropout,
+        "drop_path": recipe.drop_path,
+    }
+    if recipe.pooling is not None:
+        overrides["pooling"] = recipe.pooling
+    if is_model_folder(recipe.model):
+        return _start_from(recipe.model, overrides, classes)
+    try:
+        model = create(recipe.model, num_classes=len(classes), **overrides)
+    except ValueError as error:
+        raise VitralError(f"model={recipe.model}: {error}") from error
+    margin = 0.9 if recipe.crop == "resized" else 1.0
+    return Checkpoint(model, Preprocess(overrides["img_size"], crop_fraction=margin), classes)
+
+
+def _start_from(folder: str, overrides: dict[str, Any], classes: tuple[str, ...]) -> Checkpoint:
+    base = load_checkpoint(folder, **overrides)
+    if base.labels != classes:
+        base.model.replace_head(len(classes))
+    return Checkpoint(base.model.train(), base.preprocess, classes, {"base": folder})

@@ -1,0 +1,534 @@
+"""Training: `train` runs a recipe on data into a folder that evaluates, predicts and resumes.
+
+Nothing random is kept between steps: dropout, stochastic depth and mixing are drawn from a generator
+seeded by (seed, step), images by (seed, epoch, index). A checkpoint is therefore weights, optimizer,
+averages and a step number, and a resumed run ends with the bits of one that was never stopped.
+"""
+
+import copy
+import io
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitral import config
+from vitral import recipe as recipes
+from vitral.augment import batch_mixer, training_transform
+from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from vitral.data import (
+    Batch,
+    DamageCount,
+    ImageData,
+    evaluation_batches,
+    fingerprint,
+    seeded,
+    training_batches,
+)
+from vitral.devices import Placement, cpu_count
+from vitral.errors import VitralError
+from vitral.evaluate import Evaluation, evaluate
+from vitral.model import VisionTransformer
+from vitral.recipe import Recipe
+
+EVALUATION_BATCH = 256
+# Settings that may change when a run is taken up again, for they do not change what it computes.
+_CHANGEABLE = {"epochs", "steps", "minutes", "checkpoint_steps", "workers", "device"}
+
+
+class Reporter:
+    """Told of a run's course; this one says nothing."""
+
+    def message(self, text: str) -> None: ...
+    def begin(self, run: "Run") -> None: ...
+    def step(self, run: "Run") -> None: ...
+    def epoch(self, run: "Run", evaluation: Evaluation) -> None: ...
+    def end(self) -> None: ...
+
+
+@dataclass
+class RunState:
+    """Where a run stands; with the tensors beside it, all that a resume needs."""
+
+    step: int = 0
+    seconds: float = 0.0  # spent so far, earlier sessions included
+    best_top1: float = -1.0
+    best_step: int = 0
+    data: str = ""  # fingerprint of the training images
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended."""
+
+    finished: bool  # False: stopped by a signal, and ready to resume
+    steps: int
+    epochs: float
+    seconds: float
+    best_step: int
+    val_top1: float
+    test: dict[str, Any] | None  # the evaluation of the test split, if there is one
+
+
+@dataclass
+class Run:
+    """Everything a step touches."""
+
+    recipe: Recipe
+    folder: Path
+    data: ImageData
+    checkpoint: Checkpoint
+    placement: Placement
+    reporter: Reporter
+    state: RunState = field(default_factory=RunState)
+
+    def __post_init__(self) -> None:
+        assert self.recipe.batch_size is not None
+        self.model: VisionTransformer = self.checkpoint.model.to(self.placement.device).train()
+        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.recipe), fused=True)
+        self.mix = batch_mixer(self.recipe.mixup, self.recipe.cutmix, len(self.checkpoint.labels))
+        self.steps_per_epoch = len(self.data.split("train")) // self.recipe.batch_size
+        self.damage = DamageCount(
+            sum(map(len, self.data.splits.values())), self.recipe.max_damaged, self.reporter.message
+        )
+        self.recent = RunningMean()
+        self._resumed_at, self._earlier_seconds = time.monotonic(), self.state.seconds
+
+    @property
+    def epoch(self) -> float:
+        return self.state.step / self.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int | None:
+        """The budget in steps; None if only time limits it."""
+        limits = [self.recipe.steps] if self.recipe.steps else []
+        if self.recipe.epochs:
+            limits.append(max(round(self.recipe.epochs * self.steps_per_epoch), 1))
+        return min(limits, default=None)
+
+    @property
+    def progress(self) -> float:
+        """The share of the budget that is spent, 0 to 1."""
+        shares = []
+        if self.total_steps:
+            shares.append(self.state.step / self.total_steps)
+        if self.recipe.minutes:
+            shares.append(self.state.seconds / (60 * self.recipe.minutes))
+        return min(max(shares), 1.0)
+
+    def tick(self) -> None:
+        self.state.seconds = self._earlier_seconds + time.monotonic() - self._resumed_at
+
+
+# --- The run -------------------------------------------------------------------------------------
+
+
+def train(
+    data: ImageData,
+    folder: Path,
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> Summary:
+    """Trains `recipe` on `data` into `folder`.
+
+    Args:
+        data: with a "train" and a "val" split; a "test" split is evaluated once, at the end.
+        folder: becomes a model folder with the best weights, and all that a resume needs.
+        recipe: settings; those that are None are chosen from the data.
+        resume: go on with the run in `folder`, with the recipe that it began with.
+        reporter: told of the run's course.
+
+    Raises:
+        VitralError: if the settings, the data or the folder cannot be used, or the loss is lost.
+    """
+    run = _open_run(data, folder, recipe, reporter or Reporter(), resume=resume)
+    if resume and run.progress >= 1:
+        raise VitralError(
+            f"{folder} is finished; name a larger budget to go on, for example epochs="
+        )
+    with _deterministic(), _stop_signal() as stop:
+        run.reporter.begin(run)
+        try:
+            finished = _loop(run, stop)
+        finally:
+            run.reporter.end()
+    return _conclude(run, finished=finished)
+
+
+def _loop(run: Run, stop: "StopSignal") -> bool:
+    """Steps until the budget is spent (True) or a signal comes (False)."""
+    for batch in _training_batches(run):
+        run.damage.add(batch)
+        if len(batch.labels):
+            step(run, batch)
+        run.state.step += 1
+        run.tick()
+        run.reporter.step(run)
+        done = run.progress >= 1
+        if done or run.state.step % run.steps_per_epoch == 0:
+            _finish_epoch(run)
+        if done or stop.requested or _checkpoint_is_due(run):
+            save(run)
+        if done or stop.requested:
+            return done
+    raise AssertionError("training batches never end")
+
+
+def step(run: Run, batch: Batch) -> None:
+    """One update: forward, loss, backward, clip, AdamW, averaged weights."""
+    labels_B = run.placement.put(batch.labels)
+    with seeded(run.recipe.seed, run.state.step, device=run.placement.device):
+        images_BCHW, targets_BL = run.mix(run.placement.put(batch.images), labels_B)
+        with run.placement.autocast():
+            logits_BL = run.model(images_BCHW)
+        loss = F.cross_entropy(
+            logits_BL.float(), targets_BL, label_smoothing=run.recipe.label_smoothing
+        )
+        loss.backward()
+    nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
+    set_learning_rate(run.optimizer, learning_rate_at(run.progress, run.recipe))
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    update_average(run)
+    run.recent.add(
+        loss.detach(), (logits_BL.argmax(1) == targets_BL.argmax(1)).sum(), len(labels_B)
+    )
+
+
+def _finish_epoch(run: Run) -> None:
+    """Evaluates the averaged weights and keeps them if they are the best so far."""
+    if not math.isfinite(run.recent.loss):
+        raise VitralError(
+            f"the loss is {run.recent.loss} after step {run.state.step}; lower learning_rate "
+            f"(it is {run.recipe.learning_rate}) or set precision=float32, and start again"
+        )
+    evaluation = _evaluate_split(run, "val")
+    if evaluation.top1 > run.state.best_top1:
+        run.state.best_top1, run.state.best_step = evaluation.top1, run.state.step
+        save_checkpoint(run.folder, _averaged_checkpoint(run))
+    _append_metrics(run, evaluation)
+    run.reporter.epoch(run, evaluation)
+    run.recent = RunningMean()
+
+
+def _conclude(run: Run, *, finished: bool) -> Summary:
+    test = None
+    if finished and "test" in run.data.splits:
+        # The one look at the test split, with the weights that validation chose.
+        best = load_checkpoint(run.folder)
+        run.average.load_state_dict(best.model.state_dict())
+        test = _evaluate_split(run, "test").to_dict()
+    summary = Summary(
+        finished,
+        run.state.step,
+        run.epoch,
+        run.state.seconds,
+        run.state.best_step,
+        run.state.best_top1,
+        test,
+    )
+    if finished:
+        content = json.dumps(asdict(summary), indent=1) + "\n"
+        write_atomically(run.folder / "summary.json", content.encode())
+    return summary
+
+
+def _evaluate_split(run: Run, name: str) -> Evaluation:
+    batches = evaluation_batches(
+        run.data.split(name),
+        run.checkpoint.preprocess,
+        batch_size=EVALUATION_BATCH,
+        workers=run.recipe.workers or 0,
+    )
+    return evaluate(run.average, batches, run.data.classes, run.placement, on_batch=run.damage.add)
+
+
+def _training_batches(run: Run) -> Iterator[Batch]:
+    recipe = run.recipe
+    assert recipe.batch_size is not None
+    assert recipe.crop is not None
+    transform = training_transform(
+        run.checkpoint.preprocess,
+        recipe.crop,
+        recipe.crop_scale,
+        flip=bool(recipe.flip),
+        rand_augment=recipe.rand_augment,
+    )
+    return training_batches(
+        run.data.split("train"),
+        transform,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        first_step=run.state.step,
+        workers=recipe.workers or 0,
+        pin_memory=run.placement.device.type == "cuda",
+    )
+
+
+# --- Optimization --------------------------------------------------------------------------------
+
+
+def parameter_groups(model: VisionTransformer, recipe: Recipe) -> list[dict[str, Any]]:
+    """Parameters by depth and decay, for AdamW.
+
+    Weight matrices decay; biases, norms, the class token and positions do not (BEiT,
+    arXiv:2106.08254, appendix). A layer `d` levels below the head learns at `layer_decay ** d` times
+    the rate: the head is level 0, the last layer 1, the embedding `num_layers + 1`.
+    """
+    assert recipe.layer_decay is not None
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        level = _levels_below_head(name, model.config.num_layers)
+        decays = parameter.ndim > 1 and not name.endswith(("class_token", "positions.table"))
+        group = groups.setdefault(
+            (level, decays),
+            {
+                "params": [],
+                "names": [],
+                "scale": recipe.layer_decay**level,
+                "weight_decay": recipe.weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def _levels_below_head(name: str, num_layers: int) -> int:
+    part, _, rest = name.partition(".")
+    match part:
+        case "head" | "norm":
+            return 0
+        case "layers":
+            return num_layers - int(rest.partition(".")[0])
+        case "embedding":
+            return num_layers + 1
+    raise AssertionError(f"no depth is known for {name}")
+
+
+def learning_rate_at(progress: float, recipe: Recipe) -> float:
+    """Linear warm-up, then half a cosine down to 0; `progress` is the share of the budget spent."""
+    assert recipe.learning_rate is not None
+    if progress < recipe.warmup:
+        # From the second step's rate on; at exactly 0 the first batch would teach nothing.
+        return recipe.learning_rate * max(progress / recipe.warmup, 1e-3)
+    decayed = (progress - recipe.warmup) / (1 - recipe.warmup)
+    return recipe.learning_rate * (1 + math.cos(math.pi * decayed)) / 2
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["scale"]
+
+
+@torch.no_grad()
+def update_average(run: Run) -> None:
+    """An exponential moving average with a memory that starts short, so that early weights fade."""
+    assert run.recipe.ema_decay is not None
+    decay = min(run.recipe.ema_decay, (1 + run.state.step) / (10 + run.state.step))
+    torch._foreach_lerp_(list(run.average.parameters()), list(run.model.parameters()), 1 - decay)
+
+
+class RunningMean:
+    """Loss and accuracy since the epoch began; reads the device only when asked."""
+
+    def __init__(self) -> None:
+        self._loss: Tensor | float = 0.0
+        self._correct: Tensor | int = 0
+        self._samples = 0
+
+    def add(self, mean_loss: Tensor, correct: Tensor, samples: int) -> None:
+        self._loss = self._loss + mean_loss * samples
+        self._correct = self._correct + correct
+        self._samples += samples
+
+    @property
+    def loss(self) -> float:
+        return float(self._loss) / max(self._samples, 1)
+
+    @property
+    def accuracy(self) -> float:
+        return float(self._correct) / max(self._samples, 1)
+
+
+# --- The run on disk -----------------------------------------------------------------------------
+
+
+def _open_run(
+    data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter, *, resume: bool
+) -> Run:
+    recipe_file = folder / "recipe.toml"
+    if recipe_file.exists() and not resume:
+        raise VitralError(
+            f"{folder} already holds a run; go on with --resume, or choose another --out"
+        )
+    if resume:
+        recipe = _resumed_recipe(recipe_file, recipe)
+    else:
+        recipe = recipes.resolve(recipe, data, cpu_count())
+    placement = Placement.choose(recipe.device, recipe.precision)
+    last = folder / "last"
+    if resume and _state_file(folder).exists():
+        run = Run(recipe, folder, data, load_checkpoint(last), placement, reporter)
+        _restore(run)
+        return run
+    with seeded(recipe.seed):
+        checkpoint = recipes.start(recipe, data.classes)
+    split = {"val_fraction": recipe.val_fraction, "seed": recipe.seed}
+    if data.held_out:
+        split["held_out"] = fingerprint(data.split("val"))
+    checkpoint = replace(checkpoint, metadata={**checkpoint.metadata, "data": data.source, **split})
+    _write_recipe(folder, recipe, data)
+    state = RunState(data=fingerprint(data.split("train")))
+    return Run(recipe, folder, data, checkpoint, placement, reporter, state)
+
+
+def _resumed_recipe(file: Path, asked: Recipe) -> Recipe:
+    if not file.exists():
+        raise VitralError(f"{file.parent} holds no run to resume; leave out --resume to begin one")
+    saved = config.build(Recipe, config.read_toml(file))
+    changes = {
+        name: value for name, value in vars(asked).items() if value != getattr(Recipe(), name)
+    }
+    fixed = sorted(
+        name for name in changes.keys() - _CHANGEABLE if changes[name] != getattr(saved, name)
+    )
+    if fixed:
+        raise VitralError(
+            f"{fixed[0]} cannot change in a resumed run; what can: {', '.join(sorted(_CHANGEABLE))}"
+        )
+    return replace(saved, **changes)
+
+
+def _write_recipe(folder: Path, recipe: Recipe, data: ImageData) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    header = (
+        f"Run again with: vitral train {data.source} --out NEW_DIR --recipe {folder}/recipe.toml"
+    )
+    write_atomically(folder / "recipe.toml", config.to_toml(recipe, header).encode())
+
+
+def _averaged_checkpoint(run: Run) -> Checkpoint:
+    return replace(run.checkpoint, model=run.average)
+
+
+def _state_file(folder: Path) -> Path:
+    return folder / "checkpoints" / "state.pt"
+
+
+def _checkpoint_is_due(run: Run) -> bool:
+    return run.state.step % (run.recipe.checkpoint_steps or run.steps_per_epoch) == 0
+
+
+def save(run: Run) -> None:
+    """Writes all that a resume needs; one file, so that it is never half of one step and half of another."""
+    save_checkpoint(run.folder / "last", _averaged_checkpoint(run))
+    content = io.BytesIO()
+    torch.save(
+        {
+            "model": run.model.state_dict(),
+            "average": run.average.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+            "state": asdict(run.state),
+        },
+        content,
+    )
+    _state_file(run.folder).parent.mkdir(exist_ok=True)
+    write_atomically(_state_file(run.folder), content.getvalue())
+
+
+def _restore(run: Run) -> None:
+    file = _state_file(run.folder)
+    try:
+        saved = torch.load(file, map_location=run.placement.device, weights_only=True)
+    except Exception as error:  # torch.load raises many kinds on a damaged file
+        raise VitralError(f"{file} is damaged and cannot be resumed: {error}") from error
+    run.state = RunState(**saved["state"])
+    if run.state.data != fingerprint(run.data.split("train")):
+        raise VitralError(
+            f"{run.data.source} no longer holds the training images that {run.folder} began with"
+        )
+    run.model.load_state_dict(saved["model"])
+    run.average.load_state_dict(saved["average"])
+    run.optimizer.load_state_dict(saved["optimizer"])
+    run._earlier_seconds = run.state.seconds
+    _truncate_metrics(run.folder / "metrics.jsonl", run.state.step)
+
+
+def _append_metrics(run: Run, evaluation: Evaluation) -> None:
+    record = {
+        "step": run.state.step,
+        "epoch": run.epoch,
+        "seconds": round(run.state.seconds, 3),
+        "train_loss": run.recent.loss,
+        "train_accuracy": run.recent.accuracy,
+        "val_loss": evaluation.loss,
+        "val_top1": evaluation.top1,
+        "val_ece": evaluation.ece,
+        "learning_rate": learning_rate_at(run.progress, run.recipe),
+    }
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _truncate_metrics(file: Path, step: int) -> None:
+    """Drops what a killed run wrote after the checkpoint that it resumes from."""
+    if file.exists():
+        kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
+        write_atomically(file, "".join(f"{line}\n" for line in kept).encode())
+
+
+# --- The process ---------------------------------------------------------------------------------
+
+
+@dataclass
+class StopSignal:
+    requested: bool = False
+
+
+@contextmanager
+def _stop_signal() -> Iterator[StopSignal]:
+    """Ctrl-C and SIGTERM ask the run to stop after its step; a second Ctrl-C ends it at once."""
+    stop = StopSignal()
+    if threading.current_thread() is not threading.main_thread():
+        # Only a process's main thread may handle signals; elsewhere the caller decides when to stop.
+        yield stop
+        return
+
+    def request(number: int, _: Any) -> None:
+        stop.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(kind, request) for kind in kinds]
+    try:
+        yield stop
+    finally:
+        for kind, handler in zip(kinds, previous, strict=True):
+            signal.signal(kind, handler)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """The same seed gives the same bits on a GPU too, where some kernels otherwise add in any order."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
