@@ -38,9 +38,7 @@ def training_transform(
     return v2.Compose(steps)
 
 
-def _cropper(
-    preprocess: Preprocess, crop: Crop, crop_scale: float
-) -> Callable[[Image.Image], Image.Image]:
+def _cropper(preprocess: Preprocess, crop: Crop, crop_scale: float) -> Callable[[Image.Image], Image.Image]:
     height, width = preprocess.img_size
     if crop == "none":
         return preprocess.fit
@@ -65,7 +63,7 @@ def batch_mixer(
         cutmix: alpha of CutMix (arXiv:1905.04899); 0 is off. With both on, each batch takes one.
         num_classes: L.
     """
-    mixers = []
+    mixers: list[v2.Transform] = []
     if mixup:
         mixers.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
     if cutmix:

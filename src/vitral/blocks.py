@@ -125,6 +125,9 @@ class ConvStem(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         return self.stages(images_BCHW)
 
+    def convolutions(self) -> list[nn.Conv2d]:
+        return [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+
 
 # --- Positions -----------------------------------------------------------------------------------
 
@@ -404,15 +407,21 @@ def initialize_weights(root: nn.Module) -> None:
             case LearnedPositions():
                 nn.init.trunc_normal_(module.table, std=INIT_STD)
             case ConvStem():
-                for stage in module.stages:
-                    nn.init.kaiming_normal_(stage[0].weight, nonlinearity="relu")
-            case PatchEmbedding(projection=linear) | (nn.Linear() as linear):
-                nn.init.trunc_normal_(linear.weight, std=INIT_STD)
-                if linear.bias is not None:
-                    nn.init.zeros_(linear.bias)
+                for convolution in module.convolutions():
+                    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            case PatchEmbedding():
+                _draw_linear(module.projection)
+            case nn.Linear():
+                _draw_linear(module)
             case nn.LayerNorm():
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
+
+
+def _draw_linear(layer: nn.Linear | nn.Conv2d) -> None:
+    nn.init.trunc_normal_(layer.weight, std=INIT_STD)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 # --- Which of two equal computations is faster --------------------------------------------------------

@@ -84,7 +84,7 @@ def train(
     recipe: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
-    """Train or fine-tune on DATA; settings that you leave out are chosen from the data and printed.
+    r"""Train or fine-tune on DATA; settings that you leave out are chosen from the data and printed.
 
     \b
     vitral train photos/ --out runs/photos minutes=30
@@ -101,9 +101,7 @@ def train(
     images = open_data(data, val_fraction=wanted.val_fraction, seed=wanted.seed)
     summary = run_training(images, out, wanted, resume=resume, reporter=TrainingConsole())
     if not summary.finished:
-        print(
-            f"stopped after step {summary.steps}; go on with: vitral train {data} --out {out} --resume"
-        )
+        print(f"stopped after step {summary.steps}; go on with: vitral train {data} --out {out} --resume")
         return
     print(
         f"trained {summary.epochs:.1f} epochs in {clock(summary.seconds)}; "
@@ -167,9 +165,7 @@ def predict(
 
 @app.command()
 def info(
-    model: Annotated[
-        str, typer.Argument(help="A variant's name, such as ViT-B/16, or a model folder.")
-    ],
+    model: Annotated[str, typer.Argument(help="A variant's name, such as ViT-B/16, or a model folder.")],
     settings: SettingsArgument = None,
     measure: Annotated[bool, typer.Option(help="Time one image for each patch size.")] = True,
     device: DeviceOption = "auto",
@@ -246,9 +242,7 @@ def _print_evaluation(evaluation: "Evaluation", title: str) -> None:
         row[names.index(name)] = 0
         count = max(row)
         mistaken = f"{names[row.index(count)]} ({count})" if count else ""
-        table.add_row(
-            name, f"{result.n:,}", f"{result.accuracy:.1%}", f"{result.precision:.1%}", mistaken
-        )
+        table.add_row(name, f"{result.n:,}", f"{result.accuracy:.1%}", f"{result.precision:.1%}", mistaken)
     Console(highlight=False).print(table)
 
 

@@ -1,4 +1,4 @@
-"""Settings from TOML files and `key=value` words to a frozen dataclass, with errors that name the nearest key."""
+"""Settings from TOML files and `key=value` words to a frozen dataclass; errors name the nearest key."""
 
 import dataclasses
 import difflib

@@ -53,9 +53,7 @@ class TrainingConsole(Reporter):
             f"{self.pace.images_per_second(run):,.0f} images/s  {self.pace.left(run)} left"
         )
         if self.console.is_terminal:
-            self.progress.update(
-                self.task, completed=run.progress, description=_epoch(run), numbers=numbers
-            )
+            self.progress.update(self.task, completed=run.progress, description=_epoch(run), numbers=numbers)
         else:
             self.console.print(f"{_epoch(run)}  {run.progress:4.0%}  {numbers}")
 
@@ -78,9 +76,7 @@ def describe_recipe(run: Run) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows, columns = model.config.grid
     budget = ", ".join(
-        f"{value:g} {name}"
-        for name in ("epochs", "steps", "minutes")
-        if (value := getattr(recipe, name))
+        f"{value:g} {name}" for name in ("epochs", "steps", "minutes") if (value := getattr(recipe, name))
     )
     height, width = run.checkpoint.preprocess.img_size
     return (

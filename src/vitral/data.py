@@ -1,4 +1,4 @@
-"""Images with labels, from a folder, parquet files or scikit-learn's digits, behind one call, and their batches.
+"""Images with labels, from a folder, parquet files or scikit-learn's digits, and their batches.
 
 `open_data` finds the images and splits them; `training_batches` and `evaluation_batches` load them
 through a callable that turns an encoded image into a tensor. All randomness is a function of the
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,11 +35,32 @@ _SPELLINGS = {
 }
 # Files that Pillow reads and people keep photographs in.
 IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2", ".jfif"]
+    [
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".avif",
+        ".jp2",
+        ".jfif",
+    ]
 )
 # A validation set larger than this tells no more about the best epoch, and costs time and images.
 _MAX_VAL_BESIDE_TEST = 2500
 _NAMES_IN_MESSAGE = 5
+
+
+class Images(Protocol):
+    """Encoded (a path or a file's bytes) or opened images, by index."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Path | bytes | Image.Image: ...
 
 
 # --- What there is -------------------------------------------------------------------------------
@@ -49,7 +70,7 @@ _NAMES_IN_MESSAGE = 5
 class Split:
     """Labelled images: encoded (a path or bytes) or opened, and the name by which messages know each."""
 
-    images: Sequence[Path | bytes | Image.Image]
+    images: Images
     labels: np.ndarray  # (n,) indices into the classes
     names: Sequence[str]
 
@@ -65,17 +86,17 @@ class Split:
 
 
 @dataclass(frozen=True)
-class _Taken(Sequence):
-    """A view of some items of a sequence, copying none."""
+class _Taken:
+    """A view of some of the images, copying none."""
 
-    items: Sequence
+    images: Images
     indices: np.ndarray
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Any:
-        return self.items[self.indices[index]]
+    def __getitem__(self, index: int) -> Path | bytes | Image.Image:
+        return self.images[int(self.indices[index])]
 
 
 @dataclass(frozen=True)
@@ -151,9 +172,7 @@ def open_data(source: str, *, val_fraction: float = 0.2, seed: int = 0) -> Image
 
 def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """Stratified. Images are ranked by a hash of their name, so that adding some moves few others."""
-    ranks = np.array(
-        [hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8] for name in split.names]
-    )
+    ranks = np.array([hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8] for name in split.names])
     held = []
     for label in np.unique(split.labels):
         members = np.flatnonzero(split.labels == label)
@@ -244,9 +263,7 @@ def find_images(words: Sequence[str]) -> list[str]:
 def _folder(root: Path) -> tuple[tuple[str, ...], dict[str, Split]]:
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise VitralError(
-            f"{root} {what}; DATA is an image folder, a .parquet file or pattern, or 'digits'"
-        )
+        raise VitralError(f"{root} {what}; DATA is an image folder, a .parquet file or pattern, or 'digits'")
     folders = {}
     for name, spellings in _SPELLINGS.items():
         found = [root / spelling for spelling in spellings if (root / spelling).is_dir()]
@@ -302,15 +319,15 @@ def _folder_split(root: Path, classes: dict[str, list[Path]]) -> Split:
 def _digits() -> tuple[tuple[str, ...], dict[str, Split]]:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    # Ink 0..16 on paper; 8x8 pixels.
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    ink, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
+    # 8x8 pixels of ink from 0 to 16.
+    pixels = np.rint(ink * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
     images = [Image.fromarray(array) for array in pixels]
     names = [f"digit {index}" for index in range(len(images))]
-    return tuple("0123456789"), {"train": Split(images, digits.target, names)}
+    return tuple("0123456789"), {"train": Split(images, labels, names)}
 
 
-class _ParquetImages(Sequence):
+class _ParquetImages:
     """Encoded images of a parquet column, read out one at a time."""
 
     def __init__(self, column: Any, folder: Path) -> None:
@@ -350,9 +367,7 @@ def _read_parquet(paths: list[str]) -> Any:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise VitralError(
-            "parquet files need the 'data' extra: pip install 'vitral[data]'"
-        ) from None
+        raise VitralError("parquet files need the 'data' extra: pip install 'vitral[data]'") from None
     tables = []
     for path in paths:
         try:
@@ -388,9 +403,7 @@ def _parquet_split(name: str, table: Any, classes: tuple[str, ...], folder: Path
         index = {label: i for i, label in enumerate(classes)}
         unknown = {str(value) for value in values} - set(index)
         if unknown:
-            raise VitralError(
-                f"{name!r} has labels that the classes lack: {_shortened(sorted(unknown))}"
-            )
+            raise VitralError(f"{name!r} has labels that the classes lack: {_shortened(sorted(unknown))}")
         labels = np.array([index[str(value)] for value in values])
     names = [f"{name} row {row}" for row in range(len(labels))]
     return Split(_ParquetImages(table["image"].combine_chunks(), folder), labels, names)
@@ -437,13 +450,13 @@ class _Images(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | tuple[str, str]:
-        epoch, index = key
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int] | tuple[str, str]:
+        epoch, row = index
         try:
-            with seeded(self.seed, epoch, index):
-                return self.transform(self.split.images[index]), int(self.split.labels[index])
+            with seeded(self.seed, epoch, row):
+                return self.transform(self.split.images[row]), int(self.split.labels[row])
         except ImageError as error:
-            return self.split.names[index], str(error)
+            return self.split.names[row], str(error)
 
 
 class _ShuffledBatches(Sampler[list[tuple[int, int]]]):
@@ -462,9 +475,7 @@ class _ShuffledBatches(Sampler[list[tuple[int, int]]]):
         epoch, step = divmod(self.first_step, steps_per_epoch)
         while True:
             order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
-            for first in range(
-                step * self.batch_size, steps_per_epoch * self.batch_size, self.batch_size
-            ):
+            for first in range(step * self.batch_size, steps_per_epoch * self.batch_size, self.batch_size):
                 yield [(epoch, int(index)) for index in order[first : first + self.batch_size]]
             epoch, step = epoch + 1, 0
 

@@ -7,6 +7,7 @@ from vitral.classifier import load
 from vitral.data import open_data
 from vitral.evaluate import Evaluation, evaluate_classifier
 from vitral.pictures import prediction_sheet
+from vitral.preprocess import open_image
 from vitral.recipe import Recipe
 from vitral.train import Reporter, train
 
@@ -27,7 +28,7 @@ def demo(folder: Path, reporter: Reporter | None = None) -> Demo:
     classifier = load(folder)
     _, evaluation = evaluate_classifier(classifier, "digits", split="val")
     held_out = data.split("val")
-    images = [held_out.images[index] for index in range(_PICTURED)]
+    images = [open_image(held_out.images[index]) for index in range(_PICTURED)]
     sheet = prediction_sheet(
         f"Held-out digits: {evaluation.top1:.1%} of {evaluation.n} right",
         images,
@@ -36,5 +37,5 @@ def demo(folder: Path, reporter: Reporter | None = None) -> Demo:
     )
     sheet.save(folder / "predictions.png")
     for index in range(3):
-        held_out.images[index].save(folder / f"digit-{index + 1}.png")
+        images[index].save(folder / f"digit-{index + 1}.png")
     return Demo(folder, evaluation, folder / "predictions.png")

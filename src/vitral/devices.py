@@ -23,7 +23,7 @@ class Placement:
 
     @classmethod
     def choose(cls, device: Device = "auto", precision: Precision = "auto") -> "Placement":
-        """ "auto" takes a GPU if there is one, and bfloat16 where the hardware multiplies in it.
+        """For "auto": a GPU if there is one, and bfloat16 where the hardware multiplies in it.
 
         Raises:
             VitralError: if the device is not there.

@@ -82,9 +82,7 @@ class Evaluation:
         names, n = list(classes), len(outcomes.labels)
         correct = outcomes.labels == outcomes.predictions
         interval = binomtest(int(correct.sum()), n).proportion_ci(method="wilson")
-        confusion = confusion_matrix(
-            outcomes.labels, outcomes.predictions, labels=np.arange(len(names))
-        )
+        confusion = confusion_matrix(outcomes.labels, outcomes.predictions, labels=np.arange(len(names)))
         return cls(
             n=n,
             top1=float(correct.mean()),
@@ -161,7 +159,7 @@ def evaluate_classifier(
     batch_size: int = 256,
     max_damaged: float = 0.01,
     warn: Callable[[str], None] = lambda _: None,
-    on_images: Callable[[int, int], None] = lambda done, total: None,
+    on_images: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[str, Evaluation]:
     """The name of the split that was taken, and how the classifier does on it.
 
@@ -188,12 +186,8 @@ def evaluate_classifier(
         done += len(batch.labels) + len(batch.damaged)
         on_images(done, len(images))
 
-    batches = evaluation_batches(
-        images, classifier.preprocess, batch_size=batch_size, workers=cpu_count()
-    )
-    return name, evaluate(
-        classifier.model, batches, classifier.labels, classifier.placement, on_batch
-    )
+    batches = evaluation_batches(images, classifier.preprocess, batch_size=batch_size, workers=cpu_count())
+    return name, evaluate(classifier.model, batches, classifier.labels, classifier.placement, on_batch)
 
 
 def _choose_split(

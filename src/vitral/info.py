@@ -1,4 +1,4 @@
-"""What a model is and costs: every stage with its shape, parameters and FLOPs, and what the patch size changes."""
+"""What a model costs: each stage's shape, parameters and FLOPs, and what the patch size changes."""
 
 import time
 from dataclasses import dataclass, replace
@@ -53,9 +53,7 @@ def stages(config: ViTConfig) -> list[Stage]:
         parameters, own_flops = _parameters(module), flops.get(name, 0)
         if name == "embedding":
             # The class token and positions: what its parts, listed above, leave.
-            parameters -= sum(
-                _parameters(named[f"embedding.{part}"]) for part in ("stem", "patches")
-            )
+            parameters -= sum(_parameters(named[f"embedding.{part}"]) for part in ("stem", "patches"))
             own_flops, name = 0, "embedding.class_token + positions"
         if not isinstance(module, nn.Identity):
             shape = shapes["embedding" if name.startswith("embedding.class") else name]
@@ -105,9 +103,7 @@ def _parameters(module: nn.Module) -> int:
 
 
 @torch.inference_mode()
-def _seconds_an_image(
-    config: ViTConfig, placement: Placement, budget_seconds: float = 2.0
-) -> float:
+def _seconds_an_image(config: ViTConfig, placement: Placement, budget_seconds: float = 2.0) -> float:
     """The best of several single-image passes with random weights."""
     with placement.device:
         model = VisionTransformer.from_config(config).eval()

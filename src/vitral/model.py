@@ -4,7 +4,7 @@ Axes in tensor names are those of `blocks`, and L classes.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -72,11 +72,6 @@ class ViTConfig:
     def hidden_dim(self) -> int:
         return int(self.embed_dim * self.mlp_ratio)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The config that `dataclasses.asdict` wrote, after a trip through JSON."""
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-
 
 @dataclass(frozen=True)
 class Features:
@@ -100,7 +95,7 @@ class VisionTransformer(nn.Module):
         TypeError: if an option is unknown.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the paper's nine numbers, as its readers expect them
         self,
         img_size: Size = 224,
         patch_size: int = 16,
@@ -200,8 +195,6 @@ class VisionTransformer(nn.Module):
         device = next(self.parameters()).device
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
         self.head = (
-            nn.Linear(self.config.embed_dim, num_classes, device=device)
-            if num_classes
-            else nn.Identity()
+            nn.Linear(self.config.embed_dim, num_classes, device=device) if num_classes else nn.Identity()
         )
         initialize_weights(self.head)

@@ -18,9 +18,7 @@ def prediction_sheet(
     """A grid of images, each with the label it was given, its probability and, if wrong, the true one."""
     rows = -(-len(images) // columns)
     cell_h, header = _TILE + _CAPTION + _GAP, 44
-    sheet = Image.new(
-        "RGB", (columns * (_TILE + _GAP) + _GAP, rows * cell_h + header + _GAP), _PAPER
-    )
+    sheet = Image.new("RGB", (columns * (_TILE + _GAP) + _GAP, rows * cell_h + header + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_GAP, 12), title, _INK, font=ImageFont.load_default(18))
     for index, (image, (label, probability), truth) in enumerate(
@@ -29,12 +27,8 @@ def prediction_sheet(
         left = _GAP + index % columns * (_TILE + _GAP)
         top = header + index // columns * cell_h
         colour = _RIGHT if label == truth else _WRONG
-        sheet.paste(
-            image.convert("RGB").resize((_TILE, _TILE), Image.Resampling.NEAREST), (left, top)
-        )
-        draw.rectangle(
-            (left - 2, top - 2, left + _TILE + 1, top + _TILE + 1), outline=colour, width=2
-        )
+        sheet.paste(image.convert("RGB").resize((_TILE, _TILE), Image.Resampling.NEAREST), (left, top))
+        draw.rectangle((left - 2, top - 2, left + _TILE + 1, top + _TILE + 1), outline=colour, width=2)
         draw.text(
             (left, top + _TILE + 3),
             f"{label}  {probability:.0%}",

@@ -2,16 +2,14 @@
 
 import io
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from vitral.errors import ImageError
@@ -70,9 +68,7 @@ def _decode(source: ImageSource) -> Image.Image:
 def _from_array(array: np.ndarray) -> Image.Image:
     if np.issubdtype(array.dtype, np.floating):
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise ValueError(
-                f"floats from {array.min():g} to {array.max():g}; give 0..1, or bytes 0..255"
-            )
+            raise ValueError(f"floats from {array.min():g} to {array.max():g}; give 0..1, or bytes 0..255")
         array = np.rint(array * 255).astype(np.uint8)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
@@ -111,35 +107,26 @@ class Preprocess:
     """
 
     img_size: tuple[int, int]  # (height, width) in pixels that the model takes
-    resize: Resize = (
-        "shortest"  # cover and crop; "squash" ignores the aspect; "longest" fits and pads
-    )
+    resize: Resize = "shortest"  # cover and crop; "squash" ignores the aspect; "longest" fits and pads
     crop_fraction: float = 1.0  # the centre kept after resizing to img_size / crop_fraction
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in 0..1
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def __call__(self, source: ImageSource) -> Tensor:
         """Raises ImageError if the image cannot be read."""
         return self.normalize(self.fit(open_image(source)))
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """The picture at exactly `img_size`."""
-        resized = F.resize(image, list(self._resized(image)), InterpolationMode(self.interpolation))
-        fill = [round(255 * m) for m in self.mean]
-        height, width = self.img_size
-        pad_y, pad_x = max(height - resized.height, 0), max(width - resized.width, 0)
-        if pad_y or pad_x:
-            left, top = pad_x // 2, pad_y // 2
-            resized = F.pad(resized, [left, top, pad_x - left, pad_y - top], fill=fill)
-        return F.center_crop(resized, [height, width])
+        """The picture at exactly `img_size`: resized, its centre cut out, or padded with the mean colour."""
+        height, width = self._resized(image)
+        resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        target_h, target_w = self.img_size
+        fill = tuple(round(255 * m) for m in self.mean)
+        canvas = Image.new("RGB", (target_w, target_h), fill)
+        # Python's rounding to even is torchvision's CenterCrop's too.
+        canvas.paste(resized, (-round((width - target_w) / 2), -round((height - target_h) / 2)))
+        return canvas
 
     def normalize(self, image: Image.Image) -> Tensor:
         """8-bit RGB -> (3, H, W), (value / 255 - mean) / std."""
@@ -154,9 +141,7 @@ class Preprocess:
         ratios = target_h / image.height, target_w / image.width
         scale = max(ratios) if self.resize == "shortest" else min(ratios)
         # Rounded down, as torchvision does with the longer side; never below the target or one pixel.
-        height, width = (
-            max(math.floor(side * scale + 1e-6), 1) for side in (image.height, image.width)
-        )
+        height, width = (max(math.floor(side * scale + 1e-6), 1) for side in (image.height, image.width))
         if self.resize == "shortest":
             return max(height, self.img_size[0]), max(width, self.img_size[1])
         return height, width

@@ -1,4 +1,4 @@
-"""`Recipe`: every setting of a training run; `resolve` picks what the user left open, `start` builds the model."""
+"""`Recipe`: the settings of a run; `resolve` picks what the user left open, `start` builds the model."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -38,12 +38,8 @@ class Recipe:
     batch_size: Count | None = None
     learning_rate: Positive | None = None  # at its peak
     warmup: Share = 0.05  # share of the budget over which the learning rate rises from 0
-    weight_decay: NotNegative = (
-        0.05  # of weight matrices; biases, norms, tokens and positions have none
-    )
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = (
-        None  # learning rate from layer to layer down
-    )
+    weight_decay: NotNegative = 0.05  # of weight matrices; biases, norms, tokens and positions have none
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None  # learning rate from layer to layer down
     clip_norm: Positive = 1.0  # largest norm of all gradients together
     label_smoothing: Share = 0.1
     dropout: Share = 0.0
@@ -51,9 +47,7 @@ class Recipe:
     ema_decay: Share | None = None  # of the averaged weights: those that are evaluated and kept
 
     crop: Crop | None = None  # "padded", "resized" or "none"
-    crop_scale: Annotated[float, Field(gt=0, le=1)] = (
-        0.35  # smallest part of the area for "resized"
-    )
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.35  # smallest part of the area for "resized"
     flip: bool | None = None
     rand_augment: Annotated[float, Field(ge=0, le=30)] = 0.0  # magnitude; 0 is off
     mixup: NotNegative = 0.0  # alpha; 0 is off
@@ -117,9 +111,7 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
     resolved = replace(recipe, **open_settings)
     assert resolved.batch_size is not None
     if resolved.batch_size > len(train):
-        raise VitralError(
-            f"batch_size={resolved.batch_size} is more than the {len(train)} training images"
-        )
+        raise VitralError(f"batch_size={resolved.batch_size} is more than the {len(train)} training images")
     return resolved
 
 

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitral import config
-from vitral import recipe as recipes
 from vitral.augment import batch_mixer, training_transform
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
 from vitral.data import (
@@ -40,7 +39,7 @@ from vitral.devices import Placement, cpu_count
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, evaluate
 from vitral.model import VisionTransformer
-from vitral.recipe import Recipe
+from vitral.recipe import Recipe, resolve, start
 
 EVALUATION_BATCH = 256
 # Settings that may change when a run is taken up again, for they do not change what it computes.
@@ -157,9 +156,7 @@ def train(
     """
     run = _open_run(data, folder, recipe, reporter or Reporter(), resume=resume)
     if resume and run.progress >= 1:
-        raise VitralError(
-            f"{folder} is finished; name a larger budget to go on, for example epochs="
-        )
+        raise VitralError(f"{folder} is finished; name a larger budget to go on, for example epochs=")
     with _deterministic(), _stop_signal() as stop:
         run.reporter.begin(run)
         try:
@@ -195,18 +192,14 @@ def step(run: Run, batch: Batch) -> None:
         images_BCHW, targets_BL = run.mix(run.placement.put(batch.images), labels_B)
         with run.placement.autocast():
             logits_BL = run.model(images_BCHW)
-        loss = F.cross_entropy(
-            logits_BL.float(), targets_BL, label_smoothing=run.recipe.label_smoothing
-        )
+        loss = F.cross_entropy(logits_BL.float(), targets_BL, label_smoothing=run.recipe.label_smoothing)
         loss.backward()
     nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
     set_learning_rate(run.optimizer, learning_rate_at(run.progress, run.recipe))
     run.optimizer.step()
     run.optimizer.zero_grad()
     update_average(run)
-    run.recent.add(
-        loss.detach(), (logits_BL.argmax(1) == targets_BL.argmax(1)).sum(), len(labels_B)
-    )
+    run.recent.add(loss.detach(), (logits_BL.argmax(1) == targets_BL.argmax(1)).sum(), len(labels_B))
 
 
 def _finish_epoch(run: Run) -> None:
@@ -340,7 +333,9 @@ def update_average(run: Run) -> None:
     """An exponential moving average with a memory that starts short, so that early weights fade."""
     assert run.recipe.ema_decay is not None
     decay = min(run.recipe.ema_decay, (1 + run.state.step) / (10 + run.state.step))
-    torch._foreach_lerp_(list(run.average.parameters()), list(run.model.parameters()), 1 - decay)
+    averages: list[Tensor] = list(run.average.parameters())
+    currents: list[Tensor] = list(run.model.parameters())
+    torch._foreach_lerp_(averages, currents, 1 - decay)
 
 
 class RunningMean:
@@ -368,18 +363,11 @@ class RunningMean:
 # --- The run on disk -----------------------------------------------------------------------------
 
 
-def _open_run(
-    data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter, *, resume: bool
-) -> Run:
+def _open_run(data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter, *, resume: bool) -> Run:
     recipe_file = folder / "recipe.toml"
     if recipe_file.exists() and not resume:
-        raise VitralError(
-            f"{folder} already holds a run; go on with --resume, or choose another --out"
-        )
-    if resume:
-        recipe = _resumed_recipe(recipe_file, recipe)
-    else:
-        recipe = recipes.resolve(recipe, data, cpu_count())
+        raise VitralError(f"{folder} already holds a run; go on with --resume, or choose another --out")
+    recipe = _resumed_recipe(recipe_file, recipe) if resume else resolve(recipe, data, cpu_count())
     placement = Placement.choose(recipe.device, recipe.precision)
     last = folder / "last"
     if resume and _state_file(folder).exists():
@@ -387,8 +375,8 @@ def _open_run(
         _restore(run)
         return run
     with seeded(recipe.seed):
-        checkpoint = recipes.start(recipe, data.classes)
-    split = {"val_fraction": recipe.val_fraction, "seed": recipe.seed}
+        checkpoint = start(recipe, data.classes)
+    split: dict[str, Any] = {"val_fraction": recipe.val_fraction, "seed": recipe.seed}
     if data.held_out:
         split["held_out"] = fingerprint(data.split("val"))
     checkpoint = replace(checkpoint, metadata={**checkpoint.metadata, "data": data.source, **split})
@@ -401,12 +389,8 @@ def _resumed_recipe(file: Path, asked: Recipe) -> Recipe:
     if not file.exists():
         raise VitralError(f"{file.parent} holds no run to resume; leave out --resume to begin one")
     saved = config.build(Recipe, config.read_toml(file))
-    changes = {
-        name: value for name, value in vars(asked).items() if value != getattr(Recipe(), name)
-    }
-    fixed = sorted(
-        name for name in changes.keys() - _CHANGEABLE if changes[name] != getattr(saved, name)
-    )
+    changes = {name: value for name, value in vars(asked).items() if value != getattr(Recipe(), name)}
+    fixed = sorted(name for name in changes.keys() - _CHANGEABLE if changes[name] != getattr(saved, name))
     if fixed:
         raise VitralError(
             f"{fixed[0]} cannot change in a resumed run; what can: {', '.join(sorted(_CHANGEABLE))}"
@@ -416,9 +400,7 @@ def _resumed_recipe(file: Path, asked: Recipe) -> Recipe:
 
 def _write_recipe(folder: Path, recipe: Recipe, data: ImageData) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    header = (
-        f"Run again with: vitral train {data.source} --out NEW_DIR --recipe {folder}/recipe.toml"
-    )
+    header = f"Run again with: vitral train {data.source} --out NEW_DIR --recipe {folder}/recipe.toml"
     write_atomically(folder / "recipe.toml", config.to_toml(recipe, header).encode())
 
 
@@ -509,7 +491,7 @@ def _stop_signal() -> Iterator[StopSignal]:
         yield stop
         return
 
-    def request(number: int, _: Any) -> None:
+    def request(*_: Any) -> None:
         stop.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -36,9 +36,7 @@ PUBLISHED = (
 # Channels of the last stage, halved for each stage before it.
 _STEM_CHANNELS = 128
 
-_NAME = re.compile(
-    r"(?P<stem>Conv\+)?ViT-(?P<size>\w+)/(?P<patch>\d+)(@(?P<img>\d+)(x(?P<w>\d+))?)?"
-)
+_NAME = re.compile(r"(?P<stem>Conv\+)?ViT-(?P<size>\w+)/(?P<patch>\d+)(@(?P<img>\d+)(x(?P<w>\d+))?)?")
 
 
 def parse(name: str) -> ViTConfig:
@@ -53,9 +51,7 @@ def parse(name: str) -> ViTConfig:
     match = _NAME.fullmatch(name)
     if match is None or match["size"] not in SIZES:
         near = difflib.get_close_matches(name, names(), n=1, cutoff=0)[0]
-        raise ValueError(
-            f"there is no model {name!r}; did you mean {near!r}? Known: {', '.join(names())}"
-        )
+        raise ValueError(f"there is no model {name!r}; did you mean {near!r}? Known: {', '.join(names())}")
     patch_size = int(match["patch"])
     options: dict[str, Any] = dict(SIZES[match["size"]], patch_size=patch_size)
     if match["img"]:

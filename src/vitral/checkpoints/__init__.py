@@ -16,7 +16,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from vitral.blocks import height_and_width
 from vitral.checkpoints.positions import resize_table
+from vitral.config import build
 from vitral.errors import VitralError
 from vitral.model import VisionTransformer, ViTConfig
 from vitral.preprocess import Preprocess
@@ -33,9 +35,7 @@ class Checkpoint:
     model: VisionTransformer
     preprocess: Preprocess
     labels: tuple[str, ...]  # empty for a model without a head
-    metadata: dict[str, Any] = field(
-        default_factory=dict
-    )  # where it comes from, how data was split
+    metadata: dict[str, Any] = field(default_factory=dict)  # where it comes from, how data was split
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -48,7 +48,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     config = {
         "vitral": __version__,
         "architecture": asdict(checkpoint.model.config),
-        "preprocess": checkpoint.preprocess.to_dict(),
+        "preprocess": asdict(checkpoint.preprocess),
         "labels": list(checkpoint.labels),
         "metadata": checkpoint.metadata,
     }
@@ -70,15 +70,15 @@ def load_checkpoint(folder: Path | str, **overrides: Any) -> Checkpoint:
     config = _read_config(folder)
     num_classes = overrides.pop("num_classes", None)
     try:
-        saved = ViTConfig.from_dict(config["architecture"])
+        saved = build(ViTConfig, config["architecture"])
         wanted = replace(saved, **overrides)
-        preprocess = Preprocess.from_dict(config["preprocess"])
+        preprocess = build(Preprocess, config["preprocess"])
         labels, metadata = tuple(config["labels"]), config["metadata"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, VitralError) as error:
         raise VitralError(f"{folder / CONFIG_FILE} cannot be used: {error}") from error
     state = _read_weights(folder / WEIGHTS_FILE)
     if wanted.img_size != saved.img_size:
-        preprocess = replace(preprocess, img_size=wanted.img_size)
+        preprocess = replace(preprocess, img_size=height_and_width(wanted.img_size))
         if _POSITIONS in state:
             state[_POSITIONS] = resize_table(state[_POSITIONS], saved, wanted)
     model = _assemble(wanted, state, folder / WEIGHTS_FILE)
@@ -92,9 +92,7 @@ def is_model_folder(path: Path | str) -> bool:
     return Path(path, CONFIG_FILE).is_file()
 
 
-def _assemble(
-    architecture: ViTConfig, state: Mapping[str, Tensor], source: Path
-) -> VisionTransformer:
+def _assemble(architecture: ViTConfig, state: Mapping[str, Tensor], source: Path) -> VisionTransformer:
     # On the meta device nothing is allocated or drawn that the file then replaces.
     with torch.device("meta"):
         model = VisionTransformer.from_config(architecture)
