@@ -1,0 +1,36 @@
+"""What several test files share. Sizes are distinct primes where they can be, so that a swapped axis fails."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def write_images(folder: Path, classes: dict[str, int], size: tuple[int, int] = (24, 20), seed: int = 0) -> Path:
+    """An image folder of noise tinted by class: learnable, tiny and made here. `size` is (width, height)."""
+    generator = np.random.default_rng(seed)
+    for index, (name, count) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        tint = np.zeros(3)
+        tint[index % 3] = 120
+        for number in range(count):
+            pixels = generator.integers(0, 120, (size[1], size[0], 3)) + tint
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number:03}.png")
+    return folder
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Three classes of twelve images each, unsplit."""
+    return write_images(tmp_path / "images", {"ant": 12, "bee": 12, "cat": 12})
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The project's shared data; tests that need it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared (real images and data sets) is not beside the project")
+    return SHARED
