@@ -1,4 +1,4 @@
-"""What several test files share. Sizes are distinct primes where they can be, so that a swapped axis fails."""
+"""What several test files share. Sizes are distinct primes where they can be, to catch swapped axes."""
 
 from pathlib import Path
 
@@ -9,7 +9,9 @@ from PIL import Image
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-def write_images(folder: Path, classes: dict[str, int], size: tuple[int, int] = (24, 20), seed: int = 0) -> Path:
+def write_images(
+    folder: Path, classes: dict[str, int], size: tuple[int, int] = (24, 20), seed: int = 0
+) -> Path:
     """An image folder of noise tinted by class: learnable, tiny and made here. `size` is (width, height)."""
     generator = np.random.default_rng(seed)
     for index, (name, count) in enumerate(classes.items()):

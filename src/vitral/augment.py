@@ -64,10 +64,11 @@ def batch_mixer(
         num_classes: L.
     """
     mixers: list[v2.Transform] = []
+    # torchvision draws the share from a distribution that knows no integers.
     if mixup:
-        mixers.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
+        mixers.append(v2.MixUp(alpha=float(mixup), num_classes=num_classes))
     if cutmix:
-        mixers.append(v2.CutMix(alpha=cutmix, num_classes=num_classes))
+        mixers.append(v2.CutMix(alpha=float(cutmix), num_classes=num_classes))
     if mixers:
         return v2.RandomChoice(mixers)
     return lambda images, labels: (images, F.one_hot(labels, num_classes).to(images.dtype))

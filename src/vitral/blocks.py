@@ -10,7 +10,7 @@ A tensor's name ends in its axes:
 Transformer" is Vaswani et al., Attention Is All You Need (arXiv:1706.03762).
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,36 @@ def height_and_width(size: Size) -> tuple[int, int]:
     """``224`` and ``(224, 224)`` name the same size; the answer is always (height, width)."""
     if isinstance(size, int):
         return size, size
+    if len(size) != 2:
+        raise ValueError(f"img_size is {size}; give one number or (height, width)")
     height, width = size
     return height, width
+
+
+def patch_grid(img_size: Size, patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches.
+
+    Raises:
+        ValueError: if the patch does not divide the image.
+    """
+    height, width = height_and_width(img_size)
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"img_size is {height}x{width}, which patch_size {patch_size} does not divide; "
+            "choose multiples of the patch size"
+        )
+    return height // patch_size, width // patch_size
+
+
+def check_images(images_BCHW: Tensor, in_channels: int, img_size: tuple[int, int]) -> None:
+    """Raises ValueError unless the images are (any batch, in_channels, *img_size)."""
+    expected = (in_channels, *img_size)
+    if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != expected:
+        raise ValueError(
+            f"images are {tuple(images_BCHW.shape)}; this model takes (batch, "
+            f"{', '.join(map(str, expected))}). Resize the images, or build the model with "
+            "another img_size or in_channels"
+        )
 
 
 # --- Patches -------------------------------------------------------------------------------------
@@ -61,22 +89,16 @@ class PatchEmbedding(nn.Module):
         embed_dim: int = 768,
     ) -> None:
         super().__init__()
-        height, width = height_and_width(img_size)
-        if height % patch_size or width % patch_size:
-            raise ValueError(
-                f"img_size is {height}x{width}, which patch_size {patch_size} does not divide; "
-                "choose multiples of the patch size"
-            )
-        self.img_size = (height, width)
+        self.img_size = height_and_width(img_size)
         self.patch_size = patch_size
         self.in_channels = in_channels
-        self.grid = (height // patch_size, width // patch_size)
+        self.grid = patch_grid(img_size, patch_size)
         self.n_patches = self.grid[0] * self.grid[1]
         # The weight (D, C, p, p) and bias that both routes use.
         self.projection = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        self._check(images_BCHW)
+        check_images(images_BCHW, self.in_channels, self.img_size)
         if prefers_linear_patches(images_BCHW):
             return self.project(images_BCHW)
         return self.convolve(images_BCHW)
@@ -96,15 +118,6 @@ class PatchEmbedding(nn.Module):
         (rows, columns), p = self.grid, self.patch_size
         tiles = images_BCHW.reshape(batch, channels, rows, p, columns, p)
         return tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, self.n_patches, channels * p * p)
-
-    def _check(self, images_BCHW: Tensor) -> None:
-        expected = (self.in_channels, *self.img_size)
-        if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != expected:
-            raise ValueError(
-                f"images are {tuple(images_BCHW.shape)}; this model takes (batch, "
-                f"{', '.join(map(str, expected))}). Resize the images, or build the model with "
-                "another img_size or in_channels"
-            )
 
 
 class ConvStem(nn.Module):
@@ -137,17 +150,22 @@ def sinusoidal_table(positions: Tensor, embed_dim: int) -> Tensor:
 
     The 2017 Transformer, §3.5: channel 2i is sin(pos / 10000^(2i/D)), channel 2i + 1 its cosine.
     """
-    frequencies = 10_000.0 ** (-torch.arange(0, embed_dim, 2, dtype=torch.float64) / embed_dim)
-    angles = positions.to(torch.float64)[:, None] * frequencies
+    channels = torch.arange(0, embed_dim, 2, dtype=torch.float64, device=positions.device)
+    angles = positions[:, None] * 10_000.0 ** (-channels / embed_dim)
     # An odd width ends on a sine.
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :embed_dim].float()
+
+
+def _positions_on_cpu(count: int) -> Tensor:
+    """On the CPU whatever device a model is built on: MPS has no float64, and no file fills a meta table."""
+    return torch.arange(count, device="cpu")
 
 
 def sinusoidal_table_2d(grid: tuple[int, int], embed_dim: int) -> Tensor:
     """Row-major (rows * columns, D): half the channels encode the row, the other half the column."""
     if embed_dim % 4:
         raise ValueError(f"2-D sine/cosine positions need embed_dim % 4 == 0; it is {embed_dim}")
-    rows, columns = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    rows, columns = torch.meshgrid(*(_positions_on_cpu(n) for n in grid), indexing="ij")
     halves = [sinusoidal_table(axis.flatten(), embed_dim // 2) for axis in (rows, columns)]
     return torch.cat(halves, dim=1)
 
@@ -167,21 +185,20 @@ class PositionalEncoding(nn.Module):
 
     def __init__(self, embed_dim: int, max_len: int) -> None:
         super().__init__()
-        table = sinusoidal_table(torch.arange(max_len), embed_dim)
+        table = sinusoidal_table(_positions_on_cpu(max_len), embed_dim)
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         length, max_len = tokens_BND.shape[1], self.table.shape[0]
         if length > max_len:
             raise ValueError(f"the sequence has {length} tokens; this encoding has {max_len}")
-        return tokens_BND + self.table[:length]
+        return tokens_BND + self.table[:length].to(tokens_BND.device)
 
 
 class PositionalEncoding2d(nn.Module):
     """Adds fixed 2-D sine/cosine encodings to the patches; the class token, if any, gets none.
 
-    (B, T, D) -> (B, T, D), as in MAE (arXiv:2111.06377) and the plain-ViT baselines
-    (arXiv:2205.01580).
+    (B, T, D) -> (B, T, D), as in MAE (arXiv:2111.06377) but for the order of channels.
     """
 
     table: Tensor
@@ -192,7 +209,7 @@ class PositionalEncoding2d(nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, tokens_BTD: Tensor) -> Tensor:
-        return tokens_BTD + self.table
+        return tokens_BTD + self.table.to(tokens_BTD.device)
 
 
 class LearnedPositions(nn.Module):
@@ -221,7 +238,8 @@ class ViTEmbedding(nn.Module):
         stem: output channels of each `ConvStem` stage; empty for the pure ViT.
 
     Raises:
-        ValueError: if the patch does not divide the image, or the stem the patch.
+        ValueError: if the patch does not divide the image, or the stem the patch, or `forward` gets
+            another image shape.
     """
 
     def __init__(
@@ -237,20 +255,19 @@ class ViTEmbedding(nn.Module):
         stem: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
-        height, width = height_and_width(img_size)
-        halvings = 2 ** len(stem)
-        if patch_size % halvings or height % patch_size or width % patch_size:
+        self.img_size = height_and_width(img_size)
+        self.in_channels = in_channels
+        rows, columns = patch_grid(img_size, patch_size)
+        reduction = 2 ** len(stem)
+        if patch_size % reduction:
             raise ValueError(
-                f"patch_size {patch_size} must divide img_size {height}x{width} and be a multiple "
-                f"of {halvings}, the reduction of the {len(stem)}-stage stem"
+                f"patch_size {patch_size} is no multiple of {reduction}, the reduction of the "
+                f"{len(stem)}-stage stem"
             )
         self.stem = ConvStem(in_channels, stem) if stem else nn.Identity()
-        self.patches = PatchEmbedding(
-            (height // halvings, width // halvings),
-            patch_size // halvings,
-            stem[-1] if stem else in_channels,
-            embed_dim,
-        )
+        side = patch_size // reduction
+        channels = stem[-1] if stem else in_channels
+        self.patches = PatchEmbedding((rows * side, columns * side), side, channels, embed_dim)
         self.class_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
         self.positions = self._positions(position, embed_dim)
         self.dropout = nn.Dropout(dropout)
@@ -268,19 +285,18 @@ class ViTEmbedding(nn.Module):
                 return PositionalEncoding2d(embed_dim, self.patches.grid, class_token=has_class)
             case "none":
                 return nn.Identity()
-        raise ValueError(
-            f"position is {position!r}; it is one of 'learned', 'sinusoidal', 'sinusoidal_2d', 'none'"
-        )
+        raise ValueError(f"position is {position!r}; it is one of {', '.join(get_args(Position))}")
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
+        check_images(images_BCHW, self.in_channels, self.img_size)
         patches_BND = self.patches(self.stem(images_BCHW))
         return self.dropout(self.positions(self.prepend_class(patches_BND)))
 
     def prepend_class(self, patches_BND: Tensor) -> Tensor:
         if self.class_token is None:
             return patches_BND
-        # The cast keeps autocast's bfloat16 patches from being promoted back to float32.
-        class_B1D = self.class_token.to(patches_BND.dtype).expand(len(patches_BND), -1, -1)
+        # shape[0], as len() would fix the batch size of an exported graph.
+        class_B1D = self.class_token.expand(patches_BND.shape[0], -1, -1)
         return torch.cat([class_B1D, patches_BND], dim=1)
 
 

@@ -31,9 +31,13 @@ app = typer.Typer(
 
 DataArgument = Annotated[
     str,
-    typer.Argument(help="An image folder, a .parquet file or pattern with {split}, or 'digits'."),
+    typer.Argument(
+        metavar="DATA", help="An image folder, a .parquet file or pattern with {split}, or 'digits'."
+    ),
 ]
-ModelArgument = Annotated[str, typer.Argument(help="A model folder, as vitral train writes it.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model folder, as vitral train writes it.")
+]
 SettingsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override.")
 ]
@@ -94,10 +98,13 @@ def train(
     from vitral.console import TrainingConsole, clock
     from vitral.data import open_data
     from vitral.recipe import Recipe
+    from vitral.train import resumed_recipe
     from vitral.train import train as run_training
 
     values = config.read_toml(recipe) if recipe else {}
     wanted = config.build(Recipe, {**values, **config.parse_overrides(settings or [])})
+    if resume:
+        wanted = resumed_recipe(out, wanted)
     images = open_data(data, val_fraction=wanted.val_fraction, seed=wanted.seed)
     summary = run_training(images, out, wanted, resume=resume, reporter=TrainingConsole())
     if not summary.finished:
@@ -143,7 +150,7 @@ def evaluate(
 @app.command()
 def predict(
     model: ModelArgument,
-    images: Annotated[list[str], typer.Argument(help="Files, folders or patterns.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders or patterns.")],
     top: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 3,
     json_output: JsonOption = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
@@ -165,7 +172,9 @@ def predict(
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="A variant's name, such as ViT-B/16, or a model folder.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A variant's name, such as ViT-B/16, or a model folder.")
+    ],
     settings: SettingsArgument = None,
     measure: Annotated[bool, typer.Option(help="Time one image for each patch size.")] = True,
     device: DeviceOption = "auto",
@@ -184,6 +193,37 @@ def info(
     console.print(_stage_table(config, stages(config)))
     costs = patch_costs(config, placement if measure else None)
     console.print(_patch_table(config, costs, str(placement)))
+
+
+@app.command()
+def bench(
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="kernels: the two routes of patches and of attention.")
+    ],
+    json_output: JsonOption = False,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Speed, measured side by side on this machine."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from vitral import bench as benchmarks
+    from vitral.devices import Placement
+
+    if what != "kernels":
+        raise VitralError(f"there is no benchmark {what!r}; there is 'kernels'")
+    placement = Placement.choose(device, precision)  # type: ignore[arg-type]
+    timings = benchmarks.kernels(placement)
+    if json_output:
+        print(json.dumps({"placement": str(placement), "timings": [asdict(timing) for timing in timings]}))
+        return
+    table = Table("task", "contender", "ms (median)", "spread", title=f"kernels ({placement})")
+    for timing in timings:
+        table.add_row(timing.task, timing.contender, f"{timing.milliseconds:.2f}", f"{timing.spread:.0%}")
+    Console(highlight=False).print(table)
 
 
 # --- Helpers of the commands -----------------------------------------------------------------------
@@ -317,6 +357,9 @@ def _patch_table(config: "ViTConfig", costs: "list[PatchCost]", place: str) -> "
 
 def main() -> None:
     """The entry point: what a user can get wrong ends in one line."""
+    # Read when torch loads its threads. Spinning threads fall to a tenth of their speed beside one busy
+    # neighbour, such as a worker that loads images; sleeping ones share (docs/log.md, 2026-11-22).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except BrokenPipeError:

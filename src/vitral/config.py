@@ -40,7 +40,7 @@ def _toml_value(text: str) -> Any:
 def read_toml(path: Path) -> dict[str, Any]:
     """Raises VitralError if the file is missing or not TOML."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise VitralError(f"there is no file {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -57,14 +57,14 @@ def build(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     for key in values:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
-            raise VitralError(
-                f"there is no setting {key!r}; did you mean {nearest!r}? All: {', '.join(known)}"
-            )
+            raise VitralError(f"there is no setting {key!r}; did you mean {nearest!r}?")
     try:
         checked = TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        key = first["loc"][0] if first["loc"] else "settings"
+        if not first["loc"]:  # the dataclass itself refuses what it was given
+            raise VitralError(first["msg"].removeprefix("Value error, ")) from error
+        key = first["loc"][0]
         raise VitralError(f"{key}={values.get(str(key))!r}: {first['msg'].lower()}") from error
     return checked
 
@@ -76,5 +76,5 @@ def to_toml(settings: Any, header: str) -> str:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if value is not None:
-            lines.append(f"{field.name} = {json.dumps(value)}")
+            lines.append(f"{field.name} = {json.dumps(value, ensure_ascii=False)}")
     return "\n".join(lines) + "\n"

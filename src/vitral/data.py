@@ -11,8 +11,8 @@ import io
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -198,10 +198,9 @@ def image_sizes(split: Split, at_most: int = 200) -> np.ndarray:
     for index in np.linspace(0, len(split) - 1, min(at_most, len(split)), dtype=int):
         try:
             image = split.images[index]
-            if not isinstance(image, Image.Image):
-                image = Image.open(_file(image))
-            sizes.append((image.height, image.width))
-        except (OSError, SyntaxError, ValueError):
+            with nullcontext(image) if isinstance(image, Image.Image) else Image.open(_file(image)) as opened:
+                sizes.append((opened.height, opened.width))
+        except Exception:  # Pillow raises many kinds on damaged bytes; loading the image says which
             continue
     if not sizes:
         raise VitralError(f"not one of the images could be read, for example {split.names[0]}")
@@ -301,7 +300,8 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
 
 def _image_files(folder: Path) -> list[Path]:
     files = []
-    for parent, _, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(parent, name) for name in names if _is_image_name(name)]
     return sorted(files)
 
@@ -339,7 +339,9 @@ class _ParquetImages:
     def __getitem__(self, index: int) -> bytes | Path:
         value = self.column[int(index)].as_py()
         if isinstance(value, dict):
-            value = value["bytes"] or self.folder / value["path"]
+            value = value.get("bytes") or (self.folder / value["path"] if value.get("path") else None)
+        if value is None:
+            raise ImageError("the image's cell is empty")
         return value
 
 
@@ -355,9 +357,9 @@ def _parquet(pattern: str) -> tuple[tuple[str, ...], dict[str, Split]]:
     if "train" not in files:
         raise VitralError(f"no file matches {pattern.replace('{split}', 'train')}")
     tables = {name: _read_parquet(paths) for name, paths in files.items()}
-    classes = _label_names(tables)
+    classes, index = _classes_and_index(tables)
     return classes, {
-        name: _parquet_split(name, table, classes, Path(files[name][0]).parent)
+        name: _parquet_split(name, table, index, Path(files[name][0]).parent)
         for name, table in tables.items()
     }
 
@@ -380,33 +382,42 @@ def _read_parquet(paths: list[str]) -> Any:
             tables.append(pq.read_table(path, columns=["image", "label"]))
         except (pa.ArrowInvalid, OSError) as error:
             raise VitralError(f"{path} is no parquet file that can be read: {error}") from error
-    return pa.concat_tables(tables)
+    try:
+        return pa.concat_tables(tables)
+    except pa.ArrowInvalid as error:
+        raise VitralError(f"the images or labels of {_shortened(paths)} are of different types") from error
 
 
-def _label_names(tables: dict[str, Any]) -> tuple[str, ...]:
-    metadata = tables["train"].schema.metadata or {}
-    info = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {})
-    names = info.get("features", {}).get("label", {}).get("names")
+def _classes_and_index(tables: dict[str, Any]) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """The classes, and which of them each value of the label column stands for."""
+    names = _class_label_names(tables["train"])
+    for split, table in tables.items():
+        if _class_label_names(table) not in (names, None):
+            raise VitralError(f"the train and {split} files name or number their classes differently")
     if names:
-        return tuple(names)
+        return tuple(names), {value: i for i, name in enumerate(names) for value in (i, name)}
     values = {value for table in tables.values() for value in table["label"].unique().to_pylist()}
     if None in values:
         raise VitralError("the label column has empty cells; every image needs a label")
-    return tuple(str(value) for value in sorted(values))
+    return tuple(map(str, sorted(values))), {value: i for i, value in enumerate(sorted(values))}
 
 
-def _parquet_split(name: str, table: Any, classes: tuple[str, ...], folder: Path) -> Split:
+def _class_label_names(table: Any) -> list[str] | None:
+    """What the Hugging Face metadata calls the labels 0, 1, 2, ..."""
+    metadata = table.schema.metadata or {}
+    info = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {})
+    return info.get("features", {}).get("label", {}).get("names")
+
+
+def _parquet_split(name: str, table: Any, index: dict[Any, int], folder: Path) -> Split:
     values = table["label"].to_pylist()
-    if all(isinstance(value, int) and 0 <= value < len(classes) for value in values):
-        labels = np.array(values)
-    else:
-        index = {label: i for i, label in enumerate(classes)}
-        unknown = {str(value) for value in values} - set(index)
-        if unknown:
-            raise VitralError(f"{name!r} has labels that the classes lack: {_shortened(sorted(unknown))}")
-        labels = np.array([index[str(value)] for value in values])
-    names = [f"{name} row {row}" for row in range(len(labels))]
-    return Split(_ParquetImages(table["image"].combine_chunks(), folder), labels, names)
+    unknown = set(values) - set(index)
+    if unknown:
+        listed = _shortened(sorted(map(str, unknown)))
+        raise VitralError(f"{name!r} has labels that the classes lack: {listed}")
+    names = [f"{name} row {row}" for row in range(len(values))]
+    labels = np.array([index[value] for value in values], dtype=np.int64)
+    return Split(_ParquetImages(table["image"], folder), labels, names)
 
 
 # --- Batches -------------------------------------------------------------------------------------
@@ -489,7 +500,7 @@ def training_batches(
     first_step: int = 0,
     workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Shuffled batches without end, the same for the same seed whatever the step it starts from."""
     batches = _ShuffledBatches(len(split), batch_size, seed, first_step)
     return _loader(_Images(split, transform, seed), batches, workers, pin_memory=pin_memory)
@@ -497,23 +508,22 @@ def training_batches(
 
 def evaluation_batches(
     split: Split, transform: Transform, *, batch_size: int, workers: int = 0
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Every image once, in order."""
     keys = [(0, index) for index in range(len(split))]
     batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
     return _loader(_Images(split, transform, 0), batches, workers, pin_memory=False)
 
 
-def _loader(dataset: _Images, batches: Any, workers: int, *, pin_memory: bool) -> Iterator[Batch]:
-    return iter(
-        DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=_collate,
-            worker_init_fn=_worker_signals,
-            pin_memory=pin_memory,
-        )
+def _loader(dataset: _Images, batches: Any, workers: int, *, pin_memory: bool) -> Generator[Batch]:
+    # A generator, so that closing it ends the workers.
+    yield from DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_worker_signals,
+        pin_memory=pin_memory,
     )
 
 

@@ -24,7 +24,7 @@ class Demo:
 def demo(folder: Path, reporter: Reporter | None = None) -> Demo:
     """Trains on four fifths of the digits, evaluates on the held-out fifth and draws some of it."""
     data = open_data("digits")
-    train(data, folder, Recipe(epochs=30), reporter=reporter)
+    train(data, folder, Recipe(epochs=20), reporter=reporter)
     classifier = load(folder)
     _, evaluation = evaluate_classifier(classifier, "digits", split="val")
     held_out = data.split("val")

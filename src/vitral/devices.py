@@ -3,7 +3,7 @@
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -26,8 +26,11 @@ class Placement:
         """For "auto": a GPU if there is one, and bfloat16 where the hardware multiplies in it.
 
         Raises:
-            VitralError: if the device is not there.
+            VitralError: if the device is not there, or a name unknown.
         """
+        for name, value, known in (("device", device, Device), ("precision", precision, Precision)):
+            if value not in get_args(known):
+                raise VitralError(f"{name}={value}: it is one of {', '.join(get_args(known))}")
         place = torch.device(_best_device() if device == "auto" else device)
         if place.type not in _available_devices():
             raise VitralError(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import ConcatDataset
 
 from vitral.classifier import Classifier
 from vitral.data import (
@@ -134,6 +135,9 @@ def evaluate(
         classes: the names of the L classes.
         placement: device and precision to compute with.
         on_batch: told of each batch, for progress and damaged images.
+
+    Raises:
+        VitralError: if no image could be read.
     """
     was_training = model.training
     model.eval()
@@ -145,6 +149,8 @@ def evaluate(
                 logits_BL = model(placement.put(batch.images))
             parts.append(Outcomes.of(logits_BL, placement.put(batch.labels)))
     model.train(was_training)
+    if not parts:
+        raise VitralError("not one of the images could be read, so there is nothing to evaluate")
     return Evaluation.of(Outcomes.merge(parts), classes)
 
 
@@ -195,6 +201,8 @@ def _choose_split(
 ) -> tuple[str, Split]:
     made_by = classifier.metadata
     fraction, seed = made_by.get("val_fraction", 0.2), made_by.get("seed", 0)
+    if wanted in ("test", "all"):
+        fraction = 0  # Nothing need be held out, and of one image a class nothing could be.
     data = open_data(source, val_fraction=fraction, seed=seed)
     if data.held_out:
         same = fingerprint(data.split("val")) == made_by.get("held_out")
@@ -203,7 +211,7 @@ def _choose_split(
                 f"these are not the images that were held out when the model was trained; it may "
                 f"have seen some of them ({source} has changed, or is other data)"
             )
-        if wanted == "all" or (wanted is None and "test" not in data.splits and not same):
+        if wanted is None and "test" not in data.splits and not same:
             data, wanted = open_data(source, val_fraction=0), "all"
     name = wanted or ("test" if "test" in data.splits else "val")
     images = _all_images(data) if name == "all" else data.split(name)
@@ -213,7 +221,8 @@ def _choose_split(
 def _all_images(data: ImageData) -> Split:
     splits = data.splits.values()
     return Split(
-        [image for split in splits for image in split.images],
+        # A view: nothing is read before it is asked for.
+        ConcatDataset([split.images for split in splits]),  # pyrefly: ignore[bad-argument-type]
         np.concatenate([split.labels for split in splits]),
         [name for split in splits for name in split.names],
     )

@@ -65,11 +65,11 @@ def patch_costs(config: ViTConfig, placement: Placement | None) -> list[PatchCos
     """The cost at each of `PATCH_SIZES` that divides the image; timed if a placement is given."""
     height, width = height_and_width(config.img_size)
     sizes = sorted({*PATCH_SIZES, config.patch_size})
-    halvings = 2 ** len(config.stem)
+    reduction = 2 ** len(config.stem)
     return [
         _patch_cost(replace(config, patch_size=size), placement)
         for size in sizes
-        if not (height % size or width % size or size % halvings)
+        if not (height % size or width % size or size % reduction)
     ]
 
 

@@ -6,7 +6,7 @@ Axes in tensor names are those of `blocks`, and L classes.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from vitral.blocks import (
     ViTEmbedding,
     height_and_width,
     initialize_weights,
+    patch_grid,
 )
 
 Pooling = Literal["class", "mean"]
@@ -51,7 +52,9 @@ class ViTConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "img_size", height_and_width(self.img_size))
         object.__setattr__(self, "stem", tuple(self.stem))
-        for name in ("patch_size", "in_channels", "embed_dim", "num_layers", "num_heads"):
+        if min(height_and_width(self.img_size)) < 1:
+            raise ValueError(f"img_size is {self.img_size}; height and width must be at least 1")
+        for name in ("patch_size", "in_channels", "embed_dim", "num_layers", "num_heads", "hidden_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.num_classes < 0:
@@ -59,14 +62,14 @@ class ViTConfig:
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a probability below 1")
-        if self.pooling not in ("class", "mean"):
-            raise ValueError(f"pooling is {self.pooling!r}; it is 'class' or 'mean'")
+        for name, choices in (("position", get_args(Position)), ("pooling", get_args(Pooling))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(choices)}")
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        height, width = height_and_width(self.img_size)
-        return height // self.patch_size, width // self.patch_size
+        return patch_grid(self.img_size, self.patch_size)
 
     @property
     def hidden_dim(self) -> int:
@@ -192,9 +195,7 @@ class VisionTransformer(nn.Module):
     @torch.no_grad()
     def replace_head(self, num_classes: int) -> None:
         """A freshly drawn head for another set of classes; 0 removes it."""
-        device = next(self.parameters()).device
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
-        self.head = (
-            nn.Linear(self.config.embed_dim, num_classes, device=device) if num_classes else nn.Identity()
-        )
+        width, like = self.config.embed_dim, next(self.parameters())
+        self.head = nn.Linear(width, num_classes).to(like) if num_classes else nn.Identity()
         initialize_weights(self.head)

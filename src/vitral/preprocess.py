@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,9 @@ ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
 Resize = Literal["shortest", "squash", "longest"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
+# "shortest" makes 1x100,000 pixels 22 million wide: a few bytes in a file, 15 GB in memory.
+_MAX_RESIZED_PIXELS = 100_000_000
+
 
 def open_image(source: ImageSource) -> Image.Image:
     """Any image as an upright 8-bit RGB picture.
@@ -33,7 +37,10 @@ def open_image(source: ImageSource) -> Image.Image:
         ImageError: if the image is missing, damaged or of an unknown kind.
     """
     try:
-        return _upright_rgb(_decode(source))
+        with warnings.catch_warnings():
+            # Of damaged EXIF and the like, in pictures that can be read all the same.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            return _decode(source)
     # Pillow's format plugins raise almost anything on damaged bytes: OSError, SyntaxError,
     # struct.error, IndexError, DecompressionBombError.
     except Exception as error:
@@ -51,18 +58,15 @@ def _reason(source: ImageSource, error: Exception) -> str:
 def _decode(source: ImageSource) -> Image.Image:
     match source:
         case Image.Image():
-            image = source
-        case bytes():
-            image = Image.open(io.BytesIO(source))
+            return _upright_rgb(source)
         case Tensor():
-            image = _from_array(source.detach().cpu().movedim(0, -1).numpy())
+            array = source.detach().cpu().numpy()
+            return _upright_rgb(_from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array))
         case np.ndarray():
-            image = _from_array(source)
+            return _upright_rgb(_from_array(source))
         case _:
-            image = Image.open(source)
-    image.seek(0)
-    image.load()
-    return image
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                return _upright_rgb(image)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -72,10 +76,18 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array = np.rint(array * 255).astype(np.uint8)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    return Image.fromarray(np.ascontiguousarray(array))
+    try:
+        return Image.fromarray(np.ascontiguousarray(array))
+    except TypeError as error:
+        raise ValueError(
+            f"{array.dtype} of shape {array.shape}; give bytes 0..255 or floats 0..1, with 1 to 4 channels"
+        ) from error
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
+    image.seek(0)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image)
@@ -89,13 +101,13 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Integers above 255 are taken for 16-bit, floats up to 1 for the range 0..1."""
-    values = np.asarray(image, dtype=np.float64)
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     high = values.max()
     if image.mode.startswith("I"):
         scale = 1 / 257 if high > 255 or image.mode.startswith("I;16") else 1
     else:
         scale = 255 if high <= 1 else 1
-    return Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(np.rint(values * scale).clip(0, 255).astype(np.uint8))
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,10 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in 0..1
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
+    def __post_init__(self) -> None:
+        if min(self.img_size) < 1 or min(self.std) <= 0 or not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"{self}: sizes and std must be above 0, crop_fraction above 0 and at most 1")
+
     def __call__(self, source: ImageSource) -> Tensor:
         """Raises ImageError if the image cannot be read."""
         return self.normalize(self.fit(open_image(source)))
@@ -120,6 +136,8 @@ class Preprocess:
     def fit(self, image: Image.Image) -> Image.Image:
         """The picture at exactly `img_size`: resized, its centre cut out, or padded with the mean colour."""
         height, width = self._resized(image)
+        if height * width > _MAX_RESIZED_PIXELS:
+            raise ImageError(f"is too narrow to be resized, {image.width}x{image.height} pixels")
         resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         target_h, target_w = self.img_size
         fill = tuple(round(255 * m) for m in self.mean)
@@ -135,13 +153,11 @@ class Preprocess:
 
     def _resized(self, image: Image.Image) -> tuple[int, int]:
         """(height, width) to resize to before the centre is cut out."""
-        target_h, target_w = (side / self.crop_fraction for side in self.img_size)
+        target_h, target_w = (math.floor(side / self.crop_fraction + 1e-6) for side in self.img_size)
         if self.resize == "squash":
-            return round(target_h), round(target_w)
+            return target_h, target_w
         ratios = target_h / image.height, target_w / image.width
         scale = max(ratios) if self.resize == "shortest" else min(ratios)
-        # Rounded down, as torchvision does with the longer side; never below the target or one pixel.
+        # Rounded down, as torchvision does with the longer side.
         height, width = (max(math.floor(side * scale + 1e-6), 1) for side in (image.height, image.width))
-        if self.resize == "shortest":
-            return max(height, self.img_size[0]), max(width, self.img_size[1])
         return height, width

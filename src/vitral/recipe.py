@@ -76,7 +76,7 @@ class _Scale:
 
 # Hybrids, for a small data set cannot teach a plain ViT locality (the paper, §4.3 and figure 4).
 _SCALES = (
-    _Scale(12, "Conv+ViT-Pico/2", 16),
+    _Scale(12, "Conv+ViT-Pico/4", 16),
     _Scale(48, "Conv+ViT-Pico/4", None),
     _Scale(100, "Conv+ViT-Pico/8", 64),
     _Scale(float("inf"), "Conv+ViT-Ti/16", 128),
@@ -103,7 +103,8 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
         "crop": "padded" if side < 1.5 * smallest else "resized",
         "flip": data.mirror_safe,
         "batch_size": int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 128)),
-        "workers": min(cpu_count, 8),
+        # On two cores, loading in the training process itself was faster (docs/log.md, 2026-11-22).
+        "workers": 0 if cpu_count <= 2 else min(cpu_count - 1, 8),
     }
     if recipe.epochs is recipe.steps is recipe.minutes is None:
         choices["epochs"] = 20.0 if fine_tuning else _epochs_from_scratch(len(train))

@@ -13,8 +13,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from vitral.model import VisionTransformer
 from vitral.recipe import Recipe, resolve, start
 
 EVALUATION_BATCH = 256
+RECIPE_FILE = "recipe.toml"
 # Settings that may change when a run is taken up again, for they do not change what it computes.
 _CHANGEABLE = {"epochs", "steps", "minutes", "checkpoint_steps", "workers", "device"}
 
@@ -63,6 +64,7 @@ class RunState:
     step: int = 0
     seconds: float = 0.0  # spent so far, earlier sessions included
     best_top1: float = -1.0
+    best_loss: float = float("inf")  # decides between equal accuracies
     best_step: int = 0
     data: str = ""  # fingerprint of the training images
 
@@ -168,20 +170,21 @@ def train(
 
 def _loop(run: Run, stop: "StopSignal") -> bool:
     """Steps until the budget is spent (True) or a signal comes (False)."""
-    for batch in _training_batches(run):
-        run.damage.add(batch)
-        if len(batch.labels):
-            step(run, batch)
-        run.state.step += 1
-        run.tick()
-        run.reporter.step(run)
-        done = run.progress >= 1
-        if done or run.state.step % run.steps_per_epoch == 0:
-            _finish_epoch(run)
-        if done or stop.requested or _checkpoint_is_due(run):
-            save(run)
-        if done or stop.requested:
-            return done
+    with closing(_training_batches(run)) as batches:
+        for batch in batches:
+            run.damage.add(batch)
+            if len(batch.labels):
+                step(run, batch)
+            run.state.step += 1
+            run.tick()
+            run.reporter.step(run)
+            done = run.progress >= 1
+            if done or run.state.step % run.steps_per_epoch == 0:
+                _finish_epoch(run)
+            if done or stop.requested or _checkpoint_is_due(run):
+                save(run)
+            if done or stop.requested:
+                return done
     raise AssertionError("training batches never end")
 
 
@@ -210,8 +213,9 @@ def _finish_epoch(run: Run) -> None:
             f"(it is {run.recipe.learning_rate}) or set precision=float32, and start again"
         )
     evaluation = _evaluate_split(run, "val")
-    if evaluation.top1 > run.state.best_top1:
-        run.state.best_top1, run.state.best_step = evaluation.top1, run.state.step
+    if (evaluation.top1, -evaluation.loss) > (run.state.best_top1, -run.state.best_loss):
+        run.state.best_top1, run.state.best_loss = evaluation.top1, evaluation.loss
+        run.state.best_step = run.state.step
         save_checkpoint(run.folder, _averaged_checkpoint(run))
     _append_metrics(run, evaluation)
     run.reporter.epoch(run, evaluation)
@@ -250,7 +254,7 @@ def _evaluate_split(run: Run, name: str) -> Evaluation:
     return evaluate(run.average, batches, run.data.classes, run.placement, on_batch=run.damage.add)
 
 
-def _training_batches(run: Run) -> Iterator[Batch]:
+def _training_batches(run: Run) -> Generator[Batch]:
     recipe = run.recipe
     assert recipe.batch_size is not None
     assert recipe.crop is not None
@@ -364,10 +368,11 @@ class RunningMean:
 
 
 def _open_run(data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter, *, resume: bool) -> Run:
-    recipe_file = folder / "recipe.toml"
-    if recipe_file.exists() and not resume:
+    if (folder / RECIPE_FILE).exists() and not resume:
         raise VitralError(f"{folder} already holds a run; go on with --resume, or choose another --out")
-    recipe = _resumed_recipe(recipe_file, recipe) if resume else resolve(recipe, data, cpu_count())
+    if "val" not in data.splits:
+        raise VitralError(f"{data.source} has no validation images; give a val folder, or val_fraction=0.2")
+    recipe = resumed_recipe(folder, recipe) if resume else resolve(recipe, data, cpu_count())
     placement = Placement.choose(recipe.device, recipe.precision)
     last = folder / "last"
     if resume and _state_file(folder).exists():
@@ -385,7 +390,13 @@ def _open_run(data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter,
     return Run(recipe, folder, data, checkpoint, placement, reporter, state)
 
 
-def _resumed_recipe(file: Path, asked: Recipe) -> Recipe:
+def resumed_recipe(folder: Path, asked: Recipe) -> Recipe:
+    """The recipe that the run in `folder` began with, and what of `asked` may change it.
+
+    Raises:
+        VitralError: if there is no run, or `asked` would change what it computes.
+    """
+    file = folder / RECIPE_FILE
     if not file.exists():
         raise VitralError(f"{file.parent} holds no run to resume; leave out --resume to begin one")
     saved = config.build(Recipe, config.read_toml(file))
@@ -400,8 +411,8 @@ def _resumed_recipe(file: Path, asked: Recipe) -> Recipe:
 
 def _write_recipe(folder: Path, recipe: Recipe, data: ImageData) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    header = f"Run again with: vitral train {data.source} --out NEW_DIR --recipe {folder}/recipe.toml"
-    write_atomically(folder / "recipe.toml", config.to_toml(recipe, header).encode())
+    header = f"Run again with: vitral train {data.source} --out NEW_DIR --recipe {folder / RECIPE_FILE}"
+    write_atomically(folder / RECIPE_FILE, config.to_toml(recipe, header).encode())
 
 
 def _averaged_checkpoint(run: Run) -> Checkpoint:

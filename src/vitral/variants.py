@@ -50,7 +50,7 @@ def parse(name: str) -> ViTConfig:
     """
     match = _NAME.fullmatch(name)
     if match is None or match["size"] not in SIZES:
-        near = difflib.get_close_matches(name, names(), n=1, cutoff=0)[0]
+        near = max(names(), key=lambda known: _likeness(name, known))
         raise ValueError(f"there is no model {name!r}; did you mean {near!r}? Known: {', '.join(names())}")
     patch_size = int(match["patch"])
     options: dict[str, Any] = dict(SIZES[match["size"]], patch_size=patch_size)
@@ -75,6 +75,10 @@ def create(name: str, **overrides: Any) -> VisionTransformer:
 def names() -> tuple[str, ...]:
     """The names worth listing; every size goes with every patch size."""
     return (*PUBLISHED, "Conv+ViT-Pico/4", "Conv+ViT-Ti/8")
+
+
+def _likeness(name: str, known: str) -> float:
+    return difflib.SequenceMatcher(None, name.lower(), known.lower()).ratio()
 
 
 def _stem(patch_size: int) -> tuple[int, ...]:

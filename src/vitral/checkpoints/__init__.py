@@ -69,19 +69,33 @@ def load_checkpoint(folder: Path | str, **overrides: Any) -> Checkpoint:
     folder = Path(folder)
     config = _read_config(folder)
     num_classes = overrides.pop("num_classes", None)
+    asked = ", ".join(f"{name}={value}" for name, value in overrides.items())
+    described = f"{folder / CONFIG_FILE}{asked and f' with {asked}'}"
     try:
         saved = build(ViTConfig, config["architecture"])
         wanted = replace(saved, **overrides)
+        model = _without_weights(wanted)
         preprocess = build(Preprocess, config["preprocess"])
-        labels, metadata = tuple(config["labels"]), config["metadata"]
-    except (KeyError, TypeError, ValueError, VitralError) as error:
-        raise VitralError(f"{folder / CONFIG_FILE} cannot be used: {error}") from error
+        labels, metadata = tuple(config["labels"]), dict(config["metadata"])
+        if labels and len(labels) != saved.num_classes:
+            raise ValueError(f"it has {len(labels)} labels for {saved.num_classes} classes")
+        if preprocess.img_size != saved.img_size:
+            raise ValueError(f"it prepares images of {preprocess.img_size} for a model of {saved.img_size}")
+    except KeyError as error:
+        raise VitralError(f"{described} cannot be used: it has no {error}") from error
+    except (TypeError, ValueError, VitralError) as error:
+        raise VitralError(f"{described} cannot be used: {error}") from error
     state = _read_weights(folder / WEIGHTS_FILE)
     if wanted.img_size != saved.img_size:
         preprocess = replace(preprocess, img_size=height_and_width(wanted.img_size))
         if _POSITIONS in state:
             state[_POSITIONS] = resize_table(state[_POSITIONS], saved, wanted)
-    model = _assemble(wanted, state, folder / WEIGHTS_FILE)
+    problems = _misfits(model, state)
+    if problems:
+        raise VitralError(f"{folder / WEIGHTS_FILE} does not fit {described}: {'; '.join(problems)}")
+    model.load_state_dict(state, assign=True)
+    # Fixed positions are not in the file; they compute in the type of the weights that are.
+    model.requires_grad_().to(next(model.parameters()).dtype)
     if num_classes is not None:
         model.replace_head(num_classes)
         labels = ()
@@ -92,10 +106,13 @@ def is_model_folder(path: Path | str) -> bool:
     return Path(path, CONFIG_FILE).is_file()
 
 
-def _assemble(architecture: ViTConfig, state: Mapping[str, Tensor], source: Path) -> VisionTransformer:
-    # On the meta device nothing is allocated or drawn that the file then replaces.
+def _without_weights(architecture: ViTConfig) -> VisionTransformer:
+    # On the meta device nothing is allocated or drawn that a file then replaces.
     with torch.device("meta"):
-        model = VisionTransformer.from_config(architecture)
+        return VisionTransformer.from_config(architecture).eval()
+
+
+def _misfits(model: VisionTransformer, state: Mapping[str, Tensor]) -> list[str]:
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
@@ -105,10 +122,7 @@ def _assemble(architecture: ViTConfig, state: Mapping[str, Tensor], source: Path
         for name in wanted.keys() & found.keys()
         if wanted[name] != found[name]
     ]
-    if problems:
-        raise VitralError(f"{source} does not fit its config.json: {'; '.join(sorted(problems))}")
-    model.load_state_dict(state, assign=True)
-    return model.requires_grad_().eval()
+    return sorted(problems)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -151,5 +165,5 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)
         raise

@@ -1,0 +1,191 @@
+"""Settings from words and files; what is wrong is named, with the nearest thing that is right."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitral.config import build, parse_overrides, read_toml, to_toml
+from vitral.errors import VitralError
+from vitral.model import ViTConfig
+from vitral.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Oven:
+    degrees: int = 180
+    fan: bool = False
+    rack: str | None = None
+    tray: tuple[int, int] = (30, 40)
+
+
+# --- Words ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("k=15", 15),
+        ("k=1.5", 1.5),
+        ("k=2e-3", 0.002),
+        ("k=true", True),
+        ("k=[32, 48]", [32, 48]),
+        ("k='quoted'", "quoted"),
+        ('k="15"', "15"),
+        ("k=plain", "plain"),
+        ("k=runs/my model", "runs/my model"),
+        ("k=a=b", "a=b"),
+        ("k=", ""),
+        (" k = 3 ", 3),
+        ("k=True", "True"),
+    ],
+)
+def test_a_word_is_read_as_toml_or_else_as_text(word: str, value: Any) -> None:
+    parsed = parse_overrides([word])
+    assert parsed == {"k": value}
+    assert type(parsed["k"]) is type(value)
+
+
+def test_the_later_word_wins() -> None:
+    assert parse_overrides(["k=1", "j=2", "k=3"]) == {"k": 3, "j": 2}
+
+
+def test_a_word_without_equals_is_no_setting() -> None:
+    with pytest.raises(VitralError, match=r"'epochs' is no setting; write key=value, for example epochs=20"):
+        parse_overrides(["epochs"])
+
+
+# --- Building ------------------------------------------------------------------------------------
+
+
+def test_values_become_the_types_of_their_fields() -> None:
+    oven = build(Oven, {"degrees": 200, "fan": True, "rack": "top", "tray": [20, 30]})
+    assert oven == Oven(200, True, "top", (20, 30))
+
+
+def test_what_is_not_named_keeps_its_default() -> None:
+    assert build(Oven, {}) == Oven()
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [("learning_rte", "learning_rate"), ("epoch", "epochs"), ("lr_decay", "layer_decay"), ("Seed", "seed")],
+)
+def test_an_unknown_key_is_answered_with_the_nearest(key: str, nearest: str) -> None:
+    with pytest.raises(VitralError, match=rf"there is no setting '{key}'; did you mean '{nearest}'\?"):
+        build(Recipe, {key: 1})
+
+
+def test_an_unknown_key_is_answered_with_all_keys() -> None:
+    with pytest.raises(VitralError, match="All: degrees, fan, rack, tray"):
+        build(Oven, {"gas": 3})
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"degrees": "hot"}, "degrees='hot': input should be a valid integer"),
+        ({"degrees": 1.5}, "degrees=1.5: input should be a valid integer"),
+        ({"fan": "maybe"}, "fan='maybe': input should be a valid boolean"),
+        ({"rack": 2024}, "rack=2024: input should be a valid string"),
+        ({"tray": [1]}, r"tray=\[1\]: field required"),
+    ],
+)
+def test_an_unfit_value_is_named_with_what_fits(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(VitralError, match=text):
+        build(Oven, values)
+
+
+def test_what_a_dataclass_itself_refuses_is_said_in_its_words() -> None:
+    with pytest.raises(VitralError, match=r"^dropout is 2\.0; it is a probability below 1$"):
+        build(ViTConfig, {"dropout": 2})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epochs", 0),
+        ("steps", 0),
+        ("steps", 1.5),
+        ("minutes", -1),
+        ("learning_rate", float("nan")),
+        ("batch_size", 0),
+        ("warmup", 1),
+        ("layer_decay", 1.1),
+        ("dropout", 1),
+        ("mixup", -0.1),
+        ("rand_augment", 31),
+        ("seed", -1),
+        ("workers", -1),
+        ("crop", "square"),
+        ("device", "tpu"),
+        ("precision", "float16"),
+        ("pooling", "max"),
+        ("img_size", [32]),
+    ],
+)
+def test_a_recipe_refuses_what_no_run_can_do(key: str, value: Any) -> None:
+    with pytest.raises(VitralError, match=f"^{key}="):
+        build(Recipe, {key: value})
+
+
+# --- Files ---------------------------------------------------------------------------------------
+
+
+def written(folder: Path, settings: Any, header: str = "how to run this again") -> Path:
+    file = folder / "settings.toml"
+    file.write_bytes(to_toml(settings, header).encode())
+    return file
+
+
+FULL_RECIPE = Recipe(
+    model="ViT-B/16",
+    img_size=(32, 48),
+    epochs=1.5,
+    steps=7,
+    learning_rate=1e-5,
+    layer_decay=0.75,
+    crop="resized",
+    flip=False,
+    seed=2**40,
+    device="cpu",
+)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), FULL_RECIPE], ids=["default", "full"])
+def test_a_recipe_comes_back_from_its_file(recipe: Recipe, tmp_path: Path) -> None:
+    assert build(Recipe, read_toml(written(tmp_path, recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    "text", ['a "quoted" run', "it's", r"C:\runs", "vitrô", "🪟", "tab\tnewline\n", "# no comment", ""]
+)
+def test_any_text_comes_back_from_a_file(text: str, tmp_path: Path) -> None:
+    recipe = replace(FULL_RECIPE, model=text)
+    assert read_toml(written(tmp_path, recipe))["model"] == text
+
+
+def test_none_is_left_out_of_a_file(tmp_path: Path) -> None:
+    kept = read_toml(written(tmp_path, Recipe()))
+    assert kept.keys() == {
+        field.name for field in fields(Recipe) if getattr(Recipe(), field.name) is not None
+    }
+
+
+def test_the_header_is_a_comment(tmp_path: Path) -> None:
+    lines = written(tmp_path, Oven(), "one\n\ntwo").read_text().splitlines()
+    assert lines[:3] == ["# one", "#", "# two"]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(VitralError, match=r"there is no file .*nowhere\.toml"):
+        read_toml(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize("content", [b"seed == 3", b"\xff\xfe"])
+def test_a_file_that_is_not_toml_is_named(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_bytes(content)
+    with pytest.raises(VitralError, match=r"bad\.toml is not TOML"):
+        read_toml(file)

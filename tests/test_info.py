@@ -1,0 +1,168 @@
+"""Costs against formulas worked by hand from the paper's equations."""
+
+from typing import Any
+
+import pytest
+import torch
+from torchvision.models import get_model_weights
+
+from vitral import info
+from vitral.devices import Placement
+from vitral.model import VisionTransformer, ViTConfig
+from vitral.variants import parse
+
+CHANNELS, PATCH, ROWS, COLUMNS = 3, 4, 5, 7
+DIM, LAYERS, HEADS, MLP_RATIO, CLASSES = 44, 3, 11, 1.5, 13
+HIDDEN, PATCHES = 66, ROWS * COLUMNS
+TOKENS = PATCHES + 1
+
+OPTIONS = {
+    "paper": {},
+    "sinusoidal": {"position": "sinusoidal"},
+    "sinusoidal_2d": {"position": "sinusoidal_2d"},
+    "no positions": {"position": "none"},
+    "mean": {"pooling": "mean"},
+    "stem": {"stem": (17, 19)},
+    "post-norm": {"norm_first": False},
+    "features": {"num_classes": 0},
+    "drop path": {"drop_path": 0.3, "dropout": 0.1},
+}
+
+
+def config(**options: Any) -> ViTConfig:
+    sizes: dict[str, Any] = {
+        "img_size": (ROWS * PATCH, COLUMNS * PATCH),
+        "patch_size": PATCH,
+        "in_channels": CHANNELS,
+        "embed_dim": DIM,
+        "num_layers": LAYERS,
+        "num_heads": HEADS,
+        "mlp_ratio": MLP_RATIO,
+        "num_classes": CLASSES,
+    }
+    return ViTConfig(**{**sizes, **options})
+
+
+def stage(name: str, **options: Any) -> info.Stage:
+    [found] = [stage for stage in info.stages(config(**options)) if stage.name == name]
+    return found
+
+
+def linear_flops(tokens: int) -> int:
+    """The four linear maps of a layer: q k v, out, and the MLP's two."""
+    return 2 * tokens * DIM * 3 * DIM + 2 * tokens * DIM**2 + 4 * tokens * DIM * HIDDEN
+
+
+def attention_flops(tokens: int) -> int:
+    """The products q k^T and weights v."""
+    return 4 * tokens**2 * DIM
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_stages_leave_no_parameter_out_and_count_none_twice(options: dict[str, Any]) -> None:
+    model = VisionTransformer.from_config(config(**options))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(stage.parameters for stage in info.stages(config(**options))) == total
+
+
+def test_stages_come_in_the_order_of_the_forward_pass() -> None:
+    assert [stage.name for stage in info.stages(config(stem=(17, 19)))] == [
+        "embedding.stem",
+        "embedding.patches",
+        "embedding.class_token + positions",
+        "layers.0",
+        "layers.1",
+        "layers.2",
+        "norm",
+        "head",
+    ]
+
+
+def test_stages_that_a_model_lacks_are_not_listed() -> None:
+    names = {stage.name for stage in info.stages(config(norm_first=False, num_classes=0))}
+    assert not names & {"embedding.stem", "norm", "head"}
+
+
+def test_shapes_are_those_of_one_image() -> None:
+    shapes = [stage.shape for stage in info.stages(config())]
+    tokens = (TOKENS, DIM)
+    assert shapes == [(PATCHES, DIM), tokens, *[tokens] * LAYERS, tokens, (CLASSES,)]
+
+
+def test_class_token_and_positions_are_a_vector_a_token_and_one_more() -> None:
+    assert stage("embedding.class_token + positions").parameters == (TOKENS + 1) * DIM
+    assert stage("embedding.class_token + positions", position="none").parameters == DIM
+
+
+def test_flops_of_the_patches() -> None:
+    assert stage("embedding.patches").flops == 2 * PATCHES * (CHANNELS * PATCH**2) * DIM
+
+
+def test_flops_of_a_layer() -> None:
+    assert stage("layers.1").flops == linear_flops(TOKENS) + attention_flops(TOKENS)
+
+
+def test_flops_of_the_head() -> None:
+    assert stage("head").flops == 2 * DIM * CLASSES
+
+
+def test_flops_of_the_stem() -> None:
+    pixels = ROWS * PATCH * COLUMNS * PATCH
+    first, second = 2 * pixels * 9 * CHANNELS * 17, 2 * (pixels // 4) * 9 * 17 * 19
+    assert stage("embedding.stem", stem=(17, 19)).flops == first + second
+    assert stage("embedding.patches", stem=(17, 19)).flops == 2 * PATCHES * 19 * DIM
+
+
+@pytest.mark.parametrize("size", ["B_16", "B_32", "L_16", "L_32"])
+def test_flops_are_those_that_torchvision_publishes(size: str) -> None:
+    """Torchvision counts a multiplication and its addition as one."""
+    published = get_model_weights(f"vit_{size.lower()}")["IMAGENET1K_V1"].meta["_ops"]
+    flops = sum(stage.flops for stage in info.stages(parse(f"ViT-{size.replace('_', '/')}")))
+    assert flops / 2e9 == pytest.approx(published, abs=1e-3)
+
+
+def test_looking_at_costs_draws_no_weights() -> None:
+    before = torch.random.get_rng_state()
+    info.stages(ViTConfig())
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# --- Patch sizes -------------------------------------------------------------------------------------
+
+
+def costs(**options: Any) -> dict[int, info.PatchCost]:
+    return {cost.patch_size: cost for cost in info.patch_costs(config(**options), placement=None)}
+
+
+def test_patch_sizes_that_divide_the_image_are_compared_and_the_models_own() -> None:
+    assert list(costs(img_size=(56, 112))) == [4, 8, 14]
+
+
+def test_patch_sizes_that_a_stem_cannot_make_are_left_out() -> None:
+    assert list(costs(img_size=(56, 112), stem=(17, 19))) == [4, 8]
+
+
+def test_a_smaller_patch_gives_more_tokens() -> None:
+    assert [cost.patches for cost in costs(img_size=(56, 112)).values()] == [14 * 28, 7 * 14, 4 * 8]
+
+
+@pytest.mark.parametrize("size", [4, 8, 14])
+def test_cost_splits_into_attention_and_the_linear_rest(size: int) -> None:
+    cost = costs(img_size=(56, 112))[size]
+    patches = (56 // size) * (112 // size)
+    embedding, head = 2 * patches * (CHANNELS * size**2) * DIM, 2 * DIM * CLASSES
+    assert cost.attention_flops == LAYERS * attention_flops(patches + 1)
+    assert cost.linear_flops == LAYERS * linear_flops(patches + 1) + embedding + head
+
+
+def test_half_the_patch_costs_sixteen_times_the_attention() -> None:
+    mean_pooled = costs(img_size=(56, 112), pooling="mean")
+    assert mean_pooled[4].attention_flops == 16 * mean_pooled[8].attention_flops
+
+
+def test_times_are_measured_only_where_a_placement_is_given() -> None:
+    [timed] = info.patch_costs(config(), Placement.choose("cpu", "float32"))
+    [untimed] = info.patch_costs(config(), None)
+    assert timed.milliseconds is not None
+    assert 0 < timed.milliseconds < 1000
+    assert untimed.milliseconds is None

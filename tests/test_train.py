@@ -1,0 +1,481 @@
+"""Training computes what its formulas say, ends when its budget says, and learns."""
+
+import json
+import math
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.conftest import write_images
+from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.data import Batch, ImageData, open_data, seeded
+from vitral.devices import Placement
+from vitral.errors import VitralError
+from vitral.evaluate import Evaluation
+from vitral.model import VisionTransformer
+from vitral.preprocess import Preprocess
+from vitral.recipe import Recipe, resolve, start
+from vitral.train import Reporter, Run, learning_rate_at, parameter_groups, step, train
+
+
+class Recorder(Reporter):
+    """Keeps what a run tells."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.steps: list[int] = []
+        self.averages: dict[int, dict[str, Tensor]] = {}
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def step(self, run: Run) -> None:
+        self.steps.append(run.state.step)
+
+    def epoch(self, run: Run, evaluation: Evaluation) -> None:
+        self.averages[run.state.step] = copied(run.average)
+
+
+def copied(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def tiny(**options: Any) -> VisionTransformer:
+    return VisionTransformer(16, 8, embed_dim=16, num_layers=2, num_heads=2, num_classes=2, **options)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    """A model folder to start from, far smaller than any named variant."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = tiny(dropout=0.0)
+    save_checkpoint(tmp_path / "base", Checkpoint(model, Preprocess((16, 16)), ("x", "y")))
+    return str(tmp_path / "base")
+
+
+@pytest.fixture
+def data(image_folder: Path) -> ImageData:
+    """30 images to train on and 6 to validate on."""
+    return open_data(str(image_folder))
+
+
+def small(base: str, **settings: Any) -> Recipe:
+    """A run of less than a second; three steps of eight images an epoch."""
+    quick = Recipe(model=base, steps=6, batch_size=8, workers=0, device="cpu", precision="float32")
+    return replace(quick, **settings)
+
+
+def opened(data: ImageData, recipe: Recipe) -> Run:
+    """A run that the test steps through itself."""
+    resolved = resolve(recipe, data, cpu_count=1)
+    with seeded(resolved.seed):
+        checkpoint = start(resolved, data.classes)
+    return Run(resolved, Path(), data, checkpoint, Placement.choose("cpu", "float32"), Reporter())
+
+
+def random_batches(count: int) -> list[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Batch(torch.randn(8, 3, 16, 16, generator=generator), torch.randint(3, (8,), generator=generator), ())
+        for _ in range(count)
+    ]
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+# --- One step ------------------------------------------------------------------------------------
+
+
+def smoothed_cross_entropy(logits_BL: Tensor, labels_B: Tensor, smoothing: float) -> Tensor:
+    classes = logits_BL.shape[1]
+    targets_BL = (1 - smoothing) * F.one_hot(labels_B, classes) + smoothing / classes
+    return -(targets_BL * logits_BL.log_softmax(1)).sum(1).mean()
+
+
+class PlainAdamW:
+    """Algorithm 2 of Decoupled Weight Decay Regularization (arXiv:1711.05101), parameter by parameter."""
+
+    def __init__(self, model: torch.nn.Module, undecayed: tuple[str, ...]) -> None:
+        self.parameters = dict(model.named_parameters())
+        self.undecayed = undecayed
+        self.first = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self.second = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self.t = 0
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, weight_decay: float, clip_norm: float) -> None:
+        self.t += 1
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
+        for name, gradient in gradients.items():
+            gradient = gradient * min(1.0, clip_norm / norm)
+            self.first[name] = 0.9 * self.first[name] + 0.1 * gradient
+            self.second[name] = 0.999 * self.second[name] + 0.001 * gradient**2
+            first, second = self.first[name] / (1 - 0.9**self.t), self.second[name] / (1 - 0.999**self.t)
+            decay = 0.0 if name.endswith(self.undecayed) else weight_decay
+            p = self.parameters[name]
+            p.copy_(p - learning_rate * decay * p - learning_rate * first / (second.sqrt() + 1e-8))
+            p.grad = None
+
+
+@pytest.mark.parametrize("clip_norm", [0.1, 100.0], ids=["clipped", "unclipped"])
+def test_steps_are_those_of_plain_pytorch(clip_norm: float, base: str, data: ImageData) -> None:
+    run = opened(
+        data,
+        small(
+            base,
+            steps=10,
+            learning_rate=1e-3,
+            warmup=0.3,
+            layer_decay=1.0,
+            weight_decay=0.1,
+            clip_norm=clip_norm,
+            label_smoothing=0.2,
+        ),
+    )
+    model = tiny(dropout=0.0)
+    model.replace_head(3)
+    model.load_state_dict(run.model.state_dict())
+    optimizer = PlainAdamW(model, undecayed=("bias", "norm.weight", "class_token", "positions.table"))
+    # Three steps of warm-up (from a thousandth), then two of a cosine over the other seven.
+    rates = [1e-6, 1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3 * (1 + math.cos(math.pi / 7)) / 2]
+    for batch, rate in zip(random_batches(5), rates, strict=True):
+        step(run, batch)
+        run.state.step += 1
+        smoothed_cross_entropy(model(batch.images), batch.labels, 0.2).backward()
+        optimizer.step(rate, 0.1, clip_norm)
+    for name, expected in model.state_dict().items():
+        found = run.model.state_dict()[name]
+        if name.endswith("qkv.bias"):
+            # A key's bias moves all scores of a query alike: its gradient is rounding, which Adam scales up.
+            found, expected = (torch.cat([q, v]) for q, _, v in (found.chunk(3), expected.chunk(3)))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6, msg=name)
+
+
+def test_the_average_follows_its_formula(base: str, data: ImageData) -> None:
+    run = opened(data, small(base, steps=4, learning_rate=0.01, ema_decay=0.15))
+    expected = copied(run.model)
+    # (1 + s) / (10 + s) until it passes ema_decay: 1/10, then 2/11 is more than 0.15.
+    for batch, decay in zip(random_batches(4), (0.1, 0.15, 0.15, 0.15), strict=True):
+        step(run, batch)
+        run.state.step += 1
+        now = run.model.state_dict()
+        expected = {name: decay * old + (1 - decay) * now[name] for name, old in expected.items()}
+    for name, tensor in run.average.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+
+
+def test_a_step_says_the_same_whatever_was_drawn_before(base: str, data: ImageData) -> None:
+    after = []
+    for draws in (0, 1000):
+        run = opened(data, small(base, dropout=0.3, drop_path=0.3, mixup=0.5, cutmix=0.5))
+        torch.rand(draws)
+        step(run, random_batches(1)[0])
+        after.append(copied(run.model))
+    assert all(torch.equal(tensor, after[1][name]) for name, tensor in after[0].items())
+
+
+def test_dropout_differs_from_step_to_step(base: str, data: ImageData) -> None:
+    after = []
+    for number in (0, 1):
+        run = opened(data, small(base, dropout=0.5, warmup=0.0, learning_rate=0.01))
+        run.state.step = number
+        step(run, random_batches(1)[0])
+        after.append(copied(run.model)["norm.weight"])
+    assert not torch.equal(*after)
+
+
+# --- The schedule --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("progress", "warmup", "share"),
+    [
+        (0.0, 0.2, 0.001),
+        (0.05, 0.2, 0.25),
+        (0.1, 0.2, 0.5),
+        (0.2, 0.2, 1.0),
+        (0.4, 0.2, (1 + math.sqrt(0.5)) / 2),
+        (0.6, 0.2, 0.5),
+        (1.0, 0.2, 0.0),
+        (0.0, 0.0, 1.0),
+        (0.5, 0.0, 0.5),
+        (1.0, 0.0, 0.0),
+    ],
+)
+def test_the_rate_rises_linearly_and_falls_as_a_cosine(progress: float, warmup: float, share: float) -> None:
+    rate = learning_rate_at(progress, Recipe(learning_rate=0.02, warmup=warmup))
+    assert rate == pytest.approx(0.02 * share, abs=1e-12)
+
+
+# --- Groups of parameters ------------------------------------------------------------------------
+
+ENCODER = {
+    "attention_norm.weight": False,
+    "attention_norm.bias": False,
+    "attention.qkv.weight": True,
+    "attention.qkv.bias": False,
+    "attention.out.weight": True,
+    "attention.out.bias": False,
+    "feed_forward_norm.weight": False,
+    "feed_forward_norm.bias": False,
+    "feed_forward.expand.weight": True,
+    "feed_forward.expand.bias": False,
+    "feed_forward.contract.weight": True,
+    "feed_forward.contract.bias": False,
+}
+# Name -> (layers between it and the head, whether it decays), for two layers.
+EMBEDDING = {
+    "embedding.class_token": (3, False),
+    "embedding.patches.projection.weight": (3, True),
+    "embedding.patches.projection.bias": (3, False),
+}
+TABLE = {"embedding.positions.table": (3, False)}
+STEM = {"embedding.stem.stages.0.0.weight": (3, True), "embedding.stem.stages.1.0.weight": (3, True)}
+LAYERS = {f"layers.{i}.{name}": (2 - i, decays) for i in (0, 1) for name, decays in ENCODER.items()}
+NORM = {"norm.weight": (0, False), "norm.bias": (0, False)}
+HEAD = {"head.weight": (0, True), "head.bias": (0, False)}
+MEAN = {name: fate for name, fate in EMBEDDING.items() if name != "embedding.class_token"}
+
+FATES = [
+    ({}, EMBEDDING | TABLE | LAYERS | NORM | HEAD),
+    ({"stem": (4, 8)}, EMBEDDING | TABLE | STEM | LAYERS | NORM | HEAD),
+    ({"norm_first": False}, EMBEDDING | TABLE | LAYERS | HEAD),
+    ({"pooling": "mean"}, MEAN | TABLE | LAYERS | NORM | HEAD),
+    ({"position": "sinusoidal"}, EMBEDDING | LAYERS | NORM | HEAD),
+    ({"position": "none"}, EMBEDDING | LAYERS | NORM | HEAD),
+]
+
+
+@pytest.mark.parametrize(("options", "fates"), FATES, ids=[str(options) for options, _ in FATES])
+def test_each_parameter_has_the_rate_and_decay_of_its_place(
+    options: dict[str, Any], fates: dict[str, tuple[int, bool]]
+) -> None:
+    groups = parameter_groups(tiny(**options), Recipe(layer_decay=0.5, weight_decay=0.3))
+    found = {name: (group["scale"], group["weight_decay"]) for group in groups for name in group["names"]}
+    assert found == {name: (0.5**level, 0.3 if decays else 0.0) for name, (level, decays) in fates.items()}
+
+
+@pytest.mark.parametrize("options", [options for options, _ in FATES], ids=str)
+def test_each_parameter_is_in_one_group(options: dict[str, Any]) -> None:
+    model = tiny(**options)
+    groups = parameter_groups(model, Recipe(layer_decay=0.5))
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
+
+
+def test_layer_decay_of_one_gives_every_layer_the_same_rate() -> None:
+    assert {group["scale"] for group in parameter_groups(tiny(), Recipe(layer_decay=1.0))} == {1.0}
+
+
+def test_lower_layers_move_less(base: str, data: ImageData) -> None:
+    # Adam's first step is the learning rate itself, in each weight with a gradient.
+    run = opened(data, small(base, warmup=0.0, learning_rate=1e-3, layer_decay=0.5, weight_decay=0.0))
+    before = copied(run.model)
+    step(run, random_batches(1)[0])
+    moved = {name: float((tensor - before[name]).abs().max()) for name, tensor in copied(run.model).items()}
+    assert moved["head.weight"] == pytest.approx(1e-3, rel=0.01)
+    assert moved["layers.1.feed_forward.contract.weight"] == pytest.approx(5e-4, rel=0.01)
+    assert moved["layers.0.feed_forward.contract.weight"] == pytest.approx(2.5e-4, rel=0.01)
+    assert moved["embedding.patches.projection.weight"] == pytest.approx(1.25e-4, rel=0.01)
+
+
+# --- The budget ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"),
+    [
+        ({"steps": 5}, 5),
+        ({"steps": None, "epochs": 2}, 6),
+        ({"steps": None, "epochs": 1.5}, 4),
+        ({"steps": None, "epochs": 0.01}, 1),
+        ({"steps": 5, "epochs": 1}, 3),
+        ({"steps": 2, "epochs": 1}, 2),
+        ({"steps": 2, "minutes": 10}, 2),
+    ],
+    ids=str,
+)
+def test_the_first_budget_reached_ends_the_run(
+    budget: dict[str, Any], steps: int, base: str, data: ImageData, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    summary = train(data, tmp_path / "run", small(base, **budget), reporter=recorder)
+    assert summary.finished
+    assert summary.steps == steps
+    assert recorder.steps == list(range(1, steps + 1))
+
+
+def test_minutes_end_a_run(base: str, data: ImageData, tmp_path: Path) -> None:
+    recipe = small(base, steps=None, minutes=0.01)
+    summary = train(data, tmp_path / "run", recipe)
+    assert summary.finished
+    assert 0.6 <= summary.seconds < 5
+
+
+@pytest.mark.parametrize("budget", [{"steps": 4}, {"steps": None, "minutes": 0.005}], ids=str)
+def test_the_schedule_is_laid_out_for_the_budget(
+    budget: dict[str, Any], base: str, data: ImageData, tmp_path: Path
+) -> None:
+    train(data, tmp_path / "run", small(base, **budget))
+    assert metrics(tmp_path / "run")[-1]["learning_rate"] == 0
+
+
+# --- A run and its folder ------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_weights(base: str, data: ImageData, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        train(data, tmp_path / name, small(base, seed=5, mixup=0.2, dropout=0.1, rand_augment=5))
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+
+
+def test_another_seed_gives_other_weights(base: str, data: ImageData, tmp_path: Path) -> None:
+    for seed in (5, 6):
+        train(data, tmp_path / str(seed), small(base, seed=seed))
+    assert weights(tmp_path / "5") != weights(tmp_path / "6")
+
+
+def test_the_seed_draws_a_fresh_model(data: ImageData) -> None:
+    runs = [opened(data, small("ViT-Pico/8", img_size=16, seed=seed)) for seed in (0, 0, 1)]
+    zero, again, one = (run.model.state_dict()["head.weight"] for run in runs)
+    assert torch.equal(zero, again)
+    assert not torch.equal(zero, one)
+
+
+def test_a_tiny_model_learns_the_tints(base: str, data: ImageData, tmp_path: Path) -> None:
+    recipe = small(base, steps=None, epochs=25, learning_rate=3e-3, layer_decay=1.0, ema_decay=0.9)
+    train(data, tmp_path / "run", recipe)
+    first, *_, last = metrics(tmp_path / "run")
+    assert last["val_top1"] == 1.0
+    assert last["train_accuracy"] > 0.9
+    assert last["train_loss"] < 0.7 * first["train_loss"]
+    assert last["val_loss"] < 0.7 * first["val_loss"]
+
+
+def test_the_model_that_is_kept_is_the_best_average(base: str, data: ImageData, tmp_path: Path) -> None:
+    recorder = Recorder()
+    summary = train(data, tmp_path / "run", small(base, steps=15, learning_rate=3e-3), reporter=recorder)
+    kept = load_checkpoint(tmp_path / "run").model.state_dict()
+    best = recorder.averages[summary.best_step]
+    assert all(torch.equal(tensor, best[name]) for name, tensor in kept.items())
+    chosen = max(metrics(tmp_path / "run"), key=lambda record: (record["val_top1"], -record["val_loss"]))
+    assert (summary.best_step, summary.val_top1) == (chosen["step"], chosen["val_top1"])
+
+
+def test_each_epoch_and_the_end_are_recorded(base: str, data: ImageData, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", small(base, steps=7))
+    assert [record["step"] for record in metrics(tmp_path / "run")] == [3, 6, 7]
+    assert [record["epoch"] for record in metrics(tmp_path / "run")] == pytest.approx([1, 2, 7 / 3])
+
+
+def test_the_summary_says_how_it_ended(base: str, data: ImageData, tmp_path: Path) -> None:
+    summary = train(data, tmp_path / "run", small(base))
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert written == {**vars(summary), "test": None}
+    assert (summary.finished, summary.steps, summary.epochs) == (True, 6, 2.0)
+
+
+def test_a_test_split_is_judged_at_the_end(base: str, tmp_path: Path) -> None:
+    for split, count in (("train", 8), ("val", 3), ("test", 5)):
+        write_images(tmp_path / "images" / split, {"ant": count, "bee": count}, seed=count)
+    summary = train(open_data(str(tmp_path / "images")), tmp_path / "run", small(base))
+    assert summary.test is not None
+    assert summary.test["n"] == 10
+
+
+def test_the_run_is_a_model_folder_with_the_datas_labels(base: str, data: ImageData, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", small(base))
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert checkpoint.labels == ("ant", "bee", "cat")
+    assert checkpoint.metadata["base"] == base
+    assert checkpoint.metadata["data"] == data.source
+
+
+def test_a_run_can_be_tuned_to_other_images(base: str, data: ImageData, tmp_path: Path) -> None:
+    train(data, tmp_path / "first", small(base))
+    other = open_data(str(write_images(tmp_path / "wide", {"dog": 9, "elk": 9}, size=(40, 26))))
+    train(other, tmp_path / "second", small(str(tmp_path / "first"), img_size=(24, 32), layer_decay=0.7))
+    tuned = load_checkpoint(tmp_path / "second")
+    assert tuned.labels == ("dog", "elk")
+    assert tuned.model.config.grid == (3, 4)
+    assert tuned.model(torch.zeros(1, 3, 24, 32)).shape == (1, 2)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(base: str, data: ImageData, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", small(base))
+    before = weights(tmp_path / "run")
+    with pytest.raises(VitralError, match="already holds a run; go on with --resume, or choose another"):
+        train(data, tmp_path / "run", small(base, seed=1))
+    assert weights(tmp_path / "run") == before
+
+
+# --- What can go wrong ---------------------------------------------------------------------------
+
+
+def test_a_lost_loss_stops_the_run(base: str, data: ImageData, tmp_path: Path) -> None:
+    recipe = small(base, learning_rate=1e30, warmup=0.0)
+    with pytest.raises(
+        VitralError, match=r"^the loss is (nan|inf) after step 3; lower learning_rate \(it is 1e\+30\)"
+    ):
+        train(data, tmp_path / "run", recipe)
+
+
+def test_a_damaged_image_is_passed_over_and_named_once(base: str, image_folder: Path, tmp_path: Path) -> None:
+    (image_folder / "bee" / "004.png").write_bytes(b"no picture")
+    recorder = Recorder()
+    recipe = small(base, epochs=3, steps=None, max_damaged=0.05)
+    summary = train(open_data(str(image_folder)), tmp_path / "run", recipe, reporter=recorder)
+    assert summary.finished
+    (message,) = recorder.messages
+    assert message.startswith("skipped damaged image bee/004.png: not an image")
+
+
+def test_too_many_damaged_images_stop_a_run(base: str, image_folder: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        (image_folder / "bee" / f"{number:03}.png").write_bytes(b"no picture")
+    with pytest.raises(VitralError, match=r"of 36 images are damaged, more than the limit of 5\.0%"):
+        train(open_data(str(image_folder)), tmp_path / "run", small(base, epochs=3, max_damaged=0.05))
+
+
+def test_data_with_nothing_to_validate_on_is_refused_before_training(
+    base: str, image_folder: Path, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    with pytest.raises(VitralError, match="has no 'val' split"):
+        train(open_data(str(image_folder), val_fraction=0), tmp_path / "run", small(base), reporter=recorder)
+    assert recorder.steps == []
+
+
+# --- The process ---------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_the_process_as_it_was(base: str, data: ImageData, tmp_path: Path) -> None:
+    def settings() -> tuple:
+        handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        return *handlers, torch.are_deterministic_algorithms_enabled()
+
+    before = settings()
+    train(data, tmp_path / "run", small(base))
+    assert settings() == before
+
+
+def test_a_run_may_live_in_a_thread(base: str, data: ImageData, tmp_path: Path) -> None:
+    thread = threading.Thread(target=train, args=(data, tmp_path / "run", small(base)))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "run" / "summary.json").exists()

@@ -1,0 +1,177 @@
+"""Named sizes against published counts and timm, and what a name may say."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from vitral import variants
+from vitral.blocks import EncoderLayer
+from vitral.model import VisionTransformer, ViTConfig
+
+# DeiT (Ti, S), the paper and timm, all with 1000 classes at 224 pixels.
+PARAMETERS = {
+    "ViT-Ti/16": 5_717_416,
+    "ViT-S/16": 22_050_664,
+    "ViT-B/32": 88_224_232,
+    "ViT-B/16": 86_567_656,
+    "ViT-L/16": 304_326_632,
+    "ViT-H/14": 632_045_800,
+}
+
+TIMM = {
+    "ViT-Ti/16": "vit_tiny_patch16_224",
+    "ViT-S/16": "vit_small_patch16_224",
+    "ViT-S/32": "vit_small_patch32_224",
+    "ViT-B/8": "vit_base_patch8_224",
+    "ViT-B/16": "vit_base_patch16_224",
+    "ViT-B/32": "vit_base_patch32_224",
+    "ViT-L/16": "vit_large_patch16_224",
+    "ViT-L/32": "vit_large_patch32_224",
+    "ViT-H/14": "vit_huge_patch14_224",
+    "ViT-g/14": "vit_giant_patch14_224",
+}
+
+
+def weightless(name: str, **overrides: Any) -> VisionTransformer:
+    with torch.device("meta"):
+        return variants.create(name, **overrides)
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def shapes(model: torch.nn.Module) -> list[tuple[int, ...]]:
+    """Without axes of one, as timm's position table has a batch axis."""
+    return sorted(tuple(n for n in p.shape if n > 1) for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items(), ids=PARAMETERS)
+def test_parameter_counts_are_the_published_ones(name: str, parameters: int) -> None:
+    assert count(weightless(name)) == parameters
+
+
+@pytest.mark.parametrize(("ours", "theirs"), TIMM.items(), ids=TIMM)
+def test_sizes_are_timms(ours: str, theirs: str) -> None:
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        reference = timm.create_model(theirs, num_classes=1000)
+    model = weightless(ours)
+    assert shapes(model) == shapes(reference)
+    layer = model.layers[0]
+    assert isinstance(layer, EncoderLayer)
+    assert layer.attention.num_heads == reference.blocks[0].attn.num_heads
+
+
+def test_every_published_size_is_compared_with_timm() -> None:
+    assert set(variants.PUBLISHED) == set(TIMM)
+
+
+@pytest.mark.parametrize("name", variants.names())
+def test_every_listed_name_gives_a_classifier_of_224_pixels(name: str) -> None:
+    images = torch.empty(2, 3, 224, 224, device="meta")
+    assert weightless(name)(images).shape == (2, 1000)
+
+
+def test_pico_is_six_layers_of_width_128() -> None:
+    width, hidden, classes = 128, 256, 10
+    attention = width * 3 * width + 3 * width + width * width + width
+    mlp = width * hidden + hidden + hidden * width + width
+    layer = attention + mlp + 4 * width
+    patches, positions = 3 * 4 * 4 * width + width, (8 * 8 + 1) * width
+    total = patches + width + positions + 6 * layer + 2 * width + classes * (width + 1)
+    assert count(weightless("ViT-Pico/4@32", num_classes=classes)) == total
+
+
+def test_overrides_change_the_classes_and_the_positions() -> None:
+    model = weightless("ViT-B/16", num_classes=10, img_size=384)
+    assert model.config.grid == (24, 24)
+    more_positions, fewer_classes = (24 * 24 - 14 * 14) * 768, (1000 - 10) * (768 + 1)
+    assert count(model) == PARAMETERS["ViT-B/16"] + more_positions - fewer_classes
+
+
+def test_an_override_wins_over_the_name() -> None:
+    model = weightless("ViT-Ti/16@384", img_size=(32, 48), patch_size=8, drop_path=0.1, pooling="mean")
+    assert model.config == ViTConfig((32, 48), 8, 3, 192, 12, 3, drop_path=0.1, pooling="mean")
+
+
+@pytest.mark.parametrize("override", ["classes", "image_size", "depth"])
+def test_an_unknown_override_is_refused_by_name(override: str) -> None:
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{override}'"):
+        weightless("ViT-Ti/16", **{override: 10})
+
+
+@pytest.mark.parametrize(
+    ("name", "patch_size", "img_size"),
+    [
+        ("ViT-B/16", 16, (224, 224)),
+        ("ViT-B/16@384", 16, (384, 384)),
+        ("ViT-B/16@32x48", 16, (32, 48)),
+        ("ViT-B/7@21x35", 7, (21, 35)),
+        ("Conv+ViT-B/8@32x48", 8, (32, 48)),
+    ],
+)
+def test_a_name_says_patch_and_image_size(name: str, patch_size: int, img_size: tuple[int, int]) -> None:
+    config = variants.parse(name)
+    assert (config.patch_size, config.img_size) == (patch_size, img_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("ViT-Pico/4", ()),
+        ("Conv+ViT-Pico/2", (128,)),
+        ("Conv+ViT-Pico/4", (64, 128)),
+        ("Conv+ViT-Ti/8", (32, 64, 128)),
+        ("Conv+ViT-B/32", (16, 16, 32, 64, 128)),
+    ],
+)
+def test_conv_halves_the_image_until_a_patch_is_one_position(name: str, channels: tuple[int, ...]) -> None:
+    assert variants.parse(name).stem == channels
+
+
+def test_a_hybrid_has_the_tokens_of_its_plain_sibling() -> None:
+    hybrid = variants.create("Conv+ViT-Pico/4@20x28", num_classes=11, num_layers=1).eval()
+    plain = variants.create("ViT-Pico/4@20x28", num_classes=11, num_layers=1).eval()
+    images = torch.randn(2, 3, 20, 28)
+    assert hybrid.embedding(images).shape == plain.embedding(images).shape == (2, 36, 128)
+    assert hybrid(images).shape == (2, 11)
+    assert hybrid.embedding.patches.patch_size == 1
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("ViT-b/16", "ViT-B/16"),
+        ("vit-l/32", "ViT-L/32"),
+        ("ViT-B16", "ViT-B/16"),
+        ("VIT_S_16", "ViT-S/16"),
+        ("ViT-Tiny/16", "ViT-Ti/16"),
+        ("ViT-Huge/14", "ViT-H/14"),
+        ("ViT-B/16@big", "ViT-B/16"),
+        ("ViT-B/16@224x", "ViT-B/16"),
+        ("ViT-B/16 ", "ViT-B/16"),
+        ("conv-vit-pico/4", "Conv+ViT-Pico/4"),
+    ],
+)
+def test_a_misspelt_name_is_answered_by_the_nearest(misspelt: str, meant: str) -> None:
+    answer = f"there is no model {misspelt!r}; did you mean {meant!r}? Known: ViT-Ti/16, ViT-S/16,"
+    with pytest.raises(ValueError, match=re.escape(answer)):
+        variants.create(misspelt)
+
+
+@pytest.mark.parametrize("patch_size", [1, 14, 0])
+def test_a_hybrids_patch_is_a_power_of_two(patch_size: int) -> None:
+    with pytest.raises(ValueError, match=f"patch size is a power of two from 2; it is {patch_size}"):
+        variants.parse(f"Conv+ViT-B/{patch_size}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("ViT-B/0", "patch_size is 0"), ("ViT-B/16@0", "img_size is"), ("ViT-B/16@100", "does not divide")],
+)
+def test_a_readable_name_with_useless_numbers_is_refused(name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        weightless(name)
