@@ -194,7 +194,7 @@ def test_a_pickle_in_place_of_the_weights_is_not_opened(tmp_path: Path) -> None:
         (b"{", "is not JSON"),
         (b"\xff\xfe\x00", "is not JSON"),
         (b"[1, 2]", "is no config of a Vitral model"),
-        (b"{}", "cannot be used: 'architecture'"),
+        (b"{}", "cannot be used: it has no 'architecture'"),
     ],
 )
 def test_a_damaged_config_is_named(content: bytes, text: str, tmp_path: Path) -> None:
@@ -210,6 +210,7 @@ def test_a_damaged_config_is_named(content: bytes, text: str, tmp_path: Path) ->
         ("architecture", {"embed_dim": "wide"}, "embed_dim='wide': input should be a valid integer"),
         ("architecture", {"embed_dim": 16, "num_heads": 3}, "num_heads 3 does not divide embed_dim 16"),
         ("preprocess", {"img_size": [12]}, "img_size="),
+        ("preprocess", {"img_size": [16, 16]}, r"it prepares images of \(16, 16\) for a model of \(12, 20\)"),
         ("labels", ["ant", "bee"], "it has 2 labels for 3 classes"),
         ("labels", None, "cannot be used"),
         ("metadata", None, "cannot be used"),

@@ -77,11 +77,6 @@ def test_an_unknown_key_is_answered_with_the_nearest(key: str, nearest: str) -> 
         build(Recipe, {key: 1})
 
 
-def test_an_unknown_key_is_answered_with_all_keys() -> None:
-    with pytest.raises(VitralError, match="All: degrees, fan, rack, tray"):
-        build(Oven, {"gas": 3})
-
-
 @pytest.mark.parametrize(
     ("values", "text"),
     [

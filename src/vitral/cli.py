@@ -6,6 +6,7 @@ failure with one line, 2 wrong usage. Imports stand inside the commands, so that
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -108,7 +109,8 @@ def train(
     images = open_data(data, val_fraction=wanted.val_fraction, seed=wanted.seed)
     summary = run_training(images, out, wanted, resume=resume, reporter=TrainingConsole())
     if not summary.finished:
-        print(f"stopped after step {summary.steps}; go on with: vitral train {data} --out {out} --resume")
+        command = shlex.join(["vitral", "train", data, "--out", str(out), "--resume"])
+        print(f"stopped after step {summary.steps}; go on with: {command}")
         return
     print(
         f"trained {summary.epochs:.1f} epochs in {clock(summary.seconds)}; "
@@ -290,6 +292,7 @@ def _describe_model(model: str, settings: list[str]) -> "tuple[ViTConfig, str]":
     """The architecture of a name or a folder, and a line or more about it."""
     from dataclasses import asdict
 
+    from vitral.blocks import patch_grid
     from vitral.checkpoints import is_model_folder, load_checkpoint
     from vitral.config import build, parse_overrides
     from vitral.model import ViTConfig
@@ -308,7 +311,12 @@ def _describe_model(model: str, settings: list[str]) -> "tuple[ViTConfig, str]":
             config, about = parse(model), f"{model}"
         except ValueError as error:
             raise VitralError(f"{model} is no model folder, and {error}") from error
-    return build(ViTConfig, {**asdict(config), **overrides}), about
+    wanted = build(ViTConfig, {**asdict(config), **overrides})
+    try:
+        patch_grid(wanted.img_size, wanted.patch_size)
+    except ValueError as error:
+        raise VitralError(f"{model}: {error}") from error
+    return wanted, about
 
 
 def _stage_table(config: "ViTConfig", stages: "list[Stage]") -> "Table":

@@ -528,8 +528,9 @@ def _loader(dataset: _Images, batches: Any, workers: int, *, pin_memory: bool) -
 
 
 def _worker_signals(_: int) -> None:
-    # Ctrl-C reaches every process of the terminal's group; the main one decides when workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, and the SIGTERM of `timeout`, reach every process of the group; the main one ends workers.
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

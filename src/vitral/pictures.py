@@ -31,7 +31,7 @@ def prediction_sheet(
         draw.rectangle((left - 2, top - 2, left + _TILE + 1, top + _TILE + 1), outline=colour, width=2)
         draw.text(
             (left, top + _TILE + 3),
-            f"{label}  {probability:.0%}",
+            f"{label}   {probability:.0%}",
             colour,
             ImageFont.load_default(14),
         )

@@ -17,8 +17,8 @@ from vitral.preprocess import Preprocess
 from vitral.variants import create, parse
 
 Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -102,7 +102,7 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
         "img_size": img_size,
         "crop": "padded" if side < 1.5 * smallest else "resized",
         "flip": data.mirror_safe,
-        "batch_size": int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 128)),
+        "batch_size": min(int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 128)), len(train)),
         # On two cores, loading in the training process itself was faster (docs/log.md, 2026-11-22).
         "workers": 0 if cpu_count <= 2 else min(cpu_count - 1, 8),
     }
@@ -127,7 +127,10 @@ def _model_and_size(model: str | None, side: float) -> tuple[str, int | tuple[in
         return model, height_and_width(load_checkpoint(model).model.config.img_size)
     scale = next(scale for scale in _SCALES if side <= scale.up_to)
     name = model or scale.model
-    patch = _parse(name).patch_size
+    named = _parse(name)
+    if "@" in name:
+        return name, named.img_size
+    patch = named.patch_size
     wanted = scale.img_size or side
     return name, max(round(wanted / patch), 2) * patch
 

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import shlex
 import signal
 import threading
 import time
@@ -378,7 +379,9 @@ def _open_run(data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter,
     if resume and _state_file(folder).exists():
         run = Run(recipe, folder, data, load_checkpoint(last), placement, reporter)
         _restore(run)
+        _write_recipe(folder, recipe, data)  # a larger budget holds for the next resume too
         return run
+    _truncate_metrics(folder / "metrics.jsonl", 0)
     with seeded(recipe.seed):
         checkpoint = start(recipe, data.classes)
     split: dict[str, Any] = {"val_fraction": recipe.val_fraction, "seed": recipe.seed}
@@ -411,7 +414,10 @@ def resumed_recipe(folder: Path, asked: Recipe) -> Recipe:
 
 def _write_recipe(folder: Path, recipe: Recipe, data: ImageData) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    header = f"Run again with: vitral train {data.source} --out NEW_DIR --recipe {folder / RECIPE_FILE}"
+    command = shlex.join(
+        ["vitral", "train", data.source, "--out", "NEW_DIR", "--recipe", str(folder / RECIPE_FILE)]
+    )
+    header = f"Run again with: {command}"
     write_atomically(folder / RECIPE_FILE, config.to_toml(recipe, header).encode())
 
 
