@@ -40,7 +40,7 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, as vitral train writes it.")
 ]
 SettingsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to override.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
