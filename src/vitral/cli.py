@@ -16,11 +16,7 @@ import typer
 from vitral.errors import VitralError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from vitral.classifier import Classifier, Prediction
-    from vitral.evaluate import Evaluation
-    from vitral.info import PatchCost, Stage
     from vitral.model import ViTConfig
 
 app = typer.Typer(
@@ -70,11 +66,11 @@ def demo(
 ) -> None:
     """Train on scikit-learn's handwritten digits, evaluate, and say what to try next."""
     from vitral import demo as demos
-    from vitral.console import TrainingConsole
+    from vitral.console import TrainingConsole, print_evaluation
 
     folder = _free_folder(out)
     result = demos.demo(folder, TrainingConsole())
-    _print_evaluation(result.evaluation, f"{folder} on the held-out fifth of the digits")
+    print_evaluation(result.evaluation, f"{folder} on the held-out fifth of the digits")
     print(f"\nSome of them, with what the model says: {result.picture}\n\nTry next:")
     print(f"  vitral predict {folder} {folder}/digit-1.png {folder}/digit-2.png")
     print(f"  vitral eval {folder} digits --split val --json")
@@ -135,7 +131,7 @@ def evaluate(
     precision: PrecisionOption = "auto",
 ) -> None:
     """Accuracy with its interval, loss, calibration, per class and confusion, on labelled images."""
-    from vitral.console import progress_bar
+    from vitral.console import print_evaluation, progress_bar
     from vitral.evaluate import evaluate_classifier
 
     classifier = _load(model, device, precision)
@@ -146,7 +142,7 @@ def evaluate(
     if json_output:
         print(json.dumps(evaluation.to_dict()))
     else:
-        _print_evaluation(evaluation, f"{model} on {data}, split {name} ({classifier.placement})")
+        print_evaluation(evaluation, f"{model} on {data}, split {name} ({classifier.placement})")
 
 
 @app.command()
@@ -183,18 +179,15 @@ def info(
     precision: PrecisionOption = "auto",
 ) -> None:
     """Every stage with its shape, parameters and FLOPs, and what the patch size costs."""
-    from rich.console import Console
-
+    from vitral.console import print_patch_costs, print_stages
     from vitral.devices import Placement
     from vitral.info import patch_costs, stages
 
     config, about = _describe_model(model, settings or [])
     placement = Placement.choose(device, precision)  # type: ignore[arg-type]
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(about, markup=False)
-    console.print(_stage_table(config, stages(config)))
-    costs = patch_costs(config, placement if measure else None)
-    console.print(_patch_table(config, costs, str(placement)))
+    print(about)
+    print_stages(config, stages(config))
+    print_patch_costs(config, patch_costs(config, placement if measure else None), placement)
 
 
 @app.command()
@@ -209,10 +202,8 @@ def bench(
     """Speed, measured side by side on this machine."""
     from dataclasses import asdict
 
-    from rich.console import Console
-    from rich.table import Table
-
     from vitral import bench as benchmarks
+    from vitral.console import print_timings
     from vitral.devices import Placement
 
     if what != "kernels":
@@ -221,11 +212,8 @@ def bench(
     timings = benchmarks.kernels(placement)
     if json_output:
         print(json.dumps({"placement": str(placement), "timings": [asdict(timing) for timing in timings]}))
-        return
-    table = Table("task", "contender", "ms (median)", "spread", title=f"kernels ({placement})")
-    for timing in timings:
-        table.add_row(timing.task, timing.contender, f"{timing.milliseconds:.2f}", f"{timing.spread:.0%}")
-    Console(highlight=False).print(table)
+    else:
+        print_timings(timings, f"{what} ({placement})")
 
 
 # --- Helpers of the commands -----------------------------------------------------------------------
@@ -261,33 +249,6 @@ def _print_prediction(prediction: "Prediction", *, as_json: bool) -> None:
         _warn(f"{prediction.image}: {prediction.error}")
 
 
-_SHOWN_CLASSES = 20
-
-
-def _print_evaluation(evaluation: "Evaluation", title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    low, high = evaluation.ci95
-    print(f"{title}: {evaluation.n:,} images")
-    print(f"  accuracy           {evaluation.top1:.2%} (95 % interval {low:.2%} to {high:.2%})")
-    if len(evaluation.per_class) > 5:
-        print(f"  top-5 accuracy     {evaluation.top5:.2%}")
-    print(f"  loss               {evaluation.loss:.4f}")
-    print(f"  calibration error  {evaluation.ece:.2%}")
-    names = list(evaluation.per_class)
-    worst = sorted(evaluation.per_class.items(), key=lambda item: item[1].accuracy)
-    title = "by class" if len(names) <= _SHOWN_CLASSES else f"the {_SHOWN_CLASSES} worst classes"
-    table = Table("class", "images", "accuracy", "precision", "taken most often for", title=title)
-    for name, result in worst[:_SHOWN_CLASSES]:
-        row = list(evaluation.confusion[names.index(name)])
-        row[names.index(name)] = 0
-        count = max(row)
-        mistaken = f"{names[row.index(count)]} ({count})" if count else ""
-        table.add_row(name, f"{result.n:,}", f"{result.accuracy:.1%}", f"{result.precision:.1%}", mistaken)
-    Console(highlight=False).print(table)
-
-
 def _describe_model(model: str, settings: list[str]) -> "tuple[ViTConfig, str]":
     """The architecture of a name or a folder, and a line or more about it."""
     from dataclasses import asdict
@@ -317,50 +278,6 @@ def _describe_model(model: str, settings: list[str]) -> "tuple[ViTConfig, str]":
     except ValueError as error:
         raise VitralError(f"{model}: {error}") from error
     return wanted, about
-
-
-def _stage_table(config: "ViTConfig", stages: "list[Stage]") -> "Table":
-    from rich.table import Table
-
-    height, width = config.img_size  # type: ignore[misc]
-    table = Table(title=f"one image of {height}x{width} pixels, stage by stage")
-    for heading in ("stage", "output shape", "parameters", "GFLOPs"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for stage in stages:
-        shape = " x ".join(map(str, stage.shape))
-        table.add_row(stage.name, shape, f"{stage.parameters:,}", f"{stage.flops / 1e9:.3f}")
-    table.add_section()
-    total = sum(stage.parameters for stage in stages), sum(stage.flops for stage in stages) / 1e9
-    table.add_row("total", "", f"{total[0]:,}", f"{total[1]:.3f}")
-    return table
-
-
-def _patch_table(config: "ViTConfig", costs: "list[PatchCost]", place: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(title="smaller patches cost more")
-    timed = costs and costs[0].milliseconds is not None
-    headings = [
-        "patch size",
-        "patches N",
-        "attention GFLOPs, O(N²·D)",
-        "linear GFLOPs, O(N·D²)",
-        "total GFLOPs",
-    ]
-    headings += [f"ms an image ({place})"] if timed else []
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for cost in costs:
-        mark = "*" if cost.patch_size == config.patch_size else ""
-        parts = cost.attention_flops, cost.linear_flops, cost.attention_flops + cost.linear_flops
-        cells = [
-            f"{mark}{cost.patch_size}",
-            f"{cost.patches:,}",
-            *(f"{part / 1e9:.2f}" for part in parts),
-        ]
-        cells += [f"{cost.milliseconds:.1f}"] if cost.milliseconds is not None else []
-        table.add_row(*cells)
-    return table
 
 
 def main() -> None:

@@ -1,14 +1,21 @@
-"""What people see on standard error while something runs: progress on a terminal, plain lines elsewhere."""
+"""What people see: progress and plain lines on standard error, tables on standard output."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Table
 from rich.text import Text
 
+from vitral.bench import Timing
+from vitral.blocks import height_and_width
+from vitral.devices import Placement
 from vitral.evaluate import Evaluation
+from vitral.info import PatchCost, Stage
+from vitral.model import ViTConfig
 from vitral.train import Reporter, Run
 
 # Between two updates of the numbers; reading a loss waits for the device.
@@ -105,8 +112,7 @@ def clock(seconds: float) -> str:
 
 
 def _epoch(run: Run) -> str:
-    total = run.total_steps
-    of = f"/{total / run.steps_per_epoch:.0f}" if total and not run.recipe.minutes else ""
+    of = f"/{run.recipe.epochs:g}" if run.recipe.epochs else ""
     return f"epoch {run.epoch:.1f}{of}"
 
 
@@ -131,3 +137,86 @@ class _Pace:
         if gained <= 0:
             return "?"
         return clock((1 - run.progress) * (run.state.seconds - self.seconds) / gained)
+
+
+# --- Tables --------------------------------------------------------------------------------------
+
+_SHOWN_CLASSES = 20
+
+
+def print_evaluation(evaluation: Evaluation, title: str) -> None:
+    """The numbers, and the classes from the worst to the best."""
+    low, high = evaluation.ci95
+    print(f"{title}: {evaluation.n:,} images")
+    print(f"  accuracy           {evaluation.top1:.2%} (95 % interval {low:.2%} to {high:.2%})")
+    if len(evaluation.per_class) > 5:
+        print(f"  top-5 accuracy     {evaluation.top5:.2%}")
+    print(f"  loss               {evaluation.loss:.4f}")
+    print(f"  calibration error  {evaluation.ece:.2%}")
+    names = list(evaluation.per_class)
+    shown = "by class" if len(names) <= _SHOWN_CLASSES else f"the {_SHOWN_CLASSES} worst classes"
+    table = Table("class", "images", "accuracy", "precision", "taken most often for", title=shown)
+    worst_first = sorted(evaluation.per_class.items(), key=lambda item: item[1].accuracy)
+    for name, result in worst_first[:_SHOWN_CLASSES]:
+        mistakes = list(evaluation.confusion[names.index(name)])
+        mistakes[names.index(name)] = 0
+        count = max(mistakes)
+        taken_for = f"{names[mistakes.index(count)]} ({count})" if count else ""
+        accuracy, precision = f"{result.accuracy:.1%}", f"{result.precision:.1%}"
+        table.add_row(name, f"{result.n:,}", accuracy, precision, taken_for)
+    _print(table)
+
+
+def print_stages(config: ViTConfig, stages: list[Stage]) -> None:
+    """A row a stage; layers that are alike share one, with the numbers of each."""
+    height, width = height_and_width(config.img_size)
+    table = Table(title=f"one image of {height}x{width} pixels, stage by stage")
+    for heading in ("stage", "output shape", "parameters", "GFLOPs"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for _, alike in groupby(stages, key=lambda stage: (stage.shape, stage.parameters, stage.flops)):
+        group = list(alike)
+        first, last = group[0], group[-1]
+        name = first.name if first is last else f"{first.name} to {last.name}, {len(group)} alike, each"
+        shape = " x ".join(map(str, first.shape))
+        table.add_row(name, shape, f"{first.parameters:,}", _giga(first.flops))
+    table.add_section()
+    parameters = sum(stage.parameters for stage in stages)
+    table.add_row("total", "", f"{parameters:,}", _giga(sum(stage.flops for stage in stages)))
+    _print(table)
+
+
+def print_patch_costs(config: ViTConfig, costs: list[PatchCost], placement: Placement) -> None:
+    """A row a patch size, the model's own marked."""
+    table = Table(title="smaller patches cost more")
+    headings = [
+        "patch size",
+        "patches N",
+        "attention GFLOPs, O(N²·D)",
+        "linear GFLOPs, O(N·D²)",
+        "total GFLOPs",
+    ]
+    headings += [f"ms an image ({placement})"]
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for cost in costs:
+        mark = "*" if cost.patch_size == config.patch_size else ""
+        parts = cost.attention_flops, cost.linear_flops, cost.attention_flops + cost.linear_flops
+        time_taken = "not measured" if cost.milliseconds is None else f"{cost.milliseconds:.1f}"
+        table.add_row(f"{mark}{cost.patch_size}", f"{cost.patches:,}", *map(_giga, parts), time_taken)
+    _print(table)
+
+
+def print_timings(timings: list[Timing], title: str) -> None:
+    table = Table("task", "contender", "ms (median)", "spread", title=title)
+    for timing in timings:
+        table.add_row(timing.task, timing.contender, f"{timing.milliseconds:.2f}", f"{timing.spread:.0%}")
+    _print(table)
+
+
+def _giga(flops: int) -> str:
+    """Three digits, of a digits model or of ViT-g."""
+    return f"{flops / 1e9:,.0f}" if flops >= 1e11 else f"{flops / 1e9:.3g}"
+
+
+def _print(table: Table) -> None:
+    Console(highlight=False).print(table)
