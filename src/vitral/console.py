@@ -187,21 +187,13 @@ def print_stages(config: ViTConfig, stages: list[Stage]) -> None:
 
 def print_patch_costs(config: ViTConfig, costs: list[PatchCost], placement: Placement) -> None:
     """A row a patch size, the model's own marked."""
-    table = Table(title="smaller patches cost more")
-    headings = [
-        "patch size",
-        "patches N",
-        "attention GFLOPs, O(N²·D)",
-        "linear GFLOPs, O(N·D²)",
-        "total GFLOPs",
-    ]
-    headings += [f"ms an image ({placement})"]
-    for heading in headings:
+    table = Table(title=f"smaller patches cost more: GFLOPs an image, and ms on {placement}")
+    for heading in ("patch size", "patches N", "attention, O(N²·D)", "linear, O(N·D²)", "total", "ms"):
         table.add_column(heading, justify="right")
     for cost in costs:
         mark = "*" if cost.patch_size == config.patch_size else ""
         parts = cost.attention_flops, cost.linear_flops, cost.attention_flops + cost.linear_flops
-        time_taken = "not measured" if cost.milliseconds is None else f"{cost.milliseconds:.1f}"
+        time_taken = "-" if cost.milliseconds is None else f"{cost.milliseconds:.1f}"
         table.add_row(f"{mark}{cost.patch_size}", f"{cost.patches:,}", *map(_giga, parts), time_taken)
     _print(table)
 
