@@ -14,7 +14,8 @@ SOURCE = Path(vitral.__file__).parent
 # Lower floors first. A module imports only from floors below its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("blocks", "preprocess", "data", "config", "devices", "pictures"),
+    ("positions", "preprocess", "data", "config", "devices", "pictures"),
+    ("blocks",),
     ("model", "augment"),
     ("variants", "checkpoints", "info", "bench"),
     ("classifier", "recipe"),

@@ -58,7 +58,7 @@ def rewrite_config(folder: Path, **sections: Any) -> None:
         {"position": "none"},
         {"position": "sinusoidal_2d", "pooling": "mean"},
         {"stem": (8, 16)},
-        {"norm_first": False},
+        {"layer": {"order": "post"}},
         {"num_classes": 0},
         {"drop_path": 0.2, "mlp_ratio": 1.5},
     ],

@@ -23,7 +23,7 @@ OPTIONS = {
     "no positions": {"position": "none"},
     "mean": {"pooling": "mean"},
     "stem": {"stem": (17, 19)},
-    "post-norm": {"norm_first": False},
+    "post-norm": {"layer": {"order": "post"}},
     "features": {"num_classes": 0},
     "drop path": {"drop_path": 0.3, "dropout": 0.1},
 }
@@ -79,7 +79,7 @@ def test_stages_come_in_the_order_of_the_forward_pass() -> None:
 
 
 def test_stages_that_a_model_lacks_are_not_listed() -> None:
-    names = {stage.name for stage in info.stages(config(norm_first=False, num_classes=0))}
+    names = {stage.name for stage in info.stages(config(layer={"order": "post"}, num_classes=0))}
     assert not names & {"embedding.stem", "norm", "head"}
 
 

@@ -254,7 +254,7 @@ MEAN = {name: fate for name, fate in EMBEDDING.items() if name != "embedding.cla
 FATES = [
     ({}, EMBEDDING | TABLE | LAYERS | NORM | HEAD),
     ({"stem": (4, 8)}, EMBEDDING | TABLE | STEM | LAYERS | NORM | HEAD),
-    ({"norm_first": False}, EMBEDDING | TABLE | LAYERS | HEAD),
+    ({"layer": {"order": "post"}}, EMBEDDING | TABLE | LAYERS | HEAD),
     ({"pooling": "mean"}, MEAN | TABLE | LAYERS | NORM | HEAD),
     ({"position": "sinusoidal"}, EMBEDDING | LAYERS | NORM | HEAD),
     ({"position": "none"}, EMBEDDING | LAYERS | NORM | HEAD),

@@ -3,13 +3,15 @@
 A tensor's name ends in its axes:
 
     B batch    C channels    H W image height and width in pixels    P pixels of one patch (C * p * p)
-    N patches  T tokens (the class token, if any, then the N patches)
+    N patches  T tokens (class, distillation and register tokens, if any, then the N patches)
     D width    A attention heads    K width of one head (D / A)
 
 "The paper" is Dosovitskiy et al., An Image is Worth 16x16 Words (arXiv:2010.11929); "the 2017
 Transformer" is Vaswani et al., Attention Is All You Need (arXiv:1706.03762).
 """
 
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -17,12 +19,91 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
+from vitral.positions import (
+    Grid,
+    Relation,
+    RelativeBias,
+    Resize,
+    RotaryOptions,
+    RotaryPositions,
+    resize_grid,
+    rotate,
+)
+
 Size = int | tuple[int, int]
 Position = Literal["learned", "sinusoidal", "sinusoidal_2d", "none"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 
 INIT_STD = 0.02
-# Google's and timm's ViTs; PyTorch's own default is 1e-5.
-NORM_EPS = 1e-6
+
+
+# --- What can be chosen of each part ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm (arXiv:1607.06450), or "rms": RMSNorm (arXiv:1910.07467), which has no bias."""
+
+    kind: Literal["layer", "rms"] = "layer"
+    eps: float = 1e-6  # Google's and timm's ViTs; PyTorch's own default is 1e-5
+
+    def build(self, width: int) -> nn.Module:
+        return (nn.LayerNorm if self.kind == "layer" else nn.RMSNorm)(width, eps=self.eps)
+
+
+@dataclass(frozen=True)
+class EmbeddingOptions:
+    """What stands between the pixels and the first layer; the defaults are the paper's."""
+
+    class_token: bool | None = None  # None: if the pooling needs it
+    distillation_token: bool = False  # DeiT (arXiv:2012.12877), §3
+    register_tokens: int = 0  # Vision Transformers Need Registers (arXiv:2309.16588)
+    # Which tokens the learned table has rows for: "all", "patches" (DeiT-III, big_vision), or "class":
+    # all but the registers (DINOv2).
+    positioned: Literal["all", "class", "patches"] = "all"
+    resize: Resize = "bicubic_antialias"  # of tables, at another image size
+    patch_bias: bool = True  # CLIP has none
+    patch_norm: bool = False  # on each patch's embedding (AIMv2)
+    norm: bool = False  # on all tokens before the first layer (CLIP)
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What attention does beyond the paper's; the defaults are the paper's."""
+
+    biases: Literal["qkv", "qv", "none"] = "qkv"  # which of the three projections have one
+    out_bias: bool = True
+    qk_norm: bool = False  # Scaling ViT to 22 billion parameters (arXiv:2302.05442)
+    norm: bool = False  # before the output projection (NormFormer, arXiv:2110.09456)
+    rotary: RotaryOptions | None = None
+    # BEiT's: a table for each layer, or one that all layers share.
+    relative_bias: Literal["none", "layer", "shared"] = "none"
+
+
+@dataclass(frozen=True)
+class FeedForwardOptions:
+    """What the MLP is; the defaults are the paper's."""
+
+    activation: Activation = "gelu"
+    gated: bool = False  # GLU variants (arXiv:2002.05202): activation(gate) * value
+    norm: bool = False  # before the second linear map (NormFormer)
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """How attention and MLP make a layer; the defaults are the paper's."""
+
+    # "pre": x + f(norm(x)), the paper's eq. 2 and 3. "post": norm(x + f(x)), the 2017 Transformer.
+    # "residual_post": x + norm(f(x)) (Swin v2, EVA-02 E). "parallel": x + attention(norm(x)) + mlp(norm(x)),
+    # Scaling ViT to 22 billion parameters.
+    order: Literal["pre", "post", "residual_post", "parallel"] = "pre"
+    layer_scale: float | None = None  # initial value of CaiT's scales (arXiv:2103.17239); None: no scales
+    attention: AttentionOptions = field(default_factory=AttentionOptions)
+    feed_forward: FeedForwardOptions = field(default_factory=FeedForwardOptions)
+
+
+# --- Sizes -----------------------------------------------------------------------------------------
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
@@ -50,14 +131,14 @@ def patch_grid(img_size: Size, patch_size: int) -> tuple[int, int]:
     return height // patch_size, width // patch_size
 
 
-def check_images(images_BCHW: Tensor, in_channels: int, img_size: tuple[int, int]) -> None:
-    """Raises ValueError unless the images are (any batch, in_channels, *img_size)."""
-    expected = (in_channels, *img_size)
-    if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != expected:
+def check_images(images_BCHW: Tensor, in_channels: int, patch_size: int) -> None:
+    """Raises ValueError unless the images are (any batch, in_channels, multiples of patch_size)."""
+    shape = tuple(images_BCHW.shape)
+    if len(shape) != 4 or shape[1] != in_channels or shape[2] % patch_size or shape[3] % patch_size:
         raise ValueError(
-            f"images are {tuple(images_BCHW.shape)}; this model takes (batch, "
-            f"{', '.join(map(str, expected))}). Resize the images, or build the model with "
-            "another img_size or in_channels"
+            f"images are {shape}; this model takes (batch, {in_channels}, height, width) with both "
+            f"multiples of patch_size {patch_size}. Resize the images, or build the model with "
+            "another patch_size or in_channels"
         )
 
 
@@ -72,13 +153,14 @@ class PatchEmbedding(nn.Module):
     `convolve` and `project` are those two routes and `forward` takes the faster one for the device.
 
     Args:
-        img_size: pixels, one number or (height, width); a multiple of `patch_size`.
+        img_size: pixels, one number or (height, width); a multiple of `patch_size`. `forward` takes any
+            other multiples too.
         patch_size: side of a square patch in pixels.
         in_channels: C.
         embed_dim: D.
 
     Raises:
-        ValueError: if the patch does not divide the image, or `forward` gets another image shape.
+        ValueError: if the patch does not divide an image, or the channels are others.
     """
 
     def __init__(
@@ -98,7 +180,7 @@ class PatchEmbedding(nn.Module):
         self.projection = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        check_images(images_BCHW, self.in_channels, self.img_size)
+        check_images(images_BCHW, self.in_channels, self.patch_size)
         if prefers_linear_patches(images_BCHW):
             return self.project(images_BCHW)
         return self.convolve(images_BCHW)
@@ -114,10 +196,11 @@ class PatchEmbedding(nn.Module):
 
     def patchify(self, images_BCHW: Tensor) -> Tensor:
         """Flattened patches (B, N, P), each ordered channel, row, column like the weight."""
-        batch, channels = images_BCHW.shape[:2]
-        (rows, columns), p = self.grid, self.patch_size
+        batch, channels, height, width = images_BCHW.shape
+        p = self.patch_size
+        rows, columns = height // p, width // p
         tiles = images_BCHW.reshape(batch, channels, rows, p, columns, p)
-        return tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, self.n_patches, channels * p * p)
+        return tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * p * p)
 
 
 class ConvStem(nn.Module):
@@ -195,51 +278,83 @@ class PositionalEncoding(nn.Module):
         return tokens_BND + self.table[:length].to(tokens_BND.device)
 
 
+class SinusoidalPositions(PositionalEncoding):
+    """`PositionalEncoding` of all tokens in a row, whatever the grid."""
+
+    def forward(self, tokens_BTD: Tensor, grid: Grid | None = None) -> Tensor:  # noqa: ARG002 - as others
+        length, (max_len, embed_dim) = tokens_BTD.shape[1], self.table.shape
+        if length <= max_len:
+            return super().forward(tokens_BTD)
+        return tokens_BTD + sinusoidal_table(_positions_on_cpu(length), embed_dim).to(tokens_BTD)
+
+
 class PositionalEncoding2d(nn.Module):
-    """Adds fixed 2-D sine/cosine encodings to the patches; the class token, if any, gets none.
+    """Adds fixed 2-D sine/cosine encodings to the patches; the `prefix` tokens before them get none.
 
     (B, T, D) -> (B, T, D), as in MAE (arXiv:2111.06377) but for the order of channels.
     """
 
     table: Tensor
 
-    def __init__(self, embed_dim: int, grid: tuple[int, int], *, class_token: bool) -> None:
+    def __init__(self, embed_dim: int, grid: Grid, *, prefix: int) -> None:
         super().__init__()
-        table = F.pad(sinusoidal_table_2d(grid, embed_dim), (0, 0, int(class_token), 0))
-        self.register_buffer("table", table, persistent=False)
+        self.grid, self.prefix = grid, prefix
+        self.register_buffer("table", self._table(grid, embed_dim), persistent=False)
 
-    def forward(self, tokens_BTD: Tensor) -> Tensor:
-        return tokens_BTD + self.table.to(tokens_BTD.device)
+    def forward(self, tokens_BTD: Tensor, grid: Grid | None = None) -> Tensor:
+        same = grid is None or grid == self.grid
+        table_TD = self.table if same else self._table(grid, tokens_BTD.shape[2]).to(self.table)
+        return tokens_BTD + table_TD.to(tokens_BTD.device)
+
+    def _table(self, grid: Grid, embed_dim: int) -> Tensor:
+        return F.pad(sinusoidal_table_2d(grid, embed_dim), (0, 0, self.prefix, 0))
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned vector to each token, the paper's E_pos in eq. 1: (B, T, D) -> (B, T, D)."""
+    """Adds a learned vector to each token, the paper's E_pos in eq. 1: (B, T, D) -> (B, T, D).
 
-    def __init__(self, embed_dim: int, max_len: int) -> None:
+    Args:
+        embed_dim: D.
+        grid: rows and columns of patches that the table has vectors for; at another grid they are resized.
+        prefix: how many of the tokens before the patches have vectors, from the first.
+        without: how many more tokens stand before the patches, and have none.
+        resize: the rule for another grid.
+    """
+
+    def __init__(self, embed_dim: int, grid: Grid, prefix: int, without: int, resize: Resize) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.empty(max_len, embed_dim))
+        self.grid, self.prefix, self.without, self.resize = grid, prefix, without, resize
+        self.table = nn.Parameter(torch.empty(prefix + grid[0] * grid[1], embed_dim))
         initialize_weights(self)
 
-    def forward(self, tokens_BTD: Tensor) -> Tensor:
-        return tokens_BTD + self.table
+    def forward(self, tokens_BTD: Tensor, grid: Grid | None = None) -> Tensor:
+        return tokens_BTD + self.at(grid or self.grid)
+
+    def at(self, grid: Grid) -> Tensor:
+        """The vectors of all tokens for another grid of patches, (T, D)."""
+        if grid == self.grid and not self.without:
+            return self.table
+        prefix, patches = self.table[: self.prefix], self.table[self.prefix :]
+        none = self.table.new_zeros(self.without, self.table.shape[1])
+        return torch.cat([prefix, none, resize_grid(patches, self.grid, grid, self.resize)])
 
 
 class ViTEmbedding(nn.Module):
     """z_0 of the paper's eq. 1, [class; patches] + positions, then dropout: (B, C, H, W) -> (B, T, D).
 
     Args:
-        img_size: pixels, one number or (height, width).
+        img_size: pixels, one number or (height, width); `forward` takes any other multiples of the patch.
         patch_size: side of a patch in image pixels; with a stem it counts the stem's halvings too.
         in_channels: C.
         embed_dim: D.
         dropout: probability, applied after the positions (the paper, appendix B.1).
         position: "learned" (the paper's 1-D table), "sinusoidal", "sinusoidal_2d" or "none".
-        class_token: prepend the class token, so that T = N + 1; without it T = N.
         stem: output channels of each `ConvStem` stage; empty for the pure ViT.
+        options: other tokens before the patches (in the order class, distillation, registers), norms.
+        norm: the kind of those norms.
 
     Raises:
-        ValueError: if the patch does not divide the image, or the stem the patch, or `forward` gets
-            another image shape.
+        ValueError: if the patch does not divide an image, or the stem the patch, or the channels are others.
     """
 
     def __init__(
@@ -251,13 +366,14 @@ class ViTEmbedding(nn.Module):
         dropout: float = 0.1,
         *,
         position: Position = "learned",
-        class_token: bool = True,
         stem: tuple[int, ...] = (),
+        options: EmbeddingOptions = EmbeddingOptions(),
+        norm: Norm = Norm(),
     ) -> None:
         super().__init__()
         self.img_size = height_and_width(img_size)
-        self.in_channels = in_channels
-        rows, columns = patch_grid(img_size, patch_size)
+        self.in_channels, self.patch_size = in_channels, patch_size
+        rows, columns = self.grid = patch_grid(img_size, patch_size)
         reduction = 2 ** len(stem)
         if patch_size % reduction:
             raise ValueError(
@@ -268,36 +384,67 @@ class ViTEmbedding(nn.Module):
         side = patch_size // reduction
         channels = stem[-1] if stem else in_channels
         self.patches = PatchEmbedding((rows * side, columns * side), side, channels, embed_dim)
-        self.class_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
-        self.positions = self._positions(position, embed_dim)
+        if not options.patch_bias:
+            self.patches.projection.register_parameter("bias", None)
+        self.patch_norm = norm.build(embed_dim) if options.patch_norm else nn.Identity()
+        token = partial(_token, embed_dim)
+        self.class_token = token(options.class_token is not False)
+        self.distillation_token = token(options.distillation_token)
+        self.register_tokens = token(options.register_tokens)
+        self.positions = self._positions(position, embed_dim, options)
         self.dropout = nn.Dropout(dropout)
+        self.norm = norm.build(embed_dim) if options.norm else nn.Identity()
         initialize_weights(self)
 
-    def _positions(self, position: Position, embed_dim: int) -> nn.Module:
-        has_class = self.class_token is not None
-        length = self.patches.n_patches + has_class
+    @property
+    def prefix(self) -> int:
+        """How many tokens stand before the patches."""
+        return sum(token.shape[1] for token in self._prefix_tokens())
+
+    def _prefix_tokens(self) -> list[Tensor]:
+        tokens = self.class_token, self.distillation_token, self.register_tokens
+        return [token for token in tokens if token is not None]
+
+    def _positions(self, position: Position, embed_dim: int, options: EmbeddingOptions) -> nn.Module:
         match position:
             case "learned":
-                return LearnedPositions(embed_dim, length)
+                kept = {"all": self.prefix, "class": self.prefix - options.register_tokens, "patches": 0}
+                with_vector = kept[options.positioned]
+                without = self.prefix - with_vector
+                return LearnedPositions(embed_dim, self.grid, with_vector, without, options.resize)
             case "sinusoidal":
-                return PositionalEncoding(embed_dim, length)
+                return SinusoidalPositions(embed_dim, self.prefix + self.patches.n_patches)
             case "sinusoidal_2d":
-                return PositionalEncoding2d(embed_dim, self.patches.grid, class_token=has_class)
+                return PositionalEncoding2d(embed_dim, self.grid, prefix=self.prefix)
             case "none":
-                return nn.Identity()
+                return NoPositions()
         raise ValueError(f"position is {position!r}; it is one of {', '.join(get_args(Position))}")
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        check_images(images_BCHW, self.in_channels, self.img_size)
-        patches_BND = self.patches(self.stem(images_BCHW))
-        return self.dropout(self.positions(self.prepend_class(patches_BND)))
+        grid = self.grid_of(images_BCHW)
+        patches_BND = self.patch_norm(self.patches(self.stem(images_BCHW)))
+        return self.norm(self.dropout(self.positions(self.prepend_tokens(patches_BND), grid)))
 
-    def prepend_class(self, patches_BND: Tensor) -> Tensor:
-        if self.class_token is None:
-            return patches_BND
+    def grid_of(self, images_BCHW: Tensor) -> Grid:
+        """Rows and columns of patches. Raises ValueError if the images do not fit."""
+        check_images(images_BCHW, self.in_channels, self.patch_size)
+        return images_BCHW.shape[2] // self.patch_size, images_BCHW.shape[3] // self.patch_size
+
+    def prepend_tokens(self, patches_BND: Tensor) -> Tensor:
         # shape[0], as len() would fix the batch size of an exported graph.
-        class_B1D = self.class_token.expand(patches_BND.shape[0], -1, -1)
-        return torch.cat([class_B1D, patches_BND], dim=1)
+        prefix = [token.expand(patches_BND.shape[0], -1, -1) for token in self._prefix_tokens()]
+        return torch.cat([*prefix, patches_BND], dim=1) if prefix else patches_BND
+
+
+class NoPositions(nn.Module):
+    """Tokens as they are; attention may know their places (`positions.Relation`)."""
+
+    def forward(self, tokens_BTD: Tensor, grid: Grid | None = None) -> Tensor:  # noqa: ARG002 - as others
+        return tokens_BTD
+
+
+def _token(embed_dim: int, count: int) -> nn.Parameter | None:
+    return nn.Parameter(torch.empty(1, int(count), embed_dim)) if count else None
 
 
 # --- The encoder layer ---------------------------------------------------------------------------
@@ -312,58 +459,133 @@ class MultiHeadAttention(nn.Module):
         ValueError: if the heads do not divide the width.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        options: AttentionOptions = AttentionOptions(),
+        norm: Norm = Norm(),
+    ) -> None:
         super().__init__()
         if embed_dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide embed_dim {embed_dim}")
         self.num_heads = num_heads
         # One product for all three; rows ordered q, k, v and then by head.
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
-        self.out = nn.Linear(embed_dim, embed_dim)
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=options.biases == "qkv")
+        # The biases of q and v where k has none.
+        self.qv_bias = nn.Parameter(torch.empty(2 * embed_dim)) if options.biases == "qv" else None
+        head_norm = norm.build if options.qk_norm else lambda _: nn.Identity()
+        self.q_norm, self.k_norm = (head_norm(embed_dim // num_heads) for _ in "qk")
+        self.norm = norm.build(embed_dim) if options.norm else nn.Identity()
+        self.out = nn.Linear(embed_dim, embed_dim, bias=options.out_bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens_BTD: Tensor) -> Tensor:
-        mixed_BATK = attend(*self.queries_keys_values(tokens_BTD))
+    def forward(self, tokens_BTD: Tensor, relation: Relation = Relation()) -> Tensor:
+        mixed_BATK = attend(*self.queries_keys_values(tokens_BTD, relation), relation.bias_ATT)
         mixed_BTD = mixed_BATK.transpose(1, 2).flatten(2)
-        return self.dropout(self.out(mixed_BTD))
+        return self.dropout(self.out(self.norm(mixed_BTD)))
 
-    def weights(self, tokens_BTD: Tensor) -> Tensor:
+    def weights(self, tokens_BTD: Tensor, relation: Relation = Relation()) -> Tensor:
         """The attention probabilities A of eq. 6 that `forward` mixes with: (B, A, T, T), rows sum to 1."""
-        q_BATK, k_BATK, _ = self.queries_keys_values(tokens_BTD)
-        return attention_weights(q_BATK, k_BATK)
+        q_BATK, k_BATK, _ = self.queries_keys_values(tokens_BTD, relation)
+        return attention_weights(q_BATK, k_BATK, relation.bias_ATT)
 
-    def queries_keys_values(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv_BTD3 = self.qkv(tokens_BTD)
+    def queries_keys_values(
+        self, tokens_BTD: Tensor, relation: Relation = Relation()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        qkv_BTD3 = F.linear(tokens_BTD, self.qkv.weight, self._bias())
         q, k, v = qkv_BTD3.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        q, k = self.q_norm(q), self.k_norm(k)
+        if relation.rotation is not None:
+            q, k = rotate(q, relation.rotation), rotate(k, relation.rotation)
         return q, k, v
 
+    def _bias(self) -> Tensor | None:
+        if self.qv_bias is None:
+            return self.qkv.bias
+        q, v = self.qv_bias.chunk(2)
+        return torch.cat([q, torch.zeros_like(q), v])
 
-def attention_weights(q_BATK: Tensor, k_BATK: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(K)), the 2017 Transformer's eq. 1 and the paper's eq. 6."""
+
+def attention_weights(q_BATK: Tensor, k_BATK: Tensor, bias_ATT: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(K) + bias), the 2017 Transformer's eq. 1 and the paper's eq. 6."""
     scaled_q_BATK = q_BATK * q_BATK.shape[-1] ** -0.5
-    return (scaled_q_BATK @ k_BATK.transpose(-2, -1)).softmax(dim=-1)
+    logits_BATT = scaled_q_BATK @ k_BATK.transpose(-2, -1)
+    return (logits_BATT if bias_ATT is None else logits_BATT + bias_ATT).softmax(dim=-1)
 
 
-def attend(q_BATK: Tensor, k_BATK: Tensor, v_BATK: Tensor) -> Tensor:
+def attend(q_BATK: Tensor, k_BATK: Tensor, v_BATK: Tensor, bias_ATT: Tensor | None = None) -> Tensor:
     """Values mixed by the attention weights, (B, A, T, K), by the kernel that is faster here."""
     if prefers_explicit_attention(q_BATK):
-        return attention_weights(q_BATK, k_BATK) @ v_BATK
-    return F.scaled_dot_product_attention(q_BATK, k_BATK, v_BATK)
+        return attention_weights(q_BATK, k_BATK, bias_ATT).to(v_BATK.dtype) @ v_BATK
+    mask = None if bias_ATT is None else bias_ATT.to(q_BATK.dtype)
+    return F.scaled_dot_product_attention(q_BATK, k_BATK, v_BATK, mask)
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), what OpenAI's CLIP was trained with; a checkpoint of it loses accuracy under GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Gated(nn.Module):
+    """activation(gate) * value of the halves of the last axis: (..., 2 H) -> (..., H)."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = x.chunk(2, dim=-1)
+        return self.activation(gate) * value
+
+
+_ACTIVATIONS = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "silu": nn.SiLU,
+    "relu": nn.ReLU,
+}
 
 
 class FeedForward(nn.Module):
     """The MLP of the paper's eq. 3, two linear maps around a GELU: (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, embed_dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        hidden_dim: int,
+        dropout: float = 0.0,
+        options: FeedForwardOptions = FeedForwardOptions(),
+        norm: Norm = Norm(),
+    ) -> None:
         super().__init__()
-        self.expand = nn.Linear(embed_dim, hidden_dim)
-        self.activation = nn.GELU()
-        self.contract = nn.Linear(hidden_dim, embed_dim)
+        # Gate and value in one product, the gate first.
+        self.expand = nn.Linear(embed_dim, hidden_dim * (1 + options.gated), bias=options.bias)
+        activation = _ACTIVATIONS[options.activation]()
+        self.activation = Gated(activation) if options.gated else activation
+        self.norm = norm.build(hidden_dim) if options.norm else nn.Identity()
+        self.contract = nn.Linear(hidden_dim, embed_dim, bias=options.bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens_BTD: Tensor) -> Tensor:
-        hidden = self.dropout(self.activation(self.expand(tokens_BTD)))
+        hidden = self.norm(self.dropout(self.activation(self.expand(tokens_BTD))))
         return self.dropout(self.contract(hidden))
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (CaiT, arXiv:2103.17239, eq. 4)."""
+
+    def __init__(self, embed_dim: int, start: float) -> None:
+        super().__init__()
+        self.start = start
+        self.gamma = nn.Parameter(torch.empty(embed_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
 
 
 class EncoderLayer(nn.Module):
@@ -374,8 +596,8 @@ class EncoderLayer(nn.Module):
         num_heads: A.
         hidden_dim: width of the MLP.
         dropout: probability after each dense layer but the q, k, v projection.
-        norm_first: True is the paper's eq. 2 and 3 (x + f(norm(x))); False is the post-norm of the
-            2017 Transformer (norm(x + f(x))).
+        options: the order of norms and residuals, scales, and what attention and MLP are.
+        norm: the kind of the norms.
         drop_path: stochastic depth (arXiv:1603.09382), the probability that an image skips a
             residual branch in training.
     """
@@ -387,23 +609,74 @@ class EncoderLayer(nn.Module):
         hidden_dim: int,
         dropout: float,
         *,
-        norm_first: bool = True,
+        options: LayerOptions = LayerOptions(),
+        norm: Norm = Norm(),
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.norm_first = norm_first
-        self.attention_norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
-        self.attention = MultiHeadAttention(embed_dim, num_heads, dropout)
-        self.feed_forward_norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
-        self.feed_forward = FeedForward(embed_dim, hidden_dim, dropout)
+        self.order = options.order
+        one_norm = self.order == "parallel"
+        self.attention_norm = norm.build(embed_dim)
+        self.attention = MultiHeadAttention(embed_dim, num_heads, dropout, options.attention, norm)
+        self.attention_scale = _scale(embed_dim, options.layer_scale)
+        self.feed_forward_norm = nn.Identity() if one_norm else norm.build(embed_dim)
+        self.feed_forward = FeedForward(embed_dim, hidden_dim, dropout, options.feed_forward, norm)
+        self.feed_forward_scale = nn.Identity() if one_norm else _scale(embed_dim, options.layer_scale)
         self.drop_path = StochasticDepth(drop_path, mode="row") if drop_path else nn.Identity()
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        if self.norm_first:
-            x_BTD = x_BTD + self.drop_path(self.attention(self.attention_norm(x_BTD)))
-            return x_BTD + self.drop_path(self.feed_forward(self.feed_forward_norm(x_BTD)))
-        x_BTD = self.attention_norm(x_BTD + self.drop_path(self.attention(x_BTD)))
-        return self.feed_forward_norm(x_BTD + self.drop_path(self.feed_forward(x_BTD)))
+    def forward(self, x_BTD: Tensor, relation: Relation = Relation()) -> Tensor:
+        match self.order:
+            case "pre":
+                x_BTD = x_BTD + self._attention_branch(self.attention(self.attention_norm(x_BTD), relation))
+                return x_BTD + self._feed_forward_branch(self.feed_forward(self.feed_forward_norm(x_BTD)))
+            case "post":
+                x_BTD = self.attention_norm(x_BTD + self._attention_branch(self.attention(x_BTD, relation)))
+                return self.feed_forward_norm(x_BTD + self._feed_forward_branch(self.feed_forward(x_BTD)))
+            case "residual_post":
+                x_BTD = x_BTD + self._attention_branch(self.attention_norm(self.attention(x_BTD, relation)))
+                return x_BTD + self._feed_forward_branch(self.feed_forward_norm(self.feed_forward(x_BTD)))
+        normed_BTD = self.attention_norm(x_BTD)
+        both_BTD = self.attention(normed_BTD, relation) + self.feed_forward(normed_BTD)
+        return x_BTD + self._attention_branch(both_BTD)
+
+    def _attention_branch(self, branch_BTD: Tensor) -> Tensor:
+        return self.drop_path(self.attention_scale(branch_BTD))
+
+    def _feed_forward_branch(self, branch_BTD: Tensor) -> Tensor:
+        return self.drop_path(self.feed_forward_scale(branch_BTD))
+
+
+def _scale(embed_dim: int, start: float | None) -> nn.Module:
+    return nn.Identity() if start is None else LayerScale(embed_dim, start)
+
+
+class AttentionPool(nn.Module):
+    """One vector of all tokens, by a learned query and an MLP: (B, T, D) -> (B, D).
+
+    "MAP", multihead attention pooling, of Scaling ViT (arXiv:2106.04560), §3.2, and SigLIP.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, hidden_dim: int, activation: Activation, norm: Norm
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.out = nn.Linear(embed_dim, embed_dim)
+        self.norm = norm.build(embed_dim)
+        self.feed_forward = FeedForward(embed_dim, hidden_dim, options=FeedForwardOptions(activation))
+        initialize_weights(self)
+
+    def forward(self, tokens_BTD: Tensor) -> Tensor:
+        width = tokens_BTD.shape[2]
+        query_B1D = self.query.expand(tokens_BTD.shape[0], -1, -1)
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = F.linear(query_B1D, weight[:width], bias[:width])
+        k, v = F.linear(tokens_BTD, weight[width:], bias[width:]).chunk(2, dim=-1)
+        q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
+        pooled_B1D = self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+        return (pooled_B1D + self.feed_forward(self.norm(pooled_B1D)))[:, 0]
 
 
 # --- Initialization ------------------------------------------------------------------------------
@@ -418,8 +691,11 @@ def initialize_weights(root: nn.Module) -> None:
     """
     for module in root.modules():
         match module:
-            case ViTEmbedding(class_token=Tensor() as token):
-                nn.init.trunc_normal_(token, std=INIT_STD)
+            case ViTEmbedding():
+                for token in module._prefix_tokens():
+                    nn.init.trunc_normal_(token, std=INIT_STD)
+            case AttentionPool():
+                nn.init.trunc_normal_(module.query, std=INIT_STD)
             case LearnedPositions():
                 nn.init.trunc_normal_(module.table, std=INIT_STD)
             case ConvStem():
@@ -429,9 +705,19 @@ def initialize_weights(root: nn.Module) -> None:
                 _draw_linear(module.projection)
             case nn.Linear():
                 _draw_linear(module)
+            case MultiHeadAttention(qv_bias=Tensor() as bias):
+                nn.init.zeros_(bias)
+            case LayerScale():
+                nn.init.constant_(module.gamma, module.start)
+            case RotaryPositions():
+                module.draw()
+            case RelativeBias():
+                nn.init.zeros_(module.table)
             case nn.LayerNorm():
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
+            case nn.RMSNorm():
+                nn.init.ones_(module.weight)
 
 
 def _draw_linear(layer: nn.Linear | nn.Conv2d) -> None:

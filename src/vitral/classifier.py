@@ -181,9 +181,14 @@ def _concatenate(parts: list[Features]) -> Features:
     def joined(tensors: list[Tensor]) -> Tensor:
         return torch.cat([tensor.float().cpu() for tensor in tensors])
 
-    class_tokens = [part.class_token for part in parts if part.class_token is not None]
+    def joined_if_any(tensors: list[Tensor | None]) -> Tensor | None:
+        found = [tensor for tensor in tensors if tensor is not None]
+        return joined(found) if found else None
+
     return Features(
-        class_token=joined(class_tokens) if class_tokens else None,
+        class_token=joined_if_any([part.class_token for part in parts]),
+        distillation_token=joined_if_any([part.distillation_token for part in parts]),
+        register_tokens=joined([part.register_tokens for part in parts]),
         patch_tokens=joined([part.patch_tokens for part in parts]),
         grid=parts[0].grid,
         layers={index: joined([part.layers[index] for part in parts]) for index in parts[0].layers},

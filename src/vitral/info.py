@@ -75,7 +75,7 @@ def patch_costs(config: ViTConfig, placement: Placement | None) -> list[PatchCos
 
 def _patch_cost(config: ViTConfig, placement: Placement | None) -> PatchCost:
     rows, columns = config.grid
-    tokens = rows * columns + (config.pooling == "class")
+    tokens = rows * columns + config.prefix
     attention = 4 * tokens**2 * config.embed_dim * config.num_layers
     total = sum(stage.flops for stage in stages(config))
     milliseconds = None if placement is None else 1e3 * _seconds_an_image(config, placement)

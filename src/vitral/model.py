@@ -4,7 +4,7 @@ Axes in tensor names are those of `blocks`, and L classes.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from vitral.blocks import (
-    NORM_EPS,
+    AttentionPool,
+    EmbeddingOptions,
     EncoderLayer,
+    LayerOptions,
+    Norm,
     Position,
     Size,
     ViTEmbedding,
@@ -21,13 +24,30 @@ from vitral.blocks import (
     initialize_weights,
     patch_grid,
 )
+from vitral.positions import Grid, Relation, RelativeBias, RotaryOptions, RotaryPositions
 
-Pooling = Literal["class", "mean"]
+Pooling = Literal["class", "mean", "map", "class_mean"]
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """What stands between the last layer and the logits; the defaults are the paper's."""
+
+    # Where the final norm stands: on all "tokens", on the "pooled" vector (DeiT's and MAE's mean
+    # pooling), or nowhere.
+    norm: Literal["tokens", "pooled", "none"] = "tokens"
+    bias: bool = True  # CLIP's projection has none
+    # Width of a tanh layer before the head: the paper's head in pre-training (§3.1), BERT's pooler.
+    hidden_dim: int | None = None
+    pool_prefix: bool = False  # "map" and "mean" see class and register tokens too
+    pool_heads: int | None = None  # of "map"; None: as many as a layer has
 
 
 @dataclass(frozen=True)
 class ViTConfig:
     """Everything that decides a `VisionTransformer`'s shapes and function.
+
+    The groups `norm`, `embedding`, `layer` and `head` may be given as mappings of the fields to change.
 
     Raises:
         ValueError: if a number is out of its range or a name unknown.
@@ -44,14 +64,19 @@ class ViTConfig:
     dropout: float = 0.1
     _: dataclasses.KW_ONLY
     position: Position = "learned"
-    pooling: Pooling = "class"  # "mean": average the patch tokens; there is no class token
+    pooling: Pooling = "class"  # "mean": of the patch tokens; "class_mean": both, concatenated
     stem: tuple[int, ...] = ()  # channels of each halving convolution before the patches
-    norm_first: bool = True  # False: the post-norm of the 2017 Transformer
     drop_path: float = 0.0  # stochastic depth of the last layer; the first has 0, linear between
+    norm: Norm = field(default_factory=Norm)  # of all norms in the model
+    embedding: EmbeddingOptions = field(default_factory=EmbeddingOptions)
+    layer: LayerOptions = field(default_factory=LayerOptions)
+    head: HeadOptions = field(default_factory=HeadOptions)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "img_size", height_and_width(self.img_size))
         object.__setattr__(self, "stem", tuple(self.stem))
+        for group in ("norm", "embedding", "layer", "head"):
+            object.__setattr__(self, group, changed(_GROUPS[group](), getattr(self, group)))
         if min(height_and_width(self.img_size)) < 1:
             raise ValueError(f"img_size is {self.img_size}; height and width must be at least 1")
         for name in ("patch_size", "in_channels", "embed_dim", "num_layers", "num_heads", "hidden_dim"):
@@ -65,6 +90,28 @@ class ViTConfig:
         for name, choices in (("position", get_args(Position)), ("pooling", get_args(Pooling))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(choices)}")
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        if self.pooling in ("class", "class_mean") and not self.class_token:
+            raise ValueError(f"pooling is {self.pooling!r} but embedding.class_token is off; it needs one")
+        if self.embedding.distillation_token and self.pooling != "class":
+            raise ValueError("a distillation token goes with pooling='class'")
+        if self.layer.attention.relative_bias != "none" and self.prefix != 1:
+            raise ValueError("relative biases go with a class token and no other token before the patches")
+
+    @property
+    def class_token(self) -> bool:
+        """Whether there is one: as `embedding` says, else where the pooling needs it."""
+        if self.embedding.class_token is None:
+            return self.pooling in ("class", "class_mean")
+        return self.embedding.class_token
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens stand before the patches."""
+        options = self.embedding
+        return self.class_token + options.distillation_token + options.register_tokens
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -73,7 +120,28 @@ class ViTConfig:
 
     @property
     def hidden_dim(self) -> int:
-        return int(self.embed_dim * self.mlp_ratio)
+        # Rounded where the ratio was hidden / embed_dim, which times embed_dim may fall just short.
+        return int(self.embed_dim * self.mlp_ratio + 1e-6)
+
+
+def changed(options: Any, change: Any) -> Any:
+    """Options of a part with a mapping's fields changed, groups within groups too."""
+    if not isinstance(change, Mapping):
+        return change
+    fields = {}
+    for name, value in change.items():
+        if name not in vars(options):
+            raise ValueError(f"{name!r} is no part of {type(options).__name__}: {', '.join(vars(options))}")
+        old = getattr(options, name)
+        if old is None and isinstance(value, Mapping):
+            old = RotaryOptions()
+        fields[name] = changed(old, value)
+        if isinstance(fields[name], list):
+            fields[name] = tuple(fields[name])
+    return dataclasses.replace(options, **fields)
+
+
+_GROUPS = {"norm": Norm, "embedding": EmbeddingOptions, "layer": LayerOptions, "head": HeadOptions}
 
 
 @dataclass(frozen=True)
@@ -81,20 +149,22 @@ class Features:
     """What the encoder knows of each image; tokens after the final norm, layers as they left the block."""
 
     class_token: Tensor | None  # (B, D), or None for a model without one
+    distillation_token: Tensor | None  # (B, D), or None for a model without one
+    register_tokens: Tensor  # (B, R, D); R may be 0
     patch_tokens: Tensor  # (B, N, D), row-major over the grid
-    grid: tuple[int, int]  # rows and columns of patches
+    grid: Grid  # rows and columns of patches
     layers: dict[int, Tensor] = field(default_factory=dict)  # index asked for -> (B, T, D)
 
 
 class VisionTransformer(nn.Module):
     """The Vision Transformer: images (B, C, H, W) -> logits (B, L), or features (B, D) without a head.
 
-    The first nine arguments are the paper's; `options` are the other fields of `ViTConfig`:
-    position, pooling, stem, norm_first, drop_path.
+    The first nine arguments are the paper's; `options` are the other fields of `ViTConfig`. Images may
+    have any height and width that the patch divides: tables of positions are resized by the model's rule.
 
     Raises:
         ValueError: if the numbers do not fit each other (see `ViTConfig`), or `forward` gets images
-            of another shape.
+            that the patch does not divide.
         TypeError: if an option is unknown.
     """
 
@@ -117,51 +187,88 @@ class VisionTransformer(nn.Module):
             num_classes, dropout, **options,
         )  # fmt: skip
         self.embedding = ViTEmbedding(
-            config.img_size,
-            patch_size,
-            in_channels,
-            embed_dim,
-            dropout,
-            position=config.position,
-            class_token=config.pooling == "class",
-            stem=config.stem,
-        )
+            config.img_size, patch_size, in_channels, embed_dim, dropout,
+            position=config.position, stem=config.stem, norm=config.norm,
+            options=dataclasses.replace(config.embedding, class_token=config.class_token),
+        )  # fmt: skip
         self.layers = nn.ModuleList(
             EncoderLayer(
-                embed_dim,
-                num_heads,
-                config.hidden_dim,
-                dropout,
-                norm_first=config.norm_first,
-                drop_path=config.drop_path * index / max(num_layers - 1, 1),
+                embed_dim, num_heads, config.hidden_dim, dropout,
+                options=config.layer, norm=config.norm, drop_path=config.drop_path * index / max(num_layers - 1, 1),
             )
             for index in range(num_layers)
-        )
+        )  # fmt: skip
+        self.relations = nn.ModuleList(_relations(config))
         # A post-norm layer already ends in a norm.
-        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS) if config.norm_first else nn.Identity()
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        final = "none" if config.layer.order == "post" else config.head.norm
+        self.norm = config.norm.build(embed_dim) if final == "tokens" else nn.Identity()
+        self.attention_pool = _attention_pool(config) if config.pooling == "map" else None
+        self.pooled_norm = config.norm.build(embed_dim) if final == "pooled" else nn.Identity()
+        self._build_head()
         self.initialize()
 
     @classmethod
     def from_config(cls, config: ViTConfig) -> Self:
         return cls(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
 
+    def _build_head(self) -> None:
+        config = self.config
+        width = config.embed_dim * (1 + (config.pooling == "class_mean"))
+        self.hidden: nn.Module = nn.Identity()
+        if config.head.hidden_dim is not None:
+            self.hidden = nn.Sequential(nn.Linear(width, config.head.hidden_dim), nn.Tanh())
+            width = config.head.hidden_dim
+
+        def linear() -> nn.Module:
+            if not config.num_classes:
+                return nn.Identity()
+            return nn.Linear(width, config.num_classes, bias=config.head.bias)
+
+        self.head = linear()
+        self.distillation_head = linear() if config.embedding.distillation_token else None
+
     def initialize(self) -> None:
         """Draws all weights afresh (`blocks.initialize_weights`)."""
         initialize_weights(self)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self.head(self.pool(self.encode(self.embedding(images_BCHW))))
+        tokens_BTD = self.encode(self.embedding(images_BCHW), self.embedding.grid_of(images_BCHW))
+        return self.classify(tokens_BTD)
 
-    def encode(self, x_BTD: Tensor) -> Tensor:
-        """The layers and the final norm."""
-        for layer in self.layers:
-            x_BTD = layer(x_BTD)
+    def encode(self, x_BTD: Tensor, grid: Grid | None = None) -> Tensor:
+        """The layers and the final norm; `grid` if the images are of another size than the model."""
+        for layer, relation in zip(self.layers, self.relations_of_layers(x_BTD, grid), strict=True):
+            x_BTD = layer(x_BTD, relation)
         return self.norm(x_BTD)
 
+    def relations_of_layers(self, x_BTD: Tensor, grid: Grid | None = None) -> list[Relation]:
+        """What the attention of each layer knows of places."""
+        found = [relation(grid or self.embedding.grid, x_BTD.device) for relation in self.relations]
+        if len(found) <= 1:
+            return (found or [Relation()]) * len(self.layers)
+        return found
+
     def pool(self, tokens_BTD: Tensor) -> Tensor:
-        """One vector an image (B, D): the class token, y of eq. 4, or the mean of the patches."""
-        return tokens_BTD[:, 0] if self.config.pooling == "class" else tokens_BTD.mean(dim=1)
+        """One vector an image, y of eq. 4 for "class": (B, D), or (B, 2 D) for "class_mean"."""
+        others_BTD = tokens_BTD if self.config.head.pool_prefix else tokens_BTD[:, self.config.prefix :]
+        match self.config.pooling:
+            case "class":
+                pooled = tokens_BTD[:, 0]
+            case "mean":
+                pooled = others_BTD.mean(dim=1)
+            case "class_mean":
+                pooled = torch.cat([tokens_BTD[:, 0], others_BTD.mean(dim=1)], dim=1)
+            case "map":
+                assert self.attention_pool is not None
+                pooled = self.attention_pool(others_BTD)
+        return self.pooled_norm(pooled)
+
+    def classify(self, tokens_BTD: Tensor) -> Tensor:
+        """Logits of encoded tokens; with a distillation token the mean of both heads' (DeiT, §3)."""
+        logits_BL = self.head(self.hidden(self.pool(tokens_BTD)))
+        if self.distillation_head is None:
+            return logits_BL
+        return (logits_BL + self.distillation_head(tokens_BTD[:, 1])) / 2
 
     def features(self, images_BCHW: Tensor, layers: Sequence[int] = ()) -> Features:
         """The tokens behind the logits.
@@ -178,24 +285,53 @@ class VisionTransformer(nn.Module):
         for index in layers:
             if not -depth <= index < depth:
                 raise IndexError(f"there is no layer {index}; this model has 0 to {depth - 1}")
+        grid = self.embedding.grid_of(images_BCHW)
         x_BTD = self.embedding(images_BCHW)
         outputs: list[Tensor] = []
-        for layer in self.layers:
-            x_BTD = layer(x_BTD)
+        for layer, relation in zip(self.layers, self.relations_of_layers(x_BTD, grid), strict=True):
+            x_BTD = layer(x_BTD, relation)
             outputs.append(x_BTD)
-        tokens_BTD = self.norm(x_BTD)
-        has_class = self.config.pooling == "class"
+        return self._features(self.norm(x_BTD), grid, {index: outputs[index] for index in layers})
+
+    def _features(self, tokens_BTD: Tensor, grid: Grid, layers: dict[int, Tensor]) -> Features:
+        options, prefix = self.config.embedding, self.config.prefix
         return Features(
-            class_token=tokens_BTD[:, 0] if has_class else None,
-            patch_tokens=tokens_BTD[:, int(has_class) :],
-            grid=self.embedding.patches.grid,
-            layers={index: outputs[index] for index in layers},
+            class_token=tokens_BTD[:, 0] if self.config.class_token else None,
+            distillation_token=tokens_BTD[:, 1] if options.distillation_token else None,
+            register_tokens=tokens_BTD[:, prefix - options.register_tokens : prefix],
+            patch_tokens=tokens_BTD[:, prefix:],
+            grid=grid,
+            layers=layers,
         )
 
     @torch.no_grad()
     def replace_head(self, num_classes: int) -> None:
-        """A freshly drawn head for another set of classes; 0 removes it."""
-        self.config = dataclasses.replace(self.config, num_classes=num_classes)
-        width, like = self.config.embed_dim, next(self.parameters())
-        self.head = nn.Linear(width, num_classes).to(like) if num_classes else nn.Identity()
-        initialize_weights(self.head)
+        """A freshly drawn head for another set of classes, after the pooled vector; 0 removes it."""
+        head = dataclasses.replace(self.config.head, hidden_dim=None, bias=True)
+        self.config = dataclasses.replace(self.config, num_classes=num_classes, head=head)
+        like = next(self.parameters())
+        self._build_head()
+        for part in (self.head, self.distillation_head):
+            if part is not None:
+                initialize_weights(part.to(like))
+
+
+def _relations(config: ViTConfig) -> list[nn.Module]:
+    """None, one for all layers, or one for each."""
+    options = config.layer.attention
+    if options.rotary is not None:
+        head_dim = config.embed_dim // config.num_heads
+        count = config.num_layers if options.rotary.kind == "mixed" else 1
+        return [
+            RotaryPositions(head_dim, config.num_heads, config.prefix, options.rotary) for _ in range(count)
+        ]
+    if options.relative_bias != "none":
+        count = config.num_layers if options.relative_bias == "layer" else 1
+        return [RelativeBias(config.grid, config.num_heads, config.embedding.resize) for _ in range(count)]
+    return []
+
+
+def _attention_pool(config: ViTConfig) -> AttentionPool:
+    heads = config.head.pool_heads or config.num_heads
+    activation = config.layer.feed_forward.activation
+    return AttentionPool(config.embed_dim, heads, config.hidden_dim, activation, config.norm)

@@ -283,15 +283,16 @@ def _training_batches(run: Run) -> Generator[Batch]:
 def parameter_groups(model: VisionTransformer, recipe: Recipe) -> list[dict[str, Any]]:
     """Parameters by depth and decay, for AdamW.
 
-    Weight matrices decay; biases, norms, the class token and positions do not (BEiT,
+    Weight matrices decay; biases, norms, scales, tokens and positions do not (BEiT,
     arXiv:2106.08254, appendix). A layer `d` levels below the head learns at `layer_decay ** d` times
     the rate: the head is level 0, the last layer 1, the embedding `num_layers + 1`.
     """
     assert recipe.layer_decay is not None
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        level = _levels_below_head(name, model.config.num_layers)
-        decays = parameter.ndim > 1 and not name.endswith(("class_token", "positions.table"))
+        level = _levels_below_head(name, model)
+        # Tokens, tables, scales and frequencies are no weights, whatever their number of axes.
+        decays = parameter.ndim > 1 and name.endswith(".weight")
         group = groups.setdefault(
             (level, decays),
             {
@@ -306,12 +307,13 @@ def parameter_groups(model: VisionTransformer, recipe: Recipe) -> list[dict[str,
     return list(groups.values())
 
 
-def _levels_below_head(name: str, num_layers: int) -> int:
+def _levels_below_head(name: str, model: VisionTransformer) -> int:
     part, _, rest = name.partition(".")
+    num_layers = len(model.layers)
     match part:
-        case "head" | "norm":
+        case "head" | "distillation_head" | "hidden" | "norm" | "attention_pool" | "pooled_norm":
             return 0
-        case "layers":
+        case "layers" | "relations":  # a relation that all layers share is as deep as the first
             return num_layers - int(rest.partition(".")[0])
         case "embedding":
             return num_layers + 1

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vitral.blocks import height_and_width
-from vitral.checkpoints.positions import resize_table
 from vitral.config import build
 from vitral.errors import VitralError
 from vitral.model import VisionTransformer, ViTConfig
+from vitral.positions import resize_grid
 from vitral.preprocess import Preprocess
 
 CONFIG_FILE = "config.json"
@@ -89,7 +89,9 @@ def load_checkpoint(folder: Path | str, **overrides: Any) -> Checkpoint:
     if wanted.img_size != saved.img_size:
         preprocess = replace(preprocess, img_size=height_and_width(wanted.img_size))
         if _POSITIONS in state:
-            state[_POSITIONS] = resize_table(state[_POSITIONS], saved, wanted)
+            at = model.embedding.positions
+            prefix, patches = state[_POSITIONS][: at.prefix], state[_POSITIONS][at.prefix :]
+            state[_POSITIONS] = torch.cat([prefix, resize_grid(patches, saved.grid, wanted.grid, at.resize)])
     problems = _misfits(model, state)
     if problems:
         raise VitralError(f"{folder / WEIGHTS_FILE} does not fit {described}: {'; '.join(problems)}")
