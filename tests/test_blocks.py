@@ -14,9 +14,9 @@ from torch.testing import assert_close
 
 from vitral import blocks
 from vitral.blocks import (
+    EmbeddingOptions,
     EncoderLayer,
     FeedForward,
-    EmbeddingOptions,
     LayerOptions,
     LearnedPositions,
     MultiHeadAttention,

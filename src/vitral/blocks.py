@@ -78,6 +78,7 @@ class AttentionOptions:
     rotary: RotaryOptions | None = None
     # BEiT's: a table for each layer, or one that all layers share.
     relative_bias: Literal["none", "layer", "shared"] = "none"
+    relative_resize: Resize = "geometric"  # of those tables, at another image size
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ class LayerOptions:
     """How attention and MLP make a layer; the defaults are the paper's."""
 
     # "pre": x + f(norm(x)), the paper's eq. 2 and 3. "post": norm(x + f(x)), the 2017 Transformer.
-    # "residual_post": x + norm(f(x)) (Swin v2, EVA-02 E). "parallel": x + attention(norm(x)) + mlp(norm(x)),
-    # Scaling ViT to 22 billion parameters.
+    # Further "residual_post" of Swin v2 and EVA-02 E, x + norm(f(x)), and "parallel" of Scaling ViT to 22
+    # billion parameters, where both branches start from one norm: x + attention(norm(x)) + mlp(norm(x)).
     order: Literal["pre", "post", "residual_post", "parallel"] = "pre"
     layer_scale: float | None = None  # initial value of CaiT's scales (arXiv:2103.17239); None: no scales
     attention: AttentionOptions = field(default_factory=AttentionOptions)
@@ -331,12 +332,19 @@ class LearnedPositions(nn.Module):
         return tokens_BTD + self.at(grid or self.grid)
 
     def at(self, grid: Grid) -> Tensor:
-        """The vectors of all tokens for another grid of patches, (T, D)."""
-        if grid == self.grid and not self.without:
+        """What is added to each token, (T, D), for another grid of patches."""
+        table = self.resized(grid)
+        if not self.without:
+            return table
+        none = table.new_zeros(self.without, table.shape[1])
+        return torch.cat([table[: self.prefix], none, table[self.prefix :]])
+
+    def resized(self, grid: Grid) -> Tensor:
+        """The table for another grid of patches."""
+        if grid == self.grid:
             return self.table
         prefix, patches = self.table[: self.prefix], self.table[self.prefix :]
-        none = self.table.new_zeros(self.without, self.table.shape[1])
-        return torch.cat([prefix, none, resize_grid(patches, self.grid, grid, self.resize)])
+        return torch.cat([prefix, resize_grid(patches, self.grid, grid, self.resize)])
 
 
 class ViTEmbedding(nn.Module):

@@ -41,6 +41,8 @@ class HeadOptions:
     hidden_dim: int | None = None
     pool_prefix: bool = False  # "map" and "mean" see class and register tokens too
     pool_heads: int | None = None  # of "map"; None: as many as a layer has
+    pool_mlp_ratio: float | None = None  # of "map"; None: as in a layer
+    distillation_head: bool = False  # a second head, on the distillation token (DeiT, §3)
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,10 @@ class ViTConfig:
     def _check_tokens(self) -> None:
         if self.pooling in ("class", "class_mean") and not self.class_token:
             raise ValueError(f"pooling is {self.pooling!r} but embedding.class_token is off; it needs one")
-        if self.embedding.distillation_token and self.pooling != "class":
-            raise ValueError("a distillation token goes with pooling='class'")
+        if self.head.distillation_head and not (
+            self.pooling == "class" and self.embedding.distillation_token
+        ):
+            raise ValueError("a distillation head goes with pooling='class' and a distillation token")
         if self.layer.attention.relative_bias != "none" and self.prefix != 1:
             raise ValueError("relative biases go with a class token and no other token before the patches")
 
@@ -225,7 +229,7 @@ class VisionTransformer(nn.Module):
             return nn.Linear(width, config.num_classes, bias=config.head.bias)
 
         self.head = linear()
-        self.distillation_head = linear() if config.embedding.distillation_token else None
+        self.distillation_head = linear() if config.head.distillation_head else None
 
     def initialize(self) -> None:
         """Draws all weights afresh (`blocks.initialize_weights`)."""
@@ -264,7 +268,7 @@ class VisionTransformer(nn.Module):
         return self.pooled_norm(pooled)
 
     def classify(self, tokens_BTD: Tensor) -> Tensor:
-        """Logits of encoded tokens; with a distillation token the mean of both heads' (DeiT, §3)."""
+        """Logits of encoded tokens; with a distillation head the mean of both heads' (DeiT, §3)."""
         logits_BL = self.head(self.hidden(self.pool(tokens_BTD)))
         if self.distillation_head is None:
             return logits_BL
@@ -327,11 +331,13 @@ def _relations(config: ViTConfig) -> list[nn.Module]:
         ]
     if options.relative_bias != "none":
         count = config.num_layers if options.relative_bias == "layer" else 1
-        return [RelativeBias(config.grid, config.num_heads, config.embedding.resize) for _ in range(count)]
+        return [RelativeBias(config.grid, config.num_heads, options.relative_resize) for _ in range(count)]
     return []
 
 
 def _attention_pool(config: ViTConfig) -> AttentionPool:
     heads = config.head.pool_heads or config.num_heads
     activation = config.layer.feed_forward.activation
-    return AttentionPool(config.embed_dim, heads, config.hidden_dim, activation, config.norm)
+    ratio = config.head.pool_mlp_ratio
+    hidden_dim = config.hidden_dim if ratio is None else int(config.embed_dim * ratio + 1e-6)
+    return AttentionPool(config.embed_dim, heads, hidden_dim, activation, config.norm)

@@ -43,7 +43,8 @@ def _geometric(image_1DHW: Tensor, grid: Grid) -> Tensor:
 
 def _geometric_weights(old: int, new: int) -> Tensor:
     """(new, old): each new distance as a mixture of the two old ones around it."""
-    low, high = 1.01, 1.5
+    low = ratio = 1.01
+    high = 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
         reach = (1 - ratio ** (old // 2)) / (1 - ratio)
@@ -220,13 +221,13 @@ class RelativeBias(nn.Module):
         self.table = nn.Parameter(torch.empty((2 * grid[0] - 1) * (2 * grid[1] - 1) + 3, num_heads))
 
     def forward(self, grid: Grid, device: torch.device) -> Relation:
-        table_MA = self.at(grid)
+        table_MA = self.resized(grid)
         bias_ATT = table_MA[_distances(grid).to(device)].permute(2, 0, 1)
         return Relation(bias_ATT=bias_ATT)
 
-    def at(self, grid: Grid) -> Tensor:
+    def resized(self, grid: Grid) -> Tensor:
         """The table for another grid of patches."""
-        old, new = (tuple(2 * count - 1 for count in sides) for sides in (self.grid, grid))
+        old, new = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (self.grid, grid))
         if old == new:
             return self.table
         patches, class_token = self.table[:-3], self.table[-3:]

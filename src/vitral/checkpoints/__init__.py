@@ -1,10 +1,12 @@
-"""Models on disk: a folder with ``config.json`` (what it is) and ``model.safetensors`` (the weights).
+"""Models on disk: a folder of ours, or any layout of the other libraries.
 
-Nothing here executes what it reads, and files are replaced as a whole or not at all.
+Ours is a folder with ``config.json`` (what it is) and ``model.safetensors`` (the weights). Nothing here
+executes what it reads, and files are replaced as a whole or not at all.
 """
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -13,19 +15,26 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from vitral.blocks import height_and_width
+from vitral.blocks import LearnedPositions, height_and_width
+from vitral.checkpoints import google, hub, originals, tables, timm, torchvision, transformers
+from vitral.checkpoints.files import ENDINGS, Weights, open_weights
+from vitral.checkpoints.layout import Reading, Source, merge, unique
 from vitral.config import build
 from vitral.errors import VitralError
-from vitral.model import VisionTransformer, ViTConfig
-from vitral.positions import resize_grid
+from vitral.model import VisionTransformer, ViTConfig, changed
+from vitral.positions import RelativeBias, resize_patches
 from vitral.preprocess import Preprocess
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-_POSITIONS = "embedding.positions.table"
+_WEIGHTS_IN_FOLDERS = (
+    WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
+)  # fmt: skip
+# Asked in this order; the first that recognises a source reads it.
+LAYOUTS = (timm, transformers, google, torchvision, originals)
 
 
 @dataclass(frozen=True)
@@ -55,63 +64,218 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=1) + "\n").encode())
 
 
-def load_checkpoint(folder: Path | str, **overrides: Any) -> Checkpoint:
-    """Reads a model folder.
+# --- Reading -------------------------------------------------------------------------------------
+
+
+def load_checkpoint(source: Path | str, **overrides: Any) -> Checkpoint:
+    """Reads a checkpoint of any known layout.
 
     Args:
-        folder: holds ``config.json`` and ``model.safetensors``.
-        overrides: fields of `ViTConfig` to change. For another ``img_size`` the position table is
-            resized; another ``num_classes`` gives a fresh head, and no labels.
+        source: a folder of ours, or of timm's or transformers' hub layout; a file of Google's (.npz),
+            torchvision's or a model's authors' (.safetensors, .pth, .bin); ``hf://org/name[@revision]``.
+        overrides: fields of `ViTConfig` to change, groups as mappings. For another ``img_size`` or
+            ``patch_size`` positions and patches are resized; another ``num_classes`` gives a fresh head,
+            and no labels.
 
     Raises:
-        VitralError: if the folder is no model folder, or a file in it is damaged or does not fit.
+        VitralError: if there is no model there, or a file is damaged or does not fit.
     """
-    folder = Path(folder)
-    config = _read_config(folder)
-    num_classes = overrides.pop("num_classes", None)
-    asked = ", ".join(f"{name}={value}" for name, value in overrides.items())
-    described = f"{folder / CONFIG_FILE}{asked and f' with {asked}'}"
-    try:
-        saved = build(ViTConfig, config["architecture"])
-        wanted = replace(saved, **overrides)
-        model = _without_weights(wanted)
-        preprocess = build(Preprocess, config["preprocess"])
-        labels, metadata = tuple(config["labels"]), dict(config["metadata"])
-        if labels and len(labels) != saved.num_classes:
-            raise ValueError(f"it has {len(labels)} labels for {saved.num_classes} classes")
-        if preprocess.img_size != saved.img_size:
-            raise ValueError(f"it prepares images of {preprocess.img_size} for a model of {saved.img_size}")
-    except KeyError as error:
-        raise VitralError(f"{described} cannot be used: it has no {error}") from error
-    except (TypeError, ValueError, VitralError) as error:
-        raise VitralError(f"{described} cannot be used: {error}") from error
-    state = _read_weights(folder / WEIGHTS_FILE)
-    if wanted.img_size != saved.img_size:
-        preprocess = replace(preprocess, img_size=height_and_width(wanted.img_size))
-        if _POSITIONS in state:
-            at = model.embedding.positions
-            prefix, patches = state[_POSITIONS][: at.prefix], state[_POSITIONS][at.prefix :]
-            state[_POSITIONS] = torch.cat([prefix, resize_grid(patches, saved.grid, wanted.grid, at.resize)])
-    problems = _misfits(model, state)
-    if problems:
-        raise VitralError(f"{folder / WEIGHTS_FILE} does not fit {described}: {'; '.join(problems)}")
-    model.load_state_dict(state, assign=True)
-    # Fixed positions are not in the file; they compute in the type of the weights that are.
-    model.requires_grad_().to(next(model.parameters()).dtype)
-    if num_classes is not None:
-        model.replace_head(num_classes)
-        labels = ()
-    return Checkpoint(model, preprocess, labels, metadata)
+    name = str(source)
+    path = hub.download(name) if hub.is_reference(name) else Path(source)
+    if not path.exists():
+        raise VitralError(
+            f"{name} does not exist; a model is a folder that vitral train wrote, with {CONFIG_FILE} and "
+            f"{WEIGHTS_FILE}, a checkpoint of another library, or hf://org/name"
+        )
+    config = _read_json(path / CONFIG_FILE)
+    if path.is_dir() and (not _find_weights(path) or (is_model_folder(path) and not _is_foreign(config))):
+        return _load_ours(path, config, overrides)
+    return _load_foreign(_open_source(name, path, config), overrides)
 
 
 def is_model_folder(path: Path | str) -> bool:
     return Path(path, CONFIG_FILE).is_file()
 
 
-def _without_weights(architecture: ViTConfig) -> VisionTransformer:
+def is_checkpoint(source: Path | str) -> bool:
+    """Whether `source` names something to load rather than a variant such as "ViT-B/16"."""
+    path = Path(source)
+    named = path.is_file() and path.name.endswith(ENDINGS)
+    return (
+        hub.is_reference(str(source))
+        or named
+        or (path.is_dir() and bool(is_model_folder(path) or _find_weights(path)))
+    )
+
+
+def _is_foreign(config: Mapping[str, Any]) -> bool:
+    return "model_type" in config or isinstance(config.get("architecture"), str)
+
+
+def _load_ours(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any]) -> Checkpoint:
+    if not is_model_folder(folder):
+        raise VitralError(
+            f"{folder} has no {CONFIG_FILE}; a model is a folder that vitral train wrote, with {CONFIG_FILE} "
+            f"and {WEIGHTS_FILE}, or a checkpoint of another library"
+        )
+    described = f"{folder / CONFIG_FILE}{_asked(overrides)}"
+    try:
+        saved = build(ViTConfig, config["architecture"])
+        preprocess = build(Preprocess, config["preprocess"])
+        labels, metadata = tuple(config["labels"]), dict(config["metadata"])
+    except KeyError as error:
+        raise VitralError(f"{described} cannot be used: it has no {error}") from error
+    except (TypeError, ValueError, VitralError) as error:
+        raise VitralError(f"{described} cannot be used: {error}") from error
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise VitralError(f"{path} is missing; the model folder is incomplete")
+    found = Checkpoint(_without_weights(described, saved), preprocess, labels, metadata)
+    weights = open_weights(path)
+    return _fill(found, dict(weights), overrides, described, str(path))
+
+
+def _open_source(name: str, path: Path, config: Mapping[str, Any]) -> Source:
+    if path.is_file():
+        return Source(name, path, open_weights(path))
+    weights = _find_weights(path)
+    assert weights is not None
+    preprocessor = path / transformers.PREPROCESSOR_FILE
+    return Source(
+        name,
+        path,
+        open_weights(weights),
+        config,
+        _read_json(preprocessor) if preprocessor.is_file() else {},
+        _licence(path),
+    )
+
+
+def _find_weights(folder: Path) -> Path | None:
+    """The weights of a foreign folder: by their usual name, or the only file of weights there."""
+    for name in _WEIGHTS_IN_FOLDERS:
+        if (folder / name).is_file():
+            return folder / name
+    files = [file for file in folder.iterdir() if file.is_file() and file.name.endswith(ENDINGS)]
+    return files[0] if len(files) == 1 else None
+
+
+def _licence(folder: Path) -> str | None:
+    """What the model card's front matter says."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    found = re.search(r"^license(?:_name)?:\s*(\S+)", front[1], re.MULTILINE) if front else None
+    return found[1] if found else None
+
+
+def _load_foreign(source: Source, overrides: dict[str, Any]) -> Checkpoint:
+    layout = next((layout for layout in LAYOUTS if layout.recognises(source)), None)
+    if layout is None:
+        some = tables.listing(list(source.weights))
+        raise VitralError(f"{source.name} is of no layout that Vitral knows; its keys are such as {some}")
+    sizes = {"img_size", "patch_size", "num_classes"}
+    told = {name: value for name, value in overrides.items() if name not in sizes}
+    reading = layout.read(source, {**overrides, **told})
+    described = f"{source.name}, read as {layout.NAME}'s layout{_asked(overrides)}"
+    try:
+        saved = ViTConfig(**merge(reading.draft, told))
+    except (TypeError, ValueError) as error:
+        raise VitralError(f"{described}, cannot be used: {error}") from error
+    try:
+        state = tables.read(reading.rows(saved), reading.weights, saved.num_layers, reading.ignored)
+    except VitralError as error:
+        raise VitralError(f"{described}: {error}") from error
+    preprocess = reading.preprocess(height_and_width(saved.img_size))
+    labels = unique(reading.labels) if saved.num_classes and saved.head.bias else ()
+    metadata = {
+        "source": source.name,
+        "layout": layout.NAME,
+        "licence": source.licence or _pretrained_licence(source),
+        "origin": dict(reading.origin),
+    }
+    found = Checkpoint(_without_weights(described, saved), preprocess, labels, metadata)
+    return _fill(found, state, overrides, described, source.name)
+
+
+def _pretrained_licence(source: Source) -> str | None:
+    about = source.config.get("pretrained_cfg")
+    return about.get("license") if isinstance(about, Mapping) else None
+
+
+def _asked(overrides: Mapping[str, Any]) -> str:
+    asked = ", ".join(f"{name}={value}" for name, value in overrides.items() if name != "num_classes")
+    return asked and f" with {asked}"
+
+
+def _without_weights(described: str, architecture: ViTConfig) -> VisionTransformer:
     # On the meta device nothing is allocated or drawn that a file then replaces.
-    with torch.device("meta"):
-        return VisionTransformer.from_config(architecture).eval()
+    try:
+        with torch.device("meta"):
+            return VisionTransformer.from_config(architecture).eval()
+    except (TypeError, ValueError) as error:
+        raise VitralError(f"{described} cannot be used: {error}") from error
+
+
+def _fill(
+    found: Checkpoint, state: dict[str, Tensor], overrides: dict[str, Any], described: str, weights: str
+) -> Checkpoint:
+    """The checkpoint with its weights, and what was asked to be changed."""
+    saved = found.model.config
+    problems = _misfits(found.model, state)
+    if problems:
+        raise VitralError(f"{weights} does not fit {described}: {tables.listing(problems)}")
+    num_classes = overrides.pop("num_classes", None)
+    try:
+        wanted = ViTConfig(
+            **{**vars(saved), **{k: changed(getattr(saved, k), v) for k, v in overrides.items()}}
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise VitralError(f"{described} cannot be used: {error}") from error
+    model = found.model if wanted == saved else _without_weights(described, wanted)
+    _resize(state, saved, model, described)
+    problems = _misfits(model, state)
+    if problems:
+        raise VitralError(f"{weights} does not fit {described}: {tables.listing(problems)}")
+    model.load_state_dict(state, assign=True)
+    # Fixed positions are not in the file; they compute in the type of the weights that are.
+    model.requires_grad_().to(next(model.parameters()).dtype)
+    labels, preprocess = found.labels, found.preprocess
+    if num_classes is not None:
+        model.replace_head(num_classes)
+        labels = ()
+    if labels and len(labels) != model.config.num_classes:
+        raise VitralError(
+            f"{described} cannot be used: it has {len(labels)} labels for {saved.num_classes} classes"
+        )
+    return Checkpoint(model, _fitting(preprocess, saved, wanted), labels, found.metadata)
+
+
+def _fitting(preprocess: Preprocess, saved: ViTConfig, wanted: ViTConfig) -> Preprocess:
+    """Preprocessing to the model's size if that was changed, or if the patch does not divide its own."""
+    divides = all(side % wanted.patch_size == 0 for side in preprocess.img_size)
+    if wanted.img_size == saved.img_size and divides:
+        return preprocess
+    return replace(preprocess, img_size=height_and_width(wanted.img_size))
+
+
+def _resize(state: dict[str, Tensor], saved: ViTConfig, model: VisionTransformer, described: str) -> None:
+    """Patches and tables in `state`, of a model like `saved`, at the sizes of `model`."""
+    wanted = model.config
+    patches = "embedding.patches.projection.weight"
+    if wanted.patch_size != saved.patch_size:
+        if wanted.stem:
+            raise VitralError(f"{described}: the patches of a model with a stem cannot be resized")
+        state[patches] = resize_patches(state[patches], wanted.patch_size, wanted.embedding.resize)
+    if wanted.grid == saved.grid:
+        return
+    # Each table resizes itself: filled with what was saved, asked for the new grid.
+    old = _without_weights(described, replace(saved, embedding=wanted.embedding, layer=wanted.layer))
+    for name, module in old.named_modules():
+        if isinstance(module, LearnedPositions | RelativeBias):
+            module.table = torch.nn.Parameter(state[f"{name}.table"])
+            state[f"{name}.table"] = module.resized(wanted.grid).detach()
 
 
 def _misfits(model: VisionTransformer, state: Mapping[str, Tensor]) -> list[str]:
@@ -127,30 +291,16 @@ def _misfits(model: VisionTransformer, state: Mapping[str, Tensor]) -> list[str]
     return sorted(problems)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        what = f"has no {CONFIG_FILE}" if folder.is_dir() else "does not exist"
-        raise VitralError(
-            f"{folder} {what}; a model is a folder that vitral train wrote, with {CONFIG_FILE} and "
-            f"{WEIGHTS_FILE}"
-        )
+        return {}
     try:
-        config = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise VitralError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
+    if not isinstance(content, dict):
         raise VitralError(f"{path} is no config of a Vitral model")
-    return config
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise VitralError(f"{path} is missing; the model folder is incomplete") from None
-    except SafetensorError as error:
-        raise VitralError(f"{path} is damaged or incomplete: {error}") from error
+    return content
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,0 +1,463 @@
+"""transformers' hub folders: ViT, DeiT, DINOv2 and 3, CLIP, SigLIP 1 and 2, MAE, MSN, I-JEPA, BEiT, data2vec.
+
+``config.json`` tells almost everything; `FAMILIES` has a row for each ``model_type`` with what its code
+fixes. Keys are those on disk, which transformers keeps while its classes are renamed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitral.blocks import height_and_width
+from vitral.checkpoints.files import Renamed, Weights
+from vitral.checkpoints.layout import IMAGENET, Draft, Reading, Source, imagenet_labels, merge, square
+from vitral.checkpoints.tables import QKV, QV, SAME, UNBATCHED, VECTOR, Row, Transform, each, joined, row
+from vitral.errors import VitralError
+from vitral.model import ViTConfig
+from vitral.preprocess import Preprocess
+
+NAME = "transformers"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a ``model_type`` stands for."""
+
+    keys: str  # the style of its keys, one of `_STYLES`
+    draft: Draft
+    prefix: str = ""  # before the keys of the encoder where a head stands beside it
+    ignored: str = "(?!)"
+    defaults: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of its config class, for what config.json omits
+
+
+_BEIT = {
+    "embedding": {"class_token": True, "resize": "bicubic"},
+    "layer": {"attention": {"biases": "qv", "relative_resize": "bilinear"}},
+}
+_TEXT = r"^(text_model|text_projection|logit_scale|logit_bias)|position_ids$"
+_DINOV3 = {
+    "position": "none",
+    "layer": {"attention": {"rotary": {"places": "centered", "temperature": 100.0, "halves": True}}},
+}
+
+FAMILIES = {
+    "vit": Family("vit", {"embedding": {"resize": "bicubic"}}, "vit."),
+    "deit": Family(
+        "vit", {"embedding": {"resize": "bicubic", "distillation_token": True}}, "deit.", r"\.pooler\.|^pooler\."
+    ),
+    "vit_mae": Family("vit", {"embedding": {"resize": "bicubic"}}, "vit.", r"^decoder\."),
+    "vit_msn": Family(
+        "vit", {"embedding": {"resize": "bicubic"}}, "vit.", defaults={"layer_norm_eps": 1e-6}
+    ),
+    "ijepa": Family("vit", {"pooling": "mean", "embedding": {"resize": "bicubic"}}, "ijepa.", r"pooler\."),
+    "beit": Family("vit", _BEIT, "beit.", r"^lm_head\.|relative_position_index"),
+    "data2vec-vision": Family("vit", _BEIT, "data2vec_vision.", r"relative_position_index"),
+    "dinov2": Family(
+        "dinov2", {"embedding": {"resize": "bicubic"}}, "dinov2.", defaults={"layer_norm_eps": 1e-6, "mlp_ratio": 4}
+    ),
+    "dinov2_with_registers": Family(
+        "dinov2",
+        {"embedding": {"resize": "bicubic_antialias", "positioned": "class"}},
+        "dinov2_with_registers.",
+        defaults={"layer_norm_eps": 1e-6, "mlp_ratio": 4, "num_register_tokens": 4},
+    ),
+    "dinov3_vit": Family(
+        "dinov3", _DINOV3, "", defaults={"layer_norm_eps": 1e-5, "num_register_tokens": 0, "rope_theta": 100.0}
+    ),
+    "clip_vision_model": Family(
+        "clip",
+        {"embedding": {"resize": "bicubic", "norm": True, "patch_bias": False}, "head": {"bias": False}},
+        "vision_model.",
+        _TEXT,
+        {"layer_norm_eps": 1e-5, "hidden_act": "quick_gelu", "image_size": 224, "patch_size": 32},
+    ),
+    "siglip_vision_model": Family(
+        "clip",
+        {"pooling": "map", "embedding": {"resize": "bicubic"}},
+        "vision_model.",
+        _TEXT,
+        {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh", "image_size": 224, "patch_size": 16},
+    ),
+    "siglip2_vision_model": Family(
+        "clip",
+        {"pooling": "map", "embedding": {"resize": "bilinear_antialias"}},
+        "vision_model.",
+        _TEXT,
+        {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh", "patch_size": 16, "num_patches": 256},
+    ),
+}  # fmt: skip
+
+# Of the config classes that serve all families, for what config.json omits.
+_DEFAULTS = {
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_channels": 3,
+    "image_size": 224, "patch_size": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
+}  # fmt: skip
+# Configs of two towers, and the model_type of their vision tower.
+_TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "siglip2": "siglip2_vision_model"}
+
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu", "silu": "silu", "swish": "silu", "relu": "relu",
+}  # fmt: skip
+
+
+# --- Keys ----------------------------------------------------------------------------------------
+
+
+def _vit_rows(config: ViTConfig) -> list[Row]:
+    shared = config.layer.attention.relative_bias == "shared"
+    ours, theirs = "layers.{i}", "encoder.layer.{i}"
+    attention = f"{theirs}.attention.attention"
+    bias = "relative_position_bias.relative_position_bias_table"
+    return [
+        row("embedding.class_token", "embeddings.cls_token"),
+        row("embedding.distillation_token", "embeddings.distillation_token"),
+        row("embedding.positions.table", "embeddings.position_embeddings", UNBATCHED),
+        row("embedding.patches.projection.{p}", "embeddings.patch_embeddings.projection.{p}"),
+        row(f"{ours}.attention_norm.{{p}}", f"{theirs}.layernorm_before.{{p}}"),
+        row(
+            f"{ours}.attention.qkv.{{p}}", [f"{attention}.{x}.{{p}}" for x in ("query", "key", "value")], QKV
+        ),
+        row(f"{ours}.attention.qv_bias", [f"{attention}.{x}.bias" for x in ("query", "value")], QV),
+        row(f"{ours}.attention.out.{{p}}", f"{theirs}.attention.output.dense.{{p}}"),
+        row(f"{ours}.attention_scale.gamma", f"{theirs}.lambda_1"),
+        row(f"{ours}.feed_forward_norm.{{p}}", f"{theirs}.layernorm_after.{{p}}"),
+        row(f"{ours}.feed_forward.expand.{{p}}", f"{theirs}.intermediate.dense.{{p}}"),
+        row(f"{ours}.feed_forward.contract.{{p}}", f"{theirs}.output.dense.{{p}}"),
+        row(f"{ours}.feed_forward_scale.gamma", f"{theirs}.lambda_2"),
+        *([row("relations.0.table", f"encoder.{bias}")] if shared else []),
+        row("relations.{i}.table", f"{attention}.{bias}"),
+        row("norm.{p}", "layernorm.{p}"),
+        row("pooled_norm.{p}", "pooler.layernorm.{p}"),
+        row("hidden.0.{p}", "pooler.dense.{p}"),
+        row("head.{p}", "classifier.{p}"),
+        row("head.{p}", "cls_classifier.{p}"),
+        row("distillation_head.{p}", "distillation_classifier.{p}"),
+    ]
+
+
+def _dinov2_rows(config: ViTConfig) -> list[Row]:
+    del config
+    ours, theirs = "layers.{i}", "encoder.layer.{i}"
+    attention = f"{theirs}.attention.attention"
+    return [
+        row("embedding.class_token", "embeddings.cls_token"),
+        row("embedding.register_tokens", "embeddings.register_tokens"),
+        row("embedding.positions.table", "embeddings.position_embeddings", UNBATCHED),
+        row("embedding.patches.projection.{p}", "embeddings.patch_embeddings.projection.{p}"),
+        row(f"{ours}.attention_norm.{{p}}", f"{theirs}.norm1.{{p}}"),
+        row(
+            f"{ours}.attention.qkv.{{p}}", [f"{attention}.{x}.{{p}}" for x in ("query", "key", "value")], QKV
+        ),
+        row(f"{ours}.attention.out.{{p}}", f"{theirs}.attention.output.dense.{{p}}"),
+        row(f"{ours}.attention_scale.gamma", f"{theirs}.layer_scale1.lambda1"),
+        row(f"{ours}.feed_forward_norm.{{p}}", f"{theirs}.norm2.{{p}}"),
+        row(f"{ours}.feed_forward.expand.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
+        row(f"{ours}.feed_forward.contract.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
+        row(f"{ours}.feed_forward.expand.{{p}}", f"{theirs}.mlp.weights_in.{{p}}"),
+        row(f"{ours}.feed_forward.contract.{{p}}", f"{theirs}.mlp.weights_out.{{p}}"),
+        row(f"{ours}.feed_forward_scale.gamma", f"{theirs}.layer_scale2.lambda1"),
+        row("norm.{p}", "layernorm.{p}"),
+        row("head.{p}", "classifier.{p}"),
+    ]
+
+
+def _dinov3_rows(config: ViTConfig) -> list[Row]:
+    del config
+    ours, theirs = "layers.{i}", "layer.{i}"
+    attention = f"{theirs}.attention"
+    return [
+        row("embedding.class_token", "embeddings.cls_token"),
+        row("embedding.register_tokens", "embeddings.register_tokens"),
+        row("embedding.patches.projection.{p}", "embeddings.patch_embeddings.{p}"),
+        row(f"{ours}.attention_norm.{{p}}", f"{theirs}.norm1.{{p}}"),
+        row(f"{ours}.attention.qkv.{{p}}", [f"{attention}.{x}_proj.{{p}}" for x in "qkv"], QKV),
+        row(f"{ours}.attention.qv_bias", [f"{attention}.{x}_proj.bias" for x in "qv"], QV),
+        row(f"{ours}.attention.out.{{p}}", f"{attention}.o_proj.{{p}}"),
+        row(f"{ours}.attention_scale.gamma", f"{theirs}.layer_scale1.lambda1"),
+        row(f"{ours}.feed_forward_norm.{{p}}", f"{theirs}.norm2.{{p}}"),
+        row(
+            f"{ours}.feed_forward.expand.{{p}}",
+            [f"{theirs}.mlp.{x}_proj.{{p}}" for x in ("gate", "up")],
+            joined(1, 1),
+        ),
+        row(f"{ours}.feed_forward.expand.{{p}}", f"{theirs}.mlp.up_proj.{{p}}"),
+        row(f"{ours}.feed_forward.contract.{{p}}", f"{theirs}.mlp.down_proj.{{p}}"),
+        row(f"{ours}.feed_forward_scale.gamma", f"{theirs}.layer_scale2.lambda1"),
+        row("norm.{p}", "norm.{p}"),
+    ]
+
+
+def _patchified(config: ViTConfig) -> Transform:
+    """SigLIP 2 maps flattened patches, ordered row, column, channel."""
+    p = config.patch_size
+    return each(
+        lambda x: x.unflatten(1, (p, p, -1)).permute(0, 3, 1, 2), lambda x: x.permute(0, 2, 3, 1).flatten(1)
+    )
+
+
+def _clip_rows(config: ViTConfig) -> list[Row]:
+    ours, theirs = "layers.{i}", "encoder.layers.{i}"
+    linear = config.embedding.resize == "bilinear_antialias"
+    return [
+        row("embedding.class_token", "embeddings.class_embedding", VECTOR),
+        row(
+            "embedding.patches.projection.weight",
+            "embeddings.patch_embedding.weight",
+            _patchified(config) if linear else SAME,
+        ),
+        row("embedding.patches.projection.bias", "embeddings.patch_embedding.bias"),
+        row("embedding.positions.table", "embeddings.position_embedding.weight"),
+        row("embedding.norm.{p}", "pre_layrnorm.{p}"),
+        row(f"{ours}.attention_norm.{{p}}", f"{theirs}.layer_norm1.{{p}}"),
+        row(f"{ours}.attention.qkv.{{p}}", [f"{theirs}.self_attn.{x}_proj.{{p}}" for x in "qkv"], QKV),
+        row(f"{ours}.attention.out.{{p}}", f"{theirs}.self_attn.out_proj.{{p}}"),
+        row(f"{ours}.feed_forward_norm.{{p}}", f"{theirs}.layer_norm2.{{p}}"),
+        row(f"{ours}.feed_forward.expand.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
+        row(f"{ours}.feed_forward.contract.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
+        row("norm.{p}", "post_layernorm.{p}"),
+        row("attention_pool.query", "head.probe"),
+        row("attention_pool.qkv.{p}", "head.attention.in_proj_{p}"),
+        row("attention_pool.out.{p}", "head.attention.out_proj.{p}"),
+        row("attention_pool.norm.{p}", "head.layernorm.{p}"),
+        row("attention_pool.feed_forward.expand.{p}", "head.mlp.fc1.{p}"),
+        row("attention_pool.feed_forward.contract.{p}", "head.mlp.fc2.{p}"),
+        row("head.{p}", "visual_projection.{p}"),
+        row("head.{p}", "classifier.{p}"),
+    ]
+
+
+_STYLES = {"vit": _vit_rows, "dinov2": _dinov2_rows, "dinov3": _dinov3_rows, "clip": _clip_rows}
+
+
+# --- Reading -------------------------------------------------------------------------------------
+
+
+def recognises(source: Source) -> bool:
+    return "model_type" in source.config
+
+
+def read(source: Source, asked: Mapping[str, Any]) -> Reading:
+    del asked
+    config, kind = dict(source.config), source.config["model_type"]
+    if kind in _TOWERS:
+        projection = config.get("projection_dim")
+        config = {
+            "projection_dim": projection,
+            **config.get("vision_config", {}),
+            "id2label": config.get("id2label"),
+        }
+        kind = _TOWERS[kind]
+    if kind not in FAMILIES:
+        raise VitralError(
+            f"{source.name}: model_type {kind!r} is not among those that Vitral reads: {', '.join(FAMILIES)}"
+        )
+    family = FAMILIES[kind]
+    weights = _without_prefix(source.weights, family.prefix)
+    config = {**_DEFAULTS, **family.defaults, **{k: v for k, v in config.items() if v is not None}}
+    draft = _draft(source, config, kind, weights)
+    ignored = rf"mask_token$|{family.ignored}"
+    if draft["pooling"] == "mean" and family.keys == "clip":
+        ignored += r"|^head\.|^post_layernorm\." if draft["head"]["norm"] == "none" else r"|^head\."
+    if draft["head"].get("hidden_dim") is None:
+        ignored += r"|^pooler\.dense\."
+    classes = draft["num_classes"]
+    names: Mapping[str, Any] = source.config.get("id2label") or {}
+    labels = [str(names.get(str(index), f"class {index}")) for index in range(classes)]
+    unnamed = all(label in (f"LABEL_{i}", f"class {i}") for i, label in enumerate(labels))
+    return Reading(
+        draft,
+        _STYLES[family.keys],
+        weights,
+        lambda img_size: _preprocess(source.preprocessor, img_size),
+        imagenet_labels(classes) if unnamed else tuple(labels),
+        {"config": {k: v for k, v in source.config.items() if k not in ("id2label", "label2id")}},
+        ignored,
+    )
+
+
+def _without_prefix(weights: Weights, prefix: str) -> Weights:
+    # transformers writes MSN's layers without the prefix that it gives the rest.
+    return Renamed(weights, {name.removeprefix(prefix): name for name in weights})
+
+
+def _draft(source: Source, config: Mapping[str, Any], kind: str, weights: Weights) -> Draft:
+    family = FAMILIES[kind]
+    width, patch = config["hidden_size"], config["patch_size"]
+    if not isinstance(patch, int):
+        raise VitralError(f"{source.name}: patches are {patch} pixels; Vitral's are square")
+    if config["hidden_act"] not in ACTIVATIONS:
+        raise VitralError(
+            f"{source.name}: hidden_act {config['hidden_act']!r} is not among {', '.join(ACTIVATIONS)}"
+        )
+    size = config["image_size"]
+    if kind == "siglip2_vision_model":
+        size = (square(config["num_patches"]) or 1) * patch
+    head = next((n for n in _HEADS if f"{n}.weight" in weights), None)
+    draft: Draft = {
+        "img_size": size if isinstance(size, int) else tuple(size),
+        "patch_size": patch,
+        "in_channels": config["num_channels"],
+        "embed_dim": width,
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": config["num_attention_heads"],
+        "num_classes": weights.shape(f"{head}.weight")[0] if head else 0,
+        "dropout": 0.0,
+        "pooling": "class",
+        "norm": {"eps": config["layer_norm_eps"]},
+        "layer": {
+            "attention": {"biases": "qkv" if config.get("qkv_bias", True) else "none"},
+            "feed_forward": {"activation": ACTIVATIONS[config["hidden_act"]]},
+        },
+        "head": {"norm": "tokens"},
+    }
+    return merge(
+        draft,
+        family.draft,
+        _HIDDEN[family.keys](config, weights),
+        _OPTIONS[family.keys](config, kind, weights),
+    )
+
+
+_HEADS = ("classifier", "cls_classifier", "visual_projection")
+
+
+def _vit_hidden(config: Mapping[str, Any], weights: Weights) -> Draft:
+    del weights
+    return {"mlp_ratio": config.get("intermediate_size", 4 * config["hidden_size"]) / config["hidden_size"]}
+
+
+def _dinov2_hidden(config: Mapping[str, Any], weights: Weights) -> Draft:
+    gated = bool(config.get("use_swiglu_ffn"))
+    hidden = int(config["hidden_size"] * config["mlp_ratio"])
+    if gated:
+        hidden = (hidden * 2 // 3 + 7) // 8 * 8
+    del weights
+    activation = {"activation": "silu"} if gated else {}
+    return {
+        "mlp_ratio": hidden / config["hidden_size"],
+        "layer": {"feed_forward": {"gated": gated, **activation}},
+    }
+
+
+_HIDDEN = {"vit": _vit_hidden, "dinov2": _dinov2_hidden, "dinov3": _vit_hidden, "clip": _vit_hidden}
+
+
+def _vit_options(config: Mapping[str, Any], kind: str, weights: Weights) -> Draft:
+    draft: Draft = {}
+    if kind in ("beit", "data2vec-vision"):
+        relative = "none"
+        if config.get("use_relative_position_bias"):
+            relative = "layer"
+        elif config.get("use_shared_relative_position_bias"):
+            relative = "shared"
+        absolute = bool(config.get("use_absolute_position_embeddings"))
+        scale = config.get("layer_scale_init_value", 0.1)
+        draft = {
+            "position": "learned" if absolute else "none",
+            "layer": {"layer_scale": scale or None, "attention": {"relative_bias": relative}},
+        }
+        if "pooler.layernorm.weight" in weights:
+            draft |= {"pooling": "mean", "head": {"norm": "pooled"}}
+        elif "layernorm.weight" not in weights:
+            draft["head"] = {"norm": "none"}
+    has_head = any(f"{name}.weight" in weights for name in _HEADS)
+    if kind in ("vit", "vit_msn") and "pooler.dense.weight" in weights and not has_head:
+        draft["head"] = {"hidden_dim": weights.shape("pooler.dense.weight")[0]}
+    if kind == "deit":
+        draft["head"] = {"distillation_head": "distillation_classifier.weight" in weights}
+    return draft
+
+
+def _dinov2_options(config: Mapping[str, Any], kind: str, weights: Weights) -> Draft:
+    draft: Draft = {"layer": {"layer_scale": config.get("layerscale_value", 1.0)}}
+    if kind == "dinov2_with_registers":
+        draft["embedding"] = {"register_tokens": config["num_register_tokens"]}
+    if "classifier.weight" in weights:
+        draft["pooling"] = "class_mean"
+    return draft
+
+
+def _dinov3_options(config: Mapping[str, Any], kind: str, weights: Weights) -> Draft:
+    del kind, weights
+    which = "".join(
+        letter
+        for letter, name, default in (("q", "query", True), ("k", "key", False), ("v", "value", True))
+        if config.get(f"{name}_bias", default)
+    )
+    if which not in ("qkv", "qv", ""):
+        raise VitralError(
+            f"only {' and '.join(which)} of q, k and v have biases; Vitral knows all, q and v, or none"
+        )
+    return {
+        "embedding": {"register_tokens": config["num_register_tokens"]},
+        "layer": {
+            "layer_scale": config.get("layerscale_value", 1.0),
+            "attention": {
+                "biases": which or "none",
+                "out_bias": config.get("proj_bias", True),
+                "rotary": {"temperature": config["rope_theta"]},
+            },
+            "feed_forward": {
+                "gated": bool(config.get("use_gated_mlp")),
+                "bias": config.get("mlp_bias", True),
+            },
+        },
+    }
+
+
+def _clip_options(config: Mapping[str, Any], kind: str, weights: Weights) -> Draft:
+    del config
+    classifier = "classifier.weight" in weights
+    if kind == "clip_vision_model":
+        return {"pooling": "mean", "embedding": {"class_token": True}, "head": {"norm": "none", "bias": True}} \
+            if classifier else {}  # fmt: skip
+    return {"pooling": "mean"} if classifier or "head.probe" not in weights else {}
+
+
+_OPTIONS = {"vit": _vit_options, "dinov2": _dinov2_options, "dinov3": _dinov3_options, "clip": _clip_options}
+
+
+# --- Preprocessing -------------------------------------------------------------------------------
+
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+
+
+def _preprocess(about: Mapping[str, Any], img_size: tuple[int, int]) -> Preprocess:
+    """From a ``preprocessor_config.json``; without one, ImageNet's statistics and a plain resize."""
+    if not about:
+        return Preprocess(img_size, resize="squash", interpolation="bicubic", **IMAGENET)
+    size, crop = about.get("size"), about.get("crop_size") if about.get("do_center_crop") else None
+    resized, squash = _sides(size, img_size)
+    target = _sides(crop, img_size)[0] if crop else resized
+    if not squash and not crop:
+        target = img_size
+    scale = 255 * about.get("rescale_factor", 1 / 255) if about.get("do_rescale", True) else 255.0
+    normalize = about.get("do_normalize", True)
+    mean = about.get("image_mean", IMAGENET["mean"]) if normalize else (0.0, 0.0, 0.0)
+    std = about.get("image_std", IMAGENET["std"]) if normalize else (1.0, 1.0, 1.0)
+    return Preprocess(
+        target,
+        resize="squash" if squash else "shortest",
+        crop_fraction=min(target[0] / resized[0], 1.0),
+        interpolation=_RESAMPLE.get(about.get("resample", 2), "bilinear"),  # type: ignore[arg-type]
+        # They normalize pixels * rescale_factor; ours are pixels / 255.
+        mean=(mean[0] / scale, mean[1] / scale, mean[2] / scale),
+        std=(std[0] / scale, std[1] / scale, std[2] / scale),
+    )
+
+
+def _sides(size: Any, img_size: tuple[int, int]) -> tuple[tuple[int, int], bool]:
+    """(height, width) and whether the aspect is given up."""
+    if isinstance(size, Mapping):
+        if size.get("shortest_edge"):
+            return height_and_width(size["shortest_edge"]), False
+        if size.get("height"):
+            return (size["height"], size["width"]), True
+        return img_size, True
+    if isinstance(size, Sequence):
+        return (size[0], size[1]), True
+    return (height_and_width(size), True) if size else (img_size, True)
