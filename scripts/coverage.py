@@ -5,7 +5,8 @@
 
 Every architecture of timm's vision_transformer.py, deit.py, eva.py and beit.py is built with random weights
 and two layers, saved as timm saves it, loaded by Vitral, and its tokens and logits compared at two image
-sizes; a tag is covered if its architecture is. Needs the `peers` extra, nothing to download.
+sizes; then converted back, loaded strictly by timm, and compared again. A tag is covered if its architecture
+is. Needs the `peers` extra, nothing to download.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vitral.checkpoints import load_checkpoint
+from vitral.checkpoints.convert import convert
 from vitral.errors import VitralError
 
 FILES = ("vision_transformer", "deit", "eva", "beit")
@@ -103,6 +105,8 @@ def compare(name: str) -> float:
                     )
                 )
                 errors.append(relative_error(ours(images), theirs(images)))
+        certificate = convert(folder, Path(folder) / "back", "timm")
+        errors += [part["relative"] for part in (certificate.features, certificate.logits) if part]
     return max(errors)
 
 

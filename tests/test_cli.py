@@ -165,7 +165,7 @@ def test_wrong_usage_ends_with_two(words: list[str], vitral: Vitral) -> None:
         (["train", "digits", "--out", "run", "--resume"], "run holds no run to resume"),
         (["eval", "nowhere", "digits"], "nowhere does not exist; a model is a folder"),
         (["predict", "nowhere", "a.png"], "nowhere does not exist; a model is a folder"),
-        (["info", "ViT-X/16"], "ViT-X/16 is no model folder, and there is no model"),
+        (["info", "ViT-X/16"], "ViT-X/16 is no checkpoint, and there is no model"),
         (["info", "ViT-B/16", "img_size=100"], "patch_size 16 does not divide"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -20,21 +20,24 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from vitral.positions import (
+    INIT_STD,
     Grid,
+    LearnedPositions,
+    NoPositions,
+    PositionalEncoding2d,
     Relation,
     RelativeBias,
     Resize,
     RotaryOptions,
     RotaryPositions,
-    resize_grid,
+    SinusoidalPositions,
     rotate,
 )
+from vitral.positions import PositionalEncoding as PositionalEncoding
 
 Size = int | tuple[int, int]
 Position = Literal["learned", "sinusoidal", "sinusoidal_2d", "none"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
-
-INIT_STD = 0.02
 
 
 # --- What can be chosen of each part ---------------------------------------------------------------
@@ -226,125 +229,7 @@ class ConvStem(nn.Module):
         return [module for module in self.modules() if isinstance(module, nn.Conv2d)]
 
 
-# --- Positions -----------------------------------------------------------------------------------
-
-
-def sinusoidal_table(positions: Tensor, embed_dim: int) -> Tensor:
-    """Sine/cosine encodings of real-valued positions, (M,) -> (M, D).
-
-    The 2017 Transformer, §3.5: channel 2i is sin(pos / 10000^(2i/D)), channel 2i + 1 its cosine.
-    """
-    channels = torch.arange(0, embed_dim, 2, dtype=torch.float64, device=positions.device)
-    angles = positions[:, None] * 10_000.0 ** (-channels / embed_dim)
-    # An odd width ends on a sine.
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :embed_dim].float()
-
-
-def _positions_on_cpu(count: int) -> Tensor:
-    """On the CPU whatever device a model is built on: MPS has no float64, and no file fills a meta table."""
-    return torch.arange(count, device="cpu")
-
-
-def sinusoidal_table_2d(grid: tuple[int, int], embed_dim: int) -> Tensor:
-    """Row-major (rows * columns, D): half the channels encode the row, the other half the column."""
-    if embed_dim % 4:
-        raise ValueError(f"2-D sine/cosine positions need embed_dim % 4 == 0; it is {embed_dim}")
-    rows, columns = torch.meshgrid(*(_positions_on_cpu(n) for n in grid), indexing="ij")
-    halves = [sinusoidal_table(axis.flatten(), embed_dim // 2) for axis in (rows, columns)]
-    return torch.cat(halves, dim=1)
-
-
-class PositionalEncoding(nn.Module):
-    """Adds the fixed sine/cosine encoding of the 2017 Transformer, §3.5: (B, N, D) -> (B, N, D).
-
-    Args:
-        embed_dim: D.
-        max_len: the longest sequence; shorter ones take the first rows of the table.
-
-    Raises:
-        ValueError: if a sequence is longer than `max_len`.
-    """
-
-    table: Tensor
-
-    def __init__(self, embed_dim: int, max_len: int) -> None:
-        super().__init__()
-        table = sinusoidal_table(_positions_on_cpu(max_len), embed_dim)
-        self.register_buffer("table", table, persistent=False)
-
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        length, max_len = tokens_BND.shape[1], self.table.shape[0]
-        if length > max_len:
-            raise ValueError(f"the sequence has {length} tokens; this encoding has {max_len}")
-        return tokens_BND + self.table[:length].to(tokens_BND.device)
-
-
-class SinusoidalPositions(PositionalEncoding):
-    """`PositionalEncoding` of all tokens in a row, whatever the grid."""
-
-    def forward(self, tokens_BTD: Tensor, grid: Grid | None = None) -> Tensor:  # noqa: ARG002 - as others
-        length, (max_len, embed_dim) = tokens_BTD.shape[1], self.table.shape
-        if length <= max_len:
-            return super().forward(tokens_BTD)
-        return tokens_BTD + sinusoidal_table(_positions_on_cpu(length), embed_dim).to(tokens_BTD)
-
-
-class PositionalEncoding2d(nn.Module):
-    """Adds fixed 2-D sine/cosine encodings to the patches; the `prefix` tokens before them get none.
-
-    (B, T, D) -> (B, T, D), as in MAE (arXiv:2111.06377) but for the order of channels.
-    """
-
-    table: Tensor
-
-    def __init__(self, embed_dim: int, grid: Grid, *, prefix: int) -> None:
-        super().__init__()
-        self.grid, self.prefix = grid, prefix
-        self.register_buffer("table", self._table(grid, embed_dim), persistent=False)
-
-    def forward(self, tokens_BTD: Tensor, grid: Grid | None = None) -> Tensor:
-        same = grid is None or grid == self.grid
-        table_TD = self.table if same else self._table(grid, tokens_BTD.shape[2]).to(self.table)
-        return tokens_BTD + table_TD.to(tokens_BTD.device)
-
-    def _table(self, grid: Grid, embed_dim: int) -> Tensor:
-        return F.pad(sinusoidal_table_2d(grid, embed_dim), (0, 0, self.prefix, 0))
-
-
-class LearnedPositions(nn.Module):
-    """Adds a learned vector to each token, the paper's E_pos in eq. 1: (B, T, D) -> (B, T, D).
-
-    Args:
-        embed_dim: D.
-        grid: rows and columns of patches that the table has vectors for; at another grid they are resized.
-        prefix: how many of the tokens before the patches have vectors, from the first.
-        without: how many more tokens stand before the patches, and have none.
-        resize: the rule for another grid.
-    """
-
-    def __init__(self, embed_dim: int, grid: Grid, prefix: int, without: int, resize: Resize) -> None:
-        super().__init__()
-        self.grid, self.prefix, self.without, self.resize = grid, prefix, without, resize
-        self.table = nn.Parameter(torch.empty(prefix + grid[0] * grid[1], embed_dim))
-        initialize_weights(self)
-
-    def forward(self, tokens_BTD: Tensor, grid: Grid | None = None) -> Tensor:
-        return tokens_BTD + self.at(grid or self.grid)
-
-    def at(self, grid: Grid) -> Tensor:
-        """What is added to each token, (T, D), for another grid of patches."""
-        table = self.resized(grid)
-        if not self.without:
-            return table
-        none = table.new_zeros(self.without, table.shape[1])
-        return torch.cat([table[: self.prefix], none, table[self.prefix :]])
-
-    def resized(self, grid: Grid) -> Tensor:
-        """The table for another grid of patches."""
-        if grid == self.grid:
-            return self.table
-        prefix, patches = self.table[: self.prefix], self.table[self.prefix :]
-        return torch.cat([prefix, resize_grid(patches, self.grid, grid, self.resize)])
+# --- The embedding ---------------------------------------------------------------------------------
 
 
 class ViTEmbedding(nn.Module):
@@ -365,7 +250,7 @@ class ViTEmbedding(nn.Module):
         ValueError: if the patch does not divide an image, or the stem the patch, or the channels are others.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the paper's five, and what is chosen of each part
         self,
         img_size: Size,
         patch_size: int,
@@ -442,13 +327,6 @@ class ViTEmbedding(nn.Module):
         # shape[0], as len() would fix the batch size of an exported graph.
         prefix = [token.expand(patches_BND.shape[0], -1, -1) for token in self._prefix_tokens()]
         return torch.cat([*prefix, patches_BND], dim=1) if prefix else patches_BND
-
-
-class NoPositions(nn.Module):
-    """Tokens as they are; attention may know their places (`positions.Relation`)."""
-
-    def forward(self, tokens_BTD: Tensor, grid: Grid | None = None) -> Tensor:  # noqa: ARG002 - as others
-        return tokens_BTD
 
 
 def _token(embed_dim: int, count: int) -> nn.Parameter | None:
@@ -532,7 +410,7 @@ def attend(q_BATK: Tensor, k_BATK: Tensor, v_BATK: Tensor, bias_ATT: Tensor | No
 
 
 class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x), what OpenAI's CLIP was trained with; a checkpoint of it loses accuracy under GELU."""
+    """x sigmoid(1.702 x), what OpenAI's CLIP was trained with; its weights lose accuracy under GELU."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
@@ -702,30 +580,31 @@ def initialize_weights(root: nn.Module) -> None:
             case ViTEmbedding():
                 for token in module._prefix_tokens():
                     nn.init.trunc_normal_(token, std=INIT_STD)
-            case AttentionPool():
-                nn.init.trunc_normal_(module.query, std=INIT_STD)
-            case LearnedPositions():
-                nn.init.trunc_normal_(module.table, std=INIT_STD)
+            case LearnedPositions() | RotaryPositions() | RelativeBias():
+                module.draw()
             case ConvStem():
                 for convolution in module.convolutions():
                     nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
             case PatchEmbedding():
                 _draw_linear(module.projection)
-            case nn.Linear():
-                _draw_linear(module)
-            case MultiHeadAttention(qv_bias=Tensor() as bias):
-                nn.init.zeros_(bias)
+            case AttentionPool():
+                nn.init.trunc_normal_(module.query, std=INIT_STD)
             case LayerScale():
                 nn.init.constant_(module.gamma, module.start)
-            case RotaryPositions():
-                module.draw()
-            case RelativeBias():
-                nn.init.zeros_(module.table)
-            case nn.LayerNorm():
-                nn.init.ones_(module.weight)
+            case _:
+                _draw_weights(module)
+
+
+def _draw_weights(module: nn.Module) -> None:
+    match module:
+        case MultiHeadAttention(qv_bias=Tensor() as bias):
+            nn.init.zeros_(bias)
+        case nn.Linear():
+            _draw_linear(module)
+        case nn.LayerNorm() | nn.RMSNorm():
+            nn.init.ones_(module.weight)
+            if isinstance(module, nn.LayerNorm):
                 nn.init.zeros_(module.bias)
-            case nn.RMSNorm():
-                nn.init.ones_(module.weight)
 
 
 def _draw_linear(layer: nn.Linear | nn.Conv2d) -> None:

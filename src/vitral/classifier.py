@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,24 +137,30 @@ def load(
     *,
     img_size: Size | None = None,
     num_classes: int | None = None,
+    patch_size: int | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    **options: Any,
 ) -> Classifier:
-    """A `Classifier` from a model folder.
+    """A `Classifier` from a checkpoint of any known layout.
 
     Args:
-        source: the folder.
-        img_size: pixels, if other than the model was trained with.
+        source: a model or run folder, a hub folder of timm or transformers, a file of Google's, torchvision's
+            or the authors', or ``hf://org/name[@revision]``.
+        img_size: pixels, if other than the model was trained with; positions are resized by its own rule.
         num_classes: for a fresh, untrained head.
+        patch_size: pixels, if other than the model's; the projection is resized (FlexiViT, arXiv:2212.08013).
         device: where to compute.
         precision: of matrix products.
+        options: other fields of `ViTConfig`, for what a bare file does not say, such as
+            ``num_heads=12`` or ``layer={"feed_forward": {"activation": "quick_gelu"}}``.
 
     Raises:
         VitralError: if there is no usable model there.
     """
-    asked = {"img_size": img_size, "num_classes": num_classes}
+    asked = {"img_size": img_size, "num_classes": num_classes, "patch_size": patch_size}
     overrides = {name: value for name, value in asked.items() if value is not None}
-    checkpoint = load_checkpoint(str(source), **overrides)
+    checkpoint = load_checkpoint(str(source), **overrides, **options)
     return as_classifier(checkpoint, Placement.choose(device, precision))
 
 

@@ -16,6 +16,7 @@ import typer
 from vitral.errors import VitralError
 
 if TYPE_CHECKING:
+    from vitral.checkpoints import Checkpoint
     from vitral.classifier import Classifier, Prediction
     from vitral.model import ViTConfig
 
@@ -33,7 +34,12 @@ DataArgument = Annotated[
     ),
 ]
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A model folder, as vitral train writes it.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model or run folder, a hub folder of timm or transformers, a .npz, .safetensors or .pth file, "
+        "or hf://org/name[@revision].",
+    ),
 ]
 SettingsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to override.")
@@ -171,7 +177,7 @@ def predict(
 @app.command()
 def info(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A variant's name, such as ViT-B/16, or a model folder.")
+        str, typer.Argument(metavar="MODEL", help="A variant's name, such as ViT-B/16, or any checkpoint.")
     ],
     settings: SettingsArgument = None,
     measure: Annotated[bool, typer.Option(help="Time one image for each patch size.")] = True,
@@ -188,6 +194,47 @@ def info(
     print(about)
     print_stages(config, stages(config))
     print_patch_costs(config, patch_costs(config, placement if measure else None), placement)
+
+
+@app.command()
+def convert(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    settings: SettingsArgument = None,
+    to: Annotated[str, typer.Option(help="vitral, timm, transformers, torchvision or google.")] = "vitral",
+) -> None:
+    r"""Write MODEL in another library's layout, with a certificate that the answers are the same.
+
+    \b
+    vitral convert hf://facebook/dinov2-small dino --to timm
+    vitral convert clip.pth clip --to vitral layer.feed_forward.activation=quick_gelu
+    """
+    from vitral.checkpoints.convert import CERTIFICATE_FILE
+    from vitral.checkpoints.convert import convert as run_conversion
+    from vitral.config import nested, parse_overrides
+
+    certificate = run_conversion(model, out, to, **nested(parse_overrides(settings or [])))
+    for rounded in certificate.rounded:
+        _warn(f"{to} has another {rounded}")
+    print(
+        f"{out}: {to}'s layout; features and logits differ from those of {certificate.compared_with} by at most "
+        f"{certificate.worst:.1e} of the largest"
+    )
+    print(
+        f"certificate: {out / CERTIFICATE_FILE}; licence of the weights: {certificate.licence or 'not stated'}"
+    )
+
+
+@app.command()
+def push(
+    model: ModelArgument,
+    reference: Annotated[str, typer.Argument(metavar="hf://ORG/NAME", help="The repository on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Visible to you alone.")] = False,
+) -> None:
+    """Upload a model folder to the hub, with a model card."""
+    from vitral.checkpoints import push as run_push
+
+    print(run_push(model, reference, private=private))
 
 
 @app.command()
@@ -254,30 +301,40 @@ def _describe_model(model: str, settings: list[str]) -> "tuple[ViTConfig, str]":
     from dataclasses import asdict
 
     from vitral.blocks import patch_grid
-    from vitral.checkpoints import is_model_folder, load_checkpoint
-    from vitral.config import build, parse_overrides
+    from vitral.checkpoints import is_checkpoint, load_checkpoint
+    from vitral.config import build, nested, parse_overrides
     from vitral.model import ViTConfig
     from vitral.variants import parse
 
-    overrides = parse_overrides(settings)
-    if is_model_folder(model):
-        checkpoint = load_checkpoint(model)
-        config, prepared = checkpoint.model.config, checkpoint.preprocess
-        about = (
-            f"{model}: {len(checkpoint.labels)} labels ({', '.join(checkpoint.labels[:5])}, ...)\n"
-            f"images: {prepared}"
-        )
-    else:
-        try:
-            config, about = parse(model), f"{model}"
-        except ValueError as error:
-            raise VitralError(f"{model} is no model folder, and {error}") from error
+    overrides = nested(parse_overrides(settings))
+    if is_checkpoint(model):
+        checkpoint = load_checkpoint(model, **overrides)
+        return checkpoint.model.config, _about(model, checkpoint)
+    try:
+        config, about = parse(model), f"{model}"
+    except ValueError as error:
+        raise VitralError(f"{model} is no checkpoint, and {error}") from error
     wanted = build(ViTConfig, {**asdict(config), **overrides})
     try:
         patch_grid(wanted.img_size, wanted.patch_size)
     except ValueError as error:
         raise VitralError(f"{model}: {error}") from error
     return wanted, about
+
+
+def _about(model: str, checkpoint: "Checkpoint") -> str:
+    """Labels, preprocessing, where the weights come from and under which licence."""
+    metadata, labels = checkpoint.metadata, checkpoint.labels
+    lines = [
+        f"{model}: {len(labels)} labels ({', '.join(labels[:5])}, ...)" if labels else f"{model}: no labels"
+    ]
+    lines.append(f"images: {checkpoint.preprocess}")
+    options = checkpoint.model.config.embedding
+    lines.append(f"at another size: positions {options.resize}")
+    if "layout" in metadata:
+        lines.append(f"weights: from {metadata['source']}, {metadata['layout']}'s layout")
+        lines.append(f"licence of the weights: {metadata.get('licence') or 'not stated'}")
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -30,6 +30,18 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
     return values
 
 
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"layer.layer_scale": 0.1}`` -> ``{"layer": {"layer_scale": 0.1}}``: groups within a config."""
+    grouped: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        place = grouped
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = value
+    return grouped
+
+
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from vitral.augment import Crop
 from vitral.blocks import height_and_width
-from vitral.checkpoints import Checkpoint, is_model_folder, load_checkpoint
+from vitral.checkpoints import Checkpoint, is_checkpoint, load_checkpoint
 from vitral.data import ImageData, image_sizes
 from vitral.devices import Device, Precision
 from vitral.errors import VitralError
@@ -26,7 +26,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class Recipe:
     """Settings of a run. None means: chosen from the data by `resolve`."""
 
-    model: str | None = None  # a variant's name, or a model folder to fine-tune
+    model: str | None = None  # a variant's name, or a checkpoint to fine-tune
     img_size: int | tuple[int, int] | None = None  # pixels, one number or [height, width]
     pooling: Pooling | None = None  # None: as the variant has it
 
@@ -93,7 +93,7 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
     """
     train = data.split("train")
     side = float(np.median(image_sizes(train).min(axis=1)))
-    fine_tuning = recipe.model is not None and is_model_folder(recipe.model)
+    fine_tuning = recipe.model is not None and is_checkpoint(recipe.model)
     choices: dict[str, Any] = dict(_FINE_TUNING if fine_tuning else _FROM_SCRATCH)
     model, img_size = _model_and_size(recipe.model, side)
     smallest = min(height_and_width(recipe.img_size or img_size))
@@ -123,8 +123,8 @@ def _epochs_from_scratch(images: int) -> float:
 
 def _model_and_size(model: str | None, side: float) -> tuple[str, int | tuple[int, int]]:
     """What to train, and its image size, from what the user named and the images' shorter side."""
-    if model is not None and is_model_folder(model):
-        return model, height_and_width(load_checkpoint(model).model.config.img_size)
+    if model is not None and is_checkpoint(model):
+        return model, load_checkpoint(model).preprocess.img_size
     scale = next(scale for scale in _SCALES if side <= scale.up_to)
     name = model or scale.model
     named = _parse(name)
@@ -139,7 +139,7 @@ def _parse(name: str) -> Any:
     try:
         return parse(name)
     except ValueError as error:
-        raise VitralError(f"model={name} is no model folder, and {error}") from error
+        raise VitralError(f"model={name} is no checkpoint, and {error}") from error
 
 
 def start(recipe: Recipe, classes: tuple[str, ...]) -> Checkpoint:
@@ -157,7 +157,7 @@ def start(recipe: Recipe, classes: tuple[str, ...]) -> Checkpoint:
     }
     if recipe.pooling is not None:
         overrides["pooling"] = recipe.pooling
-    if is_model_folder(recipe.model):
+    if is_checkpoint(recipe.model):
         return _start_from(recipe.model, overrides, classes)
     try:
         model = create(recipe.model, num_classes=len(classes), **overrides)

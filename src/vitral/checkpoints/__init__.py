@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vitral.blocks import LearnedPositions, height_and_width
 from vitral.checkpoints import google, hub, originals, tables, timm, torchvision, transformers
-from vitral.checkpoints.files import ENDINGS, Weights, open_weights
-from vitral.checkpoints.layout import Reading, Source, merge, unique
+from vitral.checkpoints.files import ENDINGS, open_weights
+from vitral.checkpoints.layout import Checkpoint, Source, merge, unique
 from vitral.config import build
 from vitral.errors import VitralError
 from vitral.model import VisionTransformer, ViTConfig, changed
@@ -35,16 +35,6 @@ _WEIGHTS_IN_FOLDERS = (
 )  # fmt: skip
 # Asked in this order; the first that recognises a source reads it.
 LAYOUTS = (timm, transformers, google, torchvision, originals)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model with all that its use needs."""
-
-    model: VisionTransformer
-    preprocess: Preprocess
-    labels: tuple[str, ...]  # empty for a model without a head
-    metadata: dict[str, Any] = field(default_factory=dict)  # where it comes from, how data was split
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -177,8 +167,12 @@ def _load_foreign(source: Source, overrides: dict[str, Any]) -> Checkpoint:
         raise VitralError(f"{source.name} is of no layout that Vitral knows; its keys are such as {some}")
     sizes = {"img_size", "patch_size", "num_classes"}
     told = {name: value for name, value in overrides.items() if name not in sizes}
-    reading = layout.read(source, {**overrides, **told})
     described = f"{source.name}, read as {layout.NAME}'s layout{_asked(overrides)}"
+    try:
+        reading = layout.read(source, overrides)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        # A config of another program's, or keys without their usual neighbours.
+        raise VitralError(f"{described}, cannot be used: {type(error).__name__} {error}") from error
     try:
         saved = ViTConfig(**merge(reading.draft, told))
     except (TypeError, ValueError) as error:

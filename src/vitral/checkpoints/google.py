@@ -8,10 +8,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from vitral.checkpoints.files import NUMPY, NumpyWeights, Renamed, Weights
-from vitral.checkpoints.layout import Draft, Reading, Source, count_layers, imagenet_labels, merge, square
+from vitral.checkpoints.files import NumpyWeights, Renamed, Weights
+from vitral.checkpoints.layout import (
+    Checkpoint,
+    Draft,
+    Reading,
+    Source,
+    Writing,
+    count_layers,
+    imagenet_labels,
+    merge,
+    square,
+)
 from vitral.checkpoints.tables import SAME, TRANSPOSED, UNBATCHED, Row, Transform, each, joined, row
 from vitral.errors import VitralError
 from vitral.model import ViTConfig
@@ -90,9 +98,8 @@ def recognises(source: Source) -> bool:
 
 def read(source: Source, asked: Mapping[str, Any]) -> Reading:
     weights = _renamed(source.weights)
-    big_vision = any("/encoderblock/" in name or (name.endswith("/pos_embedding") and "posembed_input" not in name)
-                     or name == "pos_embedding" for name in source.weights)  # fmt: skip
-    draft = _draft(source, weights, asked)
+    del asked
+    draft = _draft(source, weights)
     return Reading(
         draft,
         rows,
@@ -100,12 +107,11 @@ def read(source: Source, asked: Mapping[str, Any]) -> Reading:
         # Their input pipelines resize to the square whatever the aspect and scale to -1..1.
         lambda img_size: Preprocess(img_size, resize="squash", interpolation="bilinear"),
         imagenet_labels(draft["num_classes"]),
-        {"big_vision": big_vision},
         ignored=r"^opt/(?!target)|^t$|^params/(txt|t|b)(/|$)",
     )
 
 
-def _draft(source: Source, weights: Weights, asked: Mapping[str, Any]) -> Draft:
+def _draft(source: Source, weights: Weights) -> Draft:
     needed = ("embedding/kernel", "Transformer/posembed_input/pos_embedding", f"{_LAYER}/LayerNorm_0/scale")
     for name in needed:
         if name.replace("{i}", "0") not in weights:
@@ -140,17 +146,16 @@ def _draft(source: Source, weights: Weights, asked: Mapping[str, Any]) -> Draft:
                 else None
             },
         },
-        _sizes(source, length, has_class, patch, asked),
+        _sizes(source, length, patch, has_class=has_class),
     )
 
 
-def _sizes(source: Source, length: int, has_class: bool, patch: int, asked: Mapping[str, Any]) -> Draft:  # noqa: FBT001
+def _sizes(source: Source, length: int, patch: int, *, has_class: bool) -> Draft:
     # With the class token in the table (ViT), or without (big_vision's later models, FlexiViT).
     for positioned, count in (("all", length - has_class), ("patches", length)):
         side = square(count)
         if side:
             return {"img_size": side * patch, "embedding": {"positioned": positioned}}
-    del asked
     raise VitralError(f"{source.name}: its {length} positions are no square grid of patches")
 
 
@@ -187,4 +192,6 @@ def _renumbered(name: str) -> str:
     return name
 
 
-__all__ = ["NAME", "NUMPY", "Tensor", "read", "recognises", "rows"]
+def write(checkpoint: Checkpoint) -> Writing:
+    """``model.npz`` under google-research/vision_transformer's names."""
+    return Writing(rows(checkpoint.model.config), "model.npz", {})

@@ -9,7 +9,7 @@ from typing import Any
 from vitral.checkpoints.files import Weights
 from vitral.checkpoints.tables import Row
 from vitral.errors import VitralError
-from vitral.model import ViTConfig
+from vitral.model import VisionTransformer, ViTConfig
 from vitral.preprocess import Preprocess
 
 Draft = dict[str, Any]  # fields of a ViTConfig, its groups as mappings
@@ -47,6 +47,27 @@ class Reading:
     labels: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)  # what the way back needs
     ignored: str = "(?!)"  # a pattern of keys that are no part of the model
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with all that its use needs."""
+
+    model: VisionTransformer
+    preprocess: Preprocess
+    labels: tuple[str, ...]  # empty for a model without a head
+    metadata: dict[str, Any] = field(default_factory=dict)  # where it comes from, how data was split
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What a layout makes of a model: its key table, and the files that describe it."""
+
+    rows: Sequence[Row]
+    weights_file: str
+    descriptions: Mapping[str, Mapping[str, Any]]  # file name -> content, written as JSON
+    prefix: str = ""  # before all keys but those of `beside`
+    beside: str = "(?!)"  # a pattern of keys that have no prefix, such as those of a head
 
 
 def merge(*drafts: Mapping[str, Any]) -> Draft:
@@ -97,6 +118,12 @@ def imagenet_labels(num_classes: int) -> tuple[str, ...]:
 
         return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
     return tuple(f"class {index}" for index in range(num_classes))
+
+
+def triple(values: Any) -> tuple[float, float, float]:
+    """Of RGB, from a list in JSON. Raises ValueError unless there are three numbers."""
+    red, green, blue = values
+    return float(red), float(green), float(blue)
 
 
 def unique(labels: Sequence[str]) -> tuple[str, ...]:

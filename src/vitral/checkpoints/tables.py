@@ -132,8 +132,13 @@ def write(rows: Iterable[Row], state: Mapping[str, Tensor], num_layers: int) -> 
             done.update(pattern.ours)
     left = [name for name in state if name not in done]
     if left:
-        raise VitralError(f"it has no place for {listing(left)}")
+        kinds = {re.sub(r"\.\d+\.", ".*.", name) for name in left}
+        raise VitralError(f"it has no place for {listing(list(kinds))}")
     return found
+
+
+def matches(pattern: str, name: str) -> bool:
+    return re.search(pattern, name) is not None
 
 
 def listing(names: Sequence[str]) -> str:

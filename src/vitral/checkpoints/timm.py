@@ -12,13 +12,16 @@ from vitral.blocks import height_and_width
 from vitral.checkpoints.files import Weights
 from vitral.checkpoints.layout import (
     IMAGENET,
+    Checkpoint,
     Draft,
     Reading,
     Source,
+    Writing,
     count_layers,
     imagenet_labels,
     merge,
     square,
+    triple,
     usual_heads,
 )
 from vitral.checkpoints.tables import QKV, QV, UNBATCHED, Row, apart, joined, row, stacked
@@ -199,10 +202,14 @@ def _arguments(arguments: Mapping[str, Any]) -> Draft:
         if arguments["act_layer"] not in _ACTIVATIONS:
             raise VitralError(f"act_layer {arguments['act_layer']!r} is not among {', '.join(_ACTIVATIONS)}")
         draft = merge(draft, _layer(feed_forward={"activation": _ACTIVATIONS[arguments["act_layer"]]}))
+    if "use_post_norm" in arguments:
+        draft = merge(draft, _layer(order="residual_post" if arguments["use_post_norm"] else "pre"))
     if "pool_include_prefix" in arguments:
         draft = merge(draft, {"head": {"pool_prefix": arguments["pool_include_prefix"]}})
     if arguments.get("attn_pool_num_heads"):
         draft = merge(draft, {"head": {"pool_heads": arguments["attn_pool_num_heads"]}})
+    if "attn_pool_num_heads" in arguments:  # eva.py, whose pool sees all tokens
+        draft = merge(draft, {"head": {"pool_prefix": arguments.get("global_pool") == "map"}})
     return merge(draft, _rotary_arguments(arguments))
 
 
@@ -214,8 +221,9 @@ def _rotary_arguments(arguments: Mapping[str, Any]) -> Draft:
         found["places"] = "centered" if kind == "dinov3" else "index"
     if "rope_grid_indexing" in arguments:
         found["column_first"] = arguments["rope_grid_indexing"] == "xy"
-    if arguments.get("ref_feat_shape"):
-        found["reference_grid"] = height_and_width(_as_size(arguments["ref_feat_shape"]))
+    if "ref_feat_shape" in arguments:
+        reference = arguments["ref_feat_shape"]
+        found["reference_grid"] = None if reference is None else height_and_width(_as_size(reference))
     for theirs, ours in (
         ("rope_temperature", "temperature"),
         ("rope_grid_offset", "offset"),
@@ -229,7 +237,7 @@ def _rotary_arguments(arguments: Mapping[str, Any]) -> Draft:
 
 
 def read_shapes(source: Source, known: Mapping[str, Any], img_size: tuple[int, int] | None) -> Draft:
-    """What keys and shapes tell; `known` fills in what they cannot, `img_size` where positions are no square."""
+    """What keys and shapes tell; `known` and, where positions are no square, `img_size` fill in the rest."""
     weights = source.weights
     if "patch_embed.proj.weight" not in weights:
         raise VitralError(f"{source.name} has no patch_embed.proj.weight; it is no plain ViT of timm's")
@@ -359,7 +367,8 @@ def _positions(source: Source, draft: Draft, img_size: tuple[int, int] | None) -
         }
         if not fitting:
             raise VitralError(
-                f"{source.name}: {length} positions are no square grid of patches; pass img_size=[height, width]"
+                f"{source.name}: {length} positions are no square grid of patches; pass img_size=[height, "
+                "width]"
             )
         found["embedding"] = {"positioned": next(iter(fitting))}
         count = next(iter(fitting.values()))
@@ -382,12 +391,206 @@ _CROP_MODES = {"center": "shortest", "squash": "squash", "border": "longest"}
 
 def _preprocess(about: Mapping[str, Any], img_size: tuple[int, int]) -> Preprocess:
     """From a ``pretrained_cfg``, as `timm.data.resolve_data_config` reads it."""
-    interpolation = about.get("interpolation", "bicubic")
+    interpolation = about.get("interpolation") or "bicubic"
     return Preprocess(
         img_size,
         resize=_CROP_MODES[about.get("crop_mode") or "center"],  # type: ignore[arg-type]
         crop_fraction=about.get("crop_pct") or 0.875,
         interpolation="bicubic" if interpolation == "random" else interpolation,
-        mean=tuple(about.get("mean", IMAGENET["mean"])),
-        std=tuple(about.get("std", IMAGENET["std"])),
+        mean=triple(about.get("mean") or IMAGENET["mean"]),
+        std=triple(about.get("std") or IMAGENET["std"]),
     )
+
+
+# --- Writing -------------------------------------------------------------------------------------
+
+# Architectures that stand for what model_args, being JSON, cannot say: class, kind of block and MLP, eps.
+# The first whose conditions hold is named; model_args then set all numbers.
+_BASES: tuple[tuple[str, str, Draft], ...] = (
+    ("beit", "beit_base_patch16_224", {"norm": {"eps": 1e-6}}),
+    ("eva", "eva02_base_patch14_224", {"norm": {"eps": 1e-6}}),
+    ("eva", "vit_base_patch16_dinov3", {"norm": {"eps": 1e-5}}),
+    ("distilled", "deit_base_distilled_patch16_224", {"norm": {"eps": 1e-6}}),
+    ("vit", "vit_base_patch16_xp_224", {"norm": {"kind": "rms"}, "layer": {"order": "parallel"}}),
+    ("vit", "vit_pwee_patch16_reg1_gap_256", {"norm": {"kind": "layer"}, "layer": {"order": "parallel"}}),
+    ("vit", "vit_base_patch16_rpn_224", {"layer": {"order": "residual_post"}}),
+    ("vit", "aimv2_large_patch14_224", {"norm": {"kind": "rms"}, "embedding": {"patch_norm": True}}),
+    ("vit", "vit_giant_patch14_dinov2", {"layer": {"feed_forward": {"gated": True}}}),
+    ("vit", "vit_base_patch16_clip_224", {"norm": {"eps": 1e-5}}),
+    ("vit", "vit_base_patch16_224", {}),
+)  # fmt: skip
+_SEPARATE_GATE = ("aimv2",)  # bases whose gated MLP keeps gate and value apart
+
+
+def _class_of(config: ViTConfig) -> str:
+    attention = config.layer.attention
+    if attention.relative_bias != "none":
+        return "beit"
+    if attention.rotary or attention.biases == "qv":
+        return "eva"
+    return "distilled" if config.embedding.distillation_token else "vit"
+
+
+def _holds(config: Any, draft: Mapping[str, Any]) -> bool:
+    return all(
+        _holds(getattr(config, name), value) if isinstance(value, Mapping) else getattr(config, name) == value
+        for name, value in draft.items()
+    )
+
+
+def write(checkpoint: Checkpoint) -> Writing:
+    """A hub folder: ``config.json`` and ``model.safetensors``, which `timm.create_model` loads."""
+    config, kind = checkpoint.model.config, _class_of(checkpoint.model.config)
+    fitting = [name for k, name, draft in _BASES if k == kind and _holds(config, draft)]
+    # An eps that no architecture of that class has is the nearest one's; the certificate shows the cost.
+    base = fitting[0] if fitting else next(name for k, name, _ in _BASES if k == kind)
+    arguments = _common_arguments(config) | _CLASS_ARGUMENTS[kind](config)
+    licence = checkpoint.metadata.get("licence")
+    return Writing(
+        _written_rows(config, kind, base),
+        "model.safetensors",
+        {
+            "config.json": {
+                "architecture": base,
+                "num_classes": config.num_classes,
+                "num_features": config.embed_dim,
+                "global_pool": arguments["global_pool"],
+                "model_args": arguments,
+                "pretrained_cfg": _pretrained_cfg(checkpoint) | ({"license": licence} if licence else {}),
+                **({"label_names": list(checkpoint.labels)} if checkpoint.labels else {}),
+            }
+        },
+    )
+
+
+def _written_rows(config: ViTConfig, kind: str, base: str) -> list[Row]:
+    """Of the names that one tensor of ours may have in timm, those of this class."""
+    separate = config.layer.feed_forward.gated and (
+        base.startswith(_SEPARATE_GATE) or (kind in ("eva", "beit") and config.layer.feed_forward.norm)
+    )
+    unused = r"blocks\.\{i\}\.attn\.[qkv]_proj"
+    unused += r"|\.ls\d\.gamma" if kind in ("eva", "beit") else r"|\.gamma_\d"
+    unused += r"|mlp\.fc1\.\{p\}" if separate else r"|mlp\.fc1_"
+    return [r for r in rows(config) if not any(re.search(unused, name) for name in r.theirs)]
+
+
+def _common_arguments(config: ViTConfig) -> Draft:
+    hidden = config.hidden_dim
+    return {
+        "img_size": list(height_and_width(config.img_size)),
+        "patch_size": config.patch_size,
+        "in_chans": config.in_channels,
+        "num_classes": config.num_classes,
+        "global_pool": {"class": "token", "mean": "avg", "map": "map"}.get(config.pooling, config.pooling),
+        "embed_dim": config.embed_dim,
+        "depth": config.num_layers,
+        "num_heads": config.num_heads,
+        # A little more than the ratio, which timm multiplies and rounds down.
+        "mlp_ratio": (hidden + 0.01) / config.embed_dim,
+        "qkv_bias": config.layer.attention.biases != "none",
+        "init_values": config.layer.layer_scale,
+    }
+
+
+def _vit_arguments(config: ViTConfig) -> Draft:
+    attention, feed_forward, embedding = config.layer.attention, config.layer.feed_forward, config.embedding
+    packed = feed_forward.gated and not embedding.patch_norm
+    arguments: Draft = {
+        "qk_norm": attention.qk_norm,
+        "scale_attn_norm": attention.norm,
+        "scale_mlp_norm": feed_forward.norm,
+        "proj_bias": attention.out_bias,
+        "class_token": config.class_token,
+        "pos_embed": "learn" if config.position == "learned" else "none",
+        "no_embed_class": embedding.positioned == "patches",
+        "reg_tokens": embedding.register_tokens,
+        "pre_norm": embedding.norm,
+        "final_norm": config.head.norm != "none",
+        "fc_norm": config.head.norm == "pooled",
+        "pool_include_prefix": config.head.pool_prefix,
+        "act_layer": feed_forward.activation,
+    }
+    if packed:
+        arguments["mlp_ratio"] = (2 * config.hidden_dim + 0.01) / config.embed_dim
+    if config.norm.kind == "rms" and not embedding.patch_norm and config.layer.order != "parallel":
+        arguments["norm_layer"] = "rmsnorm"
+    if config.layer.order == "parallel":
+        # Its blocks know no sub-norms, and take q, k, v and MLP biases from one argument.
+        arguments["scale_attn_norm"] = arguments["scale_mlp_norm"] = False
+    return arguments
+
+
+def _distilled_arguments(config: ViTConfig) -> Draft:
+    return {"qk_norm": config.layer.attention.qk_norm, "act_layer": config.layer.feed_forward.activation}
+
+
+def _eva_arguments(config: ViTConfig) -> Draft:
+    attention, feed_forward, embedding = config.layer.attention, config.layer.feed_forward, config.embedding
+    rotary = attention.rotary
+    arguments: Draft = {
+        "qkv_fused": True,
+        "qk_norm": attention.qk_norm,
+        "swiglu_mlp": feed_forward.gated,
+        "swiglu_align_to": 0,
+        "scale_mlp": feed_forward.norm,
+        "scale_attn_inner": attention.norm,
+        "attn_type": "rope" if attention.biases == "qkv" else "eva",
+        "class_token": config.class_token,
+        "num_reg_tokens": embedding.register_tokens,
+        "no_embed_class": embedding.positioned == "patches",
+        "use_abs_pos_emb": config.position == "learned",
+        "use_rot_pos_emb": rotary is not None,
+        "use_post_norm": config.layer.order == "residual_post",
+        "use_pre_transformer_norm": embedding.norm,
+        "use_post_transformer_norm": config.head.norm == "tokens",
+        "use_fc_norm": config.head.norm == "pooled",
+        "attn_pool_num_heads": config.head.pool_heads,
+        "attn_pool_mlp_ratio": config.head.pool_mlp_ratio,
+        "dynamic_img_size": False,
+    }
+    if rotary is None:
+        return arguments
+    kind = {"axial": "cat", "mixed": "mixed"}[rotary.kind]
+    return arguments | {
+        "rope_type": "dinov3" if rotary.places == "centered" else kind,
+        "rope_grid_offset": rotary.offset,
+        "rope_grid_indexing": "xy" if rotary.column_first else "ij",
+        "rope_temperature": rotary.temperature,
+        "rope_rotate_half": rotary.halves,
+        "ref_feat_shape": list(rotary.reference_grid) if rotary.reference_grid else None,
+    }
+
+
+def _beit_arguments(config: ViTConfig) -> Draft:
+    return {
+        "use_abs_pos_emb": config.position == "learned",
+        "use_rel_pos_bias": config.layer.attention.relative_bias == "layer",
+        "use_shared_rel_pos_bias": config.layer.attention.relative_bias == "shared",
+        "scale_mlp": config.layer.feed_forward.norm,
+        "swiglu_mlp": config.layer.feed_forward.gated,
+        "use_fc_norm": config.head.norm == "pooled",
+    }
+
+
+_CLASS_ARGUMENTS = {
+    "vit": _vit_arguments,
+    "distilled": _distilled_arguments,
+    "eva": _eva_arguments,
+    "beit": _beit_arguments,
+}
+
+
+def _pretrained_cfg(checkpoint: Checkpoint) -> Draft:
+    preprocess = checkpoint.preprocess
+    modes = {ours: theirs for theirs, ours in _CROP_MODES.items()}
+    return {
+        "input_size": [checkpoint.model.config.in_channels, *preprocess.img_size],
+        "interpolation": preprocess.interpolation,
+        "crop_pct": preprocess.crop_fraction,
+        "crop_mode": modes[preprocess.resize],
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        "num_classes": checkpoint.model.config.num_classes,
+        "first_conv": "patch_embed.proj",
+        "classifier": ["head", "head_dist"] if checkpoint.model.config.head.distillation_head else "head",
+    }

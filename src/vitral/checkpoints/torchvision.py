@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from vitral.blocks import height_and_width
 from vitral.checkpoints.layout import (
     IMAGENET,
+    Checkpoint,
     Reading,
     Source,
+    Writing,
     count_layers,
     imagenet_labels,
     square,
@@ -18,6 +21,7 @@ from vitral.model import ViTConfig
 from vitral.preprocess import Preprocess
 
 NAME = "torchvision"
+ARGUMENTS_FILE = "vision_transformer.json"
 
 
 def rows(config: ViTConfig) -> list[Row]:
@@ -74,13 +78,40 @@ def read(source: Source, asked: Mapping[str, Any]) -> Reading:
         },
         rows,
         weights,
-        _preprocess,
+        lambda img_size: _preprocess(img_size, width, patch),
         imagenet_labels(classes),
     )
 
 
-def _preprocess(img_size: tuple[int, int]) -> Preprocess:
-    """Of the weights that torchvision publishes: at 224 px trained there, above from SWAG end to end."""
-    if img_size == (224, 224):
-        return Preprocess(img_size, crop_fraction=224 / 256, interpolation="bilinear", **IMAGENET)
+def _preprocess(img_size: tuple[int, int], width: int, patch: int) -> Preprocess:
+    """Of the weights that torchvision publishes: at 224 px trained there, above from SWAG end to end.
+
+    SWAG's linear probes are of 224 px too, and only H/14, which was not trained there, is told apart.
+    """
+    if img_size == (224, 224) and patch != 14:
+        resized = 242 if (width, patch) == (1024, 16) else 256
+        return Preprocess(img_size, crop_fraction=224 / resized, interpolation="bilinear", **IMAGENET)
     return Preprocess(img_size, interpolation="bicubic", **IMAGENET)
+
+
+def write(checkpoint: Checkpoint) -> Writing:
+    """``model.pth``, a state dict, and the arguments of the `VisionTransformer` that loads it."""
+    config = checkpoint.model.config
+    height, width = height_and_width(config.img_size)
+    arguments = {
+        "image_size": height,
+        "patch_size": config.patch_size,
+        "num_layers": config.num_layers,
+        "num_heads": config.num_heads,
+        "hidden_dim": config.embed_dim,
+        "mlp_dim": config.hidden_dim,
+        "num_classes": config.num_classes,
+        "representation_size": config.head.hidden_dim,
+    }
+    if height != width:
+        raise VitralError(f"torchvision's ViT takes square images; this model's are {height}x{width}")
+    if not config.num_classes:
+        raise VitralError("torchvision's ViT has a head; this model has none")
+    unused = [r for r in rows(config) if "linear_" in r.theirs[0]]
+    written = [r for r in rows(config) if r not in unused]
+    return Writing(written, "model.pth", {ARGUMENTS_FILE: arguments})

@@ -4,14 +4,25 @@
 fixes. Keys are those on disk, which transformers keeps while its classes are renamed.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vitral.blocks import height_and_width
 from vitral.checkpoints.files import Renamed, Weights
-from vitral.checkpoints.layout import IMAGENET, Draft, Reading, Source, imagenet_labels, merge, square
-from vitral.checkpoints.tables import QKV, QV, SAME, UNBATCHED, VECTOR, Row, Transform, each, joined, row
+from vitral.checkpoints.layout import (
+    IMAGENET,
+    Checkpoint,
+    Draft,
+    Reading,
+    Source,
+    Writing,
+    imagenet_labels,
+    merge,
+    square,
+)
+from vitral.checkpoints.tables import QKV, QV, UNBATCHED, VECTOR, Row, Transform, each, joined, row
 from vitral.errors import VitralError
 from vitral.model import ViTConfig
 from vitral.preprocess import Preprocess
@@ -46,7 +57,7 @@ _DINOV3 = {
 FAMILIES = {
     "vit": Family("vit", {"embedding": {"resize": "bicubic"}}, "vit."),
     "deit": Family(
-        "vit", {"embedding": {"resize": "bicubic", "distillation_token": True}}, "deit.", r"\.pooler\.|^pooler\."
+        "vit", {"embedding": {"resize": "bicubic", "distillation_token": True}}, "deit."
     ),
     "vit_mae": Family("vit", {"embedding": {"resize": "bicubic"}}, "vit.", r"^decoder\."),
     "vit_msn": Family(
@@ -82,7 +93,7 @@ FAMILIES = {
         {"layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh", "image_size": 224, "patch_size": 16},
     ),
     "siglip2_vision_model": Family(
-        "clip",
+        "siglip2",
         {"pooling": "map", "embedding": {"resize": "bilinear_antialias"}},
         "vision_model.",
         _TEXT,
@@ -199,17 +210,19 @@ def _patchified(config: ViTConfig) -> Transform:
     )
 
 
+def _siglip2_rows(config: ViTConfig) -> list[Row]:
+    linear = row(
+        "embedding.patches.projection.weight", "embeddings.patch_embedding.weight", _patchified(config)
+    )
+    return [linear, *_clip_rows(config)]
+
+
 def _clip_rows(config: ViTConfig) -> list[Row]:
+    del config
     ours, theirs = "layers.{i}", "encoder.layers.{i}"
-    linear = config.embedding.resize == "bilinear_antialias"
     return [
         row("embedding.class_token", "embeddings.class_embedding", VECTOR),
-        row(
-            "embedding.patches.projection.weight",
-            "embeddings.patch_embedding.weight",
-            _patchified(config) if linear else SAME,
-        ),
-        row("embedding.patches.projection.bias", "embeddings.patch_embedding.bias"),
+        row("embedding.patches.projection.{p}", "embeddings.patch_embedding.{p}"),
         row("embedding.positions.table", "embeddings.position_embedding.weight"),
         row("embedding.norm.{p}", "pre_layrnorm.{p}"),
         row(f"{ours}.attention_norm.{{p}}", f"{theirs}.layer_norm1.{{p}}"),
@@ -230,7 +243,13 @@ def _clip_rows(config: ViTConfig) -> list[Row]:
     ]
 
 
-_STYLES = {"vit": _vit_rows, "dinov2": _dinov2_rows, "dinov3": _dinov3_rows, "clip": _clip_rows}
+_STYLES = {
+    "vit": _vit_rows,
+    "dinov2": _dinov2_rows,
+    "dinov3": _dinov3_rows,
+    "clip": _clip_rows,
+    "siglip2": _siglip2_rows,
+}
 
 
 # --- Reading -------------------------------------------------------------------------------------
@@ -260,7 +279,7 @@ def read(source: Source, asked: Mapping[str, Any]) -> Reading:
     config = {**_DEFAULTS, **family.defaults, **{k: v for k, v in config.items() if v is not None}}
     draft = _draft(source, config, kind, weights)
     ignored = rf"mask_token$|{family.ignored}"
-    if draft["pooling"] == "mean" and family.keys == "clip":
+    if draft["pooling"] == "mean" and family.keys in ("clip", "siglip2"):
         ignored += r"|^head\.|^post_layernorm\." if draft["head"]["norm"] == "none" else r"|^head\."
     if draft["head"].get("hidden_dim") is None:
         ignored += r"|^pooler\.dense\."
@@ -332,9 +351,7 @@ def _vit_hidden(config: Mapping[str, Any], weights: Weights) -> Draft:
 
 def _dinov2_hidden(config: Mapping[str, Any], weights: Weights) -> Draft:
     gated = bool(config.get("use_swiglu_ffn"))
-    hidden = int(config["hidden_size"] * config["mlp_ratio"])
-    if gated:
-        hidden = (hidden * 2 // 3 + 7) // 8 * 8
+    hidden = _dinov2_width(config["hidden_size"], config["mlp_ratio"], gated=gated)
     del weights
     activation = {"activation": "silu"} if gated else {}
     return {
@@ -343,7 +360,19 @@ def _dinov2_hidden(config: Mapping[str, Any], weights: Weights) -> Draft:
     }
 
 
-_HIDDEN = {"vit": _vit_hidden, "dinov2": _dinov2_hidden, "dinov3": _vit_hidden, "clip": _vit_hidden}
+def _dinov2_width(embed_dim: int, mlp_ratio: float, *, gated: bool) -> int:
+    """SwiGLU's hidden width is two thirds of the ratio's, rounded up to eights."""
+    hidden = int(embed_dim * mlp_ratio)
+    return (hidden * 2 // 3 + 7) // 8 * 8 if gated else hidden
+
+
+_HIDDEN = {
+    "siglip2": _vit_hidden,
+    "vit": _vit_hidden,
+    "dinov2": _dinov2_hidden,
+    "dinov3": _vit_hidden,
+    "clip": _vit_hidden,
+}
 
 
 def _vit_options(config: Mapping[str, Any], kind: str, weights: Weights) -> Draft:
@@ -365,10 +394,11 @@ def _vit_options(config: Mapping[str, Any], kind: str, weights: Weights) -> Draf
         elif "layernorm.weight" not in weights:
             draft["head"] = {"norm": "none"}
     has_head = any(f"{name}.weight" in weights for name in _HEADS)
-    if kind in ("vit", "vit_msn") and "pooler.dense.weight" in weights and not has_head:
+    if kind in ("vit", "deit") and "pooler.dense.weight" in weights and not has_head:
         draft["head"] = {"hidden_dim": weights.shape("pooler.dense.weight")[0]}
     if kind == "deit":
-        draft["head"] = {"distillation_head": "distillation_classifier.weight" in weights}
+        second = "distillation_classifier.weight" in weights
+        draft["head"] = {**draft.get("head", {}), "distillation_head": second}
     return draft
 
 
@@ -418,12 +448,19 @@ def _clip_options(config: Mapping[str, Any], kind: str, weights: Weights) -> Dra
     return {"pooling": "mean"} if classifier or "head.probe" not in weights else {}
 
 
-_OPTIONS = {"vit": _vit_options, "dinov2": _dinov2_options, "dinov3": _dinov3_options, "clip": _clip_options}
+_OPTIONS = {
+    "vit": _vit_options,
+    "dinov2": _dinov2_options,
+    "dinov3": _dinov3_options,
+    "clip": _clip_options,
+    "siglip2": _clip_options,
+}
 
 
 # --- Preprocessing -------------------------------------------------------------------------------
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+_ONE_SIDE = ("CLIP", "Bit", "Siglip")  # their sizes of one number are the shorter side's; others' are both
 
 
 def _preprocess(about: Mapping[str, Any], img_size: tuple[int, int]) -> Preprocess:
@@ -431,6 +468,9 @@ def _preprocess(about: Mapping[str, Any], img_size: tuple[int, int]) -> Preproce
     if not about:
         return Preprocess(img_size, resize="squash", interpolation="bicubic", **IMAGENET)
     size, crop = about.get("size"), about.get("crop_size") if about.get("do_center_crop") else None
+    processor = about.get("image_processor_type") or about.get("feature_extractor_type") or ""
+    if isinstance(size, int) and processor.startswith(_ONE_SIDE):
+        size = {"shortest_edge": size}
     resized, squash = _sides(size, img_size)
     target = _sides(crop, img_size)[0] if crop else resized
     if not squash and not crop:
@@ -447,6 +487,7 @@ def _preprocess(about: Mapping[str, Any], img_size: tuple[int, int]) -> Preproce
         # They normalize pixels * rescale_factor; ours are pixels / 255.
         mean=(mean[0] / scale, mean[1] / scale, mean[2] / scale),
         std=(std[0] / scale, std[1] / scale, std[2] / scale),
+        crop_rounding="down",
     )
 
 
@@ -461,3 +502,190 @@ def _sides(size: Any, img_size: tuple[int, int]) -> tuple[tuple[int, int], bool]
     if isinstance(size, Sequence):
         return (size[0], size[1]), True
     return (height_and_width(size), True) if size else (img_size, True)
+
+
+# --- Writing -------------------------------------------------------------------------------------
+
+
+def write(checkpoint: Checkpoint) -> Writing:
+    """A hub folder that the ``model_type`` nearest to the model loads: config, preprocessing, weights."""
+    config = checkpoint.model.config
+    kind = _model_type(config)
+    family = FAMILIES[kind]
+    architecture, prefix = _CLASSES[kind][0 if config.num_classes == 0 else 1]
+    if config.head.distillation_head:
+        architecture += "WithTeacher"
+    described = {
+        "architectures": [architecture],
+        "model_type": kind,
+        "dtype": str(next(checkpoint.model.parameters()).dtype).removeprefix("torch."),
+        **_common(config),
+        **_WRITTEN[family.keys](config, kind),
+    }
+    if checkpoint.labels:
+        described["id2label"] = {str(index): label for index, label in enumerate(checkpoint.labels)}
+        described["label2id"] = {label: index for index, label in enumerate(checkpoint.labels)}
+    return Writing(
+        _written_rows(config, kind),
+        "model.safetensors",
+        {"config.json": described, PREPROCESSOR_FILE: _preprocessor(checkpoint.preprocess, kind)},
+        family.prefix if prefix else "",
+        r"classifier\.|^visual_projection\.",
+    )
+
+
+# For each model_type the class without a head and with one, and whether its encoder's keys have the prefix.
+_CLASSES = {
+    "vit": (("ViTModel", False), ("ViTForImageClassification", True)),
+    "deit": (("DeiTModel", False), ("DeiTForImageClassification", True)),
+    "vit_msn": (("ViTMSNModel", False), ("ViTMSNForImageClassification", True)),
+    "ijepa": (("IJepaModel", False), ("IJepaForImageClassification", True)),
+    "beit": (("BeitModel", False), ("BeitForImageClassification", True)),
+    "data2vec-vision": (("Data2VecVisionModel", False), ("Data2VecVisionForImageClassification", True)),
+    "dinov2": (("Dinov2Model", False), ("Dinov2ForImageClassification", True)),
+    "dinov2_with_registers": (
+        ("Dinov2WithRegistersModel", False),
+        ("Dinov2WithRegistersForImageClassification", True),
+    ),
+    "dinov3_vit": (("DINOv3ViTModel", False), ("DINOv3ViTModel", False)),
+    "clip_vision_model": (("CLIPVisionModel", False), ("CLIPVisionModelWithProjection", True)),
+    "siglip_vision_model": (("SiglipVisionModel", False), ("SiglipVisionModel", False)),
+}
+
+
+def _model_type(config: ViTConfig) -> str:
+    """The one whose code computes what the model does, or comes nearest."""
+    embedding, attention = config.embedding, config.layer.attention
+    if attention.rotary is not None:
+        return "dinov3_vit"
+    if attention.relative_bias != "none" or attention.biases == "qv":
+        # Without a head, only data2vec's class has no norm after the layers.
+        return "beit" if config.head.norm != "none" else "data2vec-vision"
+    if embedding.norm:
+        return "clip_vision_model"
+    if config.pooling == "map" or (config.pooling == "mean" and not config.num_classes):
+        return "siglip_vision_model"
+    if embedding.register_tokens:
+        return "dinov2_with_registers"
+    if config.layer.layer_scale is not None or config.pooling == "class_mean":
+        return "dinov2"
+    if embedding.distillation_token:
+        return "deit"
+    if config.pooling == "mean":
+        return "ijepa"
+    # ViTModel always has the tanh layer that it calls a pooler; ViTMSNModel is the same without.
+    return "vit" if config.num_classes or config.head.hidden_dim else "vit_msn"
+
+
+def _written_rows(config: ViTConfig, kind: str) -> list[Row]:
+    """Of the names that one tensor of ours may have, those of this class."""
+    gated, keys = config.layer.feed_forward.gated, FAMILIES[kind].keys
+    unused = {
+        "vit": r"^classifier" if config.head.distillation_head else r"^cls_classifier",
+        "dinov2": r"mlp\.fc[12]" if gated else r"weights_(in|out)",
+        "dinov3": r"^(?!.*gate_proj).*up_proj" if gated else r"gate_proj",
+        "clip": r"^classifier" if config.pooling == "class" else r"^visual_projection",
+    }[keys]
+    return [r for r in _STYLES[keys](config) if not re.search(unused, " ".join(r.theirs))]
+
+
+def _common(config: ViTConfig) -> Draft:
+    height, width = height_and_width(config.img_size)
+    acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    acts["gelu_tanh"] = "gelu_pytorch_tanh"
+    return {
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.hidden_dim,
+        "image_size": height if height == width else [height, width],
+        "patch_size": config.patch_size,
+        "num_channels": config.in_channels,
+        "hidden_act": acts[config.layer.feed_forward.activation],
+        "layer_norm_eps": config.norm.eps,
+    }
+
+
+def _write_vit(config: ViTConfig, kind: str) -> Draft:
+    if kind not in ("beit", "data2vec-vision"):
+        hidden = {"pooler_output_size": config.head.hidden_dim} if config.head.hidden_dim else {}
+        return {"qkv_bias": config.layer.attention.biases == "qkv", **hidden}
+    relative = config.layer.attention.relative_bias
+    return {
+        "use_relative_position_bias": relative == "layer",
+        "use_shared_relative_position_bias": relative == "shared",
+        "use_absolute_position_embeddings": config.position == "learned",
+        "use_mean_pooling": config.pooling == "mean" or config.head.norm == "none",
+        "layer_scale_init_value": config.layer.layer_scale or 0,
+    }
+
+
+def _write_dinov2(config: ViTConfig, kind: str) -> Draft:
+    gated = config.layer.feed_forward.gated
+    ratio = next(
+        (r for r in range(1, 17) if _dinov2_width(config.embed_dim, r, gated=gated) == config.hidden_dim), 0
+    )
+    if not ratio:
+        raise VitralError(
+            f"transformers cannot hold this model: an MLP of width {config.hidden_dim} is none of DINOv2's for "
+            f"embed_dim {config.embed_dim}"
+        )
+    registers = {"num_register_tokens": config.embedding.register_tokens}
+    return {
+        "mlp_ratio": ratio,
+        "use_swiglu_ffn": gated,
+        "layerscale_value": config.layer.layer_scale,
+        "qkv_bias": config.layer.attention.biases == "qkv",
+        **(registers if kind == "dinov2_with_registers" else {}),
+    }
+
+
+def _write_dinov3(config: ViTConfig, kind: str) -> Draft:
+    del kind
+    attention, rotary = config.layer.attention, config.layer.attention.rotary
+    return {
+        "num_register_tokens": config.embedding.register_tokens,
+        "layerscale_value": config.layer.layer_scale,
+        "query_bias": attention.biases != "none",
+        "key_bias": attention.biases == "qkv",
+        "value_bias": attention.biases != "none",
+        "proj_bias": attention.out_bias,
+        "mlp_bias": config.layer.feed_forward.bias,
+        "use_gated_mlp": config.layer.feed_forward.gated,
+        "rope_theta": rotary.temperature if rotary else 100.0,
+    }
+
+
+def _write_clip(config: ViTConfig, kind: str) -> Draft:
+    if kind == "clip_vision_model":
+        return {"projection_dim": config.num_classes} if config.num_classes else {}
+    return {"vision_use_head": config.pooling == "map"}
+
+
+_WRITTEN = {"vit": _write_vit, "dinov2": _write_dinov2, "dinov3": _write_dinov3, "clip": _write_clip}
+
+_PROCESSORS = {"clip": "CLIPImageProcessor", "dinov2": "BitImageProcessor"}
+
+
+def _preprocessor(preprocess: Preprocess, kind: str) -> Draft:
+    height, width = preprocess.img_size
+    numbers = {ours: theirs for theirs, ours in _RESAMPLE.items()}
+    about: Draft = {
+        "image_processor_type": _PROCESSORS.get(FAMILIES[kind].keys, "ViTImageProcessor"),
+        "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+        "resample": numbers[preprocess.interpolation],
+    }
+    if preprocess.resize == "squash" and preprocess.crop_fraction == 1:
+        if about["image_processor_type"] == "BitImageProcessor":
+            about["image_processor_type"] = "ViTImageProcessor"
+        return about | {"size": {"height": height, "width": width}}
+    if about["image_processor_type"] == "ViTImageProcessor":
+        about["image_processor_type"] = "BitImageProcessor"
+    edge = int(min(height, width) / preprocess.crop_fraction + 1e-6)
+    crop = {"height": height, "width": width}
+    return about | {"size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": crop}

@@ -1,0 +1,283 @@
+"""From any layout to any other, with a certificate: what was compared, with what, and how far apart it is."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from vitral import peers
+from vitral.blocks import LearnedPositions, height_and_width
+from vitral.checkpoints import (
+    Checkpoint,
+    google,
+    load_checkpoint,
+    save_checkpoint,
+    tables,
+    timm,
+    torchvision,
+    transformers,
+    write_atomically,
+)
+from vitral.checkpoints.layout import Writing
+from vitral.errors import VitralError
+from vitral.model import VisionTransformer, ViTConfig
+
+CERTIFICATE_FILE = "parity.json"
+WRITERS = {layout.NAME: layout for layout in (timm, transformers, torchvision, google)}
+LAYOUTS = ("vitral", *WRITERS)
+
+# What a target may round: a norm's eps and the kind of GELU change results little, and no loader says them.
+_ROUNDED = {"norm.eps", "layer.feed_forward.activation"}
+# What a target keeps in its own code, or for training only.
+_UNWRITTEN = {"dropout", "drop_path", "embedding.resize", "layer.attention.relative_resize", "mlp_ratio"}
+_TOLERANCE = 1e-4  # relative; what float32 sums in another order differ by, with room
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far the written model's answers are from the read one's."""
+
+    layout: str
+    source: str
+    compared_with: str  # the library that loaded what was written, and its version
+    input_sha256: str
+    input_shape: tuple[int, ...]
+    features: dict[str, float] | None  # largest absolute and relative difference of tokens
+    logits: dict[str, float] | None  # None if the library's class gives none, only tokens
+    rounded: tuple[str, ...]  # settings that the target has otherwise
+    versions: dict[str, str]
+    licence: str | None
+
+    @property
+    def worst(self) -> float:
+        """The largest relative difference of all that was compared."""
+        return max(part["relative"] for part in (self.features, self.logits) if part is not None)
+
+
+def convert(source: str, out: Path, to: str, **overrides: Any) -> Certificate:
+    """Writes the model `source` into the new folder `out` as the layout `to`.
+
+    The folder appears whole or not at all, with ``parity.json`` beside the weights.
+
+    Raises:
+        VitralError: if the layout cannot hold the model, `out` exists, or the answers differ.
+    """
+    if to not in LAYOUTS:
+        raise VitralError(f"there is no layout {to!r}; there are {', '.join(LAYOUTS)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise VitralError(f"{out} exists already; choose a new folder")
+    checkpoint = load_checkpoint(source, **overrides)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        certificate = _convert_into(staging, checkpoint, source, to)
+        content = json.dumps(asdict(certificate), indent=1) + "\n"
+        write_atomically(staging / CERTIFICATE_FILE, content.encode())
+        staging.chmod(0o755)
+        staging.replace(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return certificate
+
+
+def _convert_into(folder: Path, checkpoint: Checkpoint, source: str, to: str) -> Certificate:
+    if to == "vitral":
+        save_checkpoint(folder, checkpoint)
+        return _certify(folder, checkpoint, source, to, ())
+    adapted = _adapted(checkpoint, to)
+    _write(folder, adapted, WRITERS[to].write(adapted), to)
+    rounded = _check_expressed(folder, adapted, to)
+    return _certify(folder, checkpoint, source, to, rounded)
+
+
+def _write(folder: Path, checkpoint: Checkpoint, writing: Writing, to: str) -> None:
+    model = checkpoint.model
+    try:
+        state = tables.write(writing.rows, model.state_dict(), len(model.layers))
+    except VitralError as error:
+        raise VitralError(f"{to} cannot hold this model: {error}") from error
+    state = {
+        (name if tables.matches(writing.beside, name) else writing.prefix + name): tensor.detach()
+        for name, tensor in state.items()
+    }
+    write_atomically(folder / writing.weights_file, _serialized(state, writing.weights_file))
+    for name, content in writing.descriptions.items():
+        write_atomically(folder / name, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _serialized(state: Mapping[str, Tensor], file: str) -> bytes:
+    if file.endswith(".safetensors"):
+        return safetensors.torch.save(dict(state), {"format": "pt"})
+    buffer = io.BytesIO()
+    if file.endswith(".npz"):
+        np.savez(buffer, allow_pickle=False, **{name: x.float().numpy() for name, x in state.items()})
+    else:
+        torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+# --- What a target can express ---------------------------------------------------------------------
+
+
+def _adapted(checkpoint: Checkpoint, to: str) -> Checkpoint:
+    """The same function in a foreign layout's terms: fixed positions as a table, the class token's folded."""
+    model = checkpoint.model
+    config = model.config
+    state = dict(model.state_dict())
+    changes: dict[str, Any] = {}
+    key = "embedding.positions.table"
+    if config.position in ("sinusoidal", "sinusoidal_2d"):
+        zeros = torch.zeros(1, config.prefix + config.grid[0] * config.grid[1], config.embed_dim)
+        state[key] = model.embedding.positions(zeros.to(next(model.parameters())))[0]
+        changes = {"position": "learned", "embedding": replace(config.embedding, positioned="all")}
+    elif isinstance(model.embedding.positions, LearnedPositions) and config.embedding.register_tokens:
+        positioned = config.embedding.positioned
+        if to == "timm" and positioned == "class" and config.class_token:
+            # timm's registers stand between; the class token's vector is added to the token itself.
+            state["embedding.class_token"] = state["embedding.class_token"] + state[key][:1]
+            state[key] = state[key][1:]
+            changes = {"embedding": replace(config.embedding, positioned="patches")}
+        elif to == "transformers" and positioned == "patches" and config.class_token:
+            state[key] = torch.cat([torch.zeros_like(state[key][:1]), state[key]])
+            changes = {"embedding": replace(config.embedding, positioned="class")}
+    elif (
+        to != "timm"
+        and config.position == "learned"
+        and config.prefix
+        and config.embedding.positioned == "patches"
+    ):
+        state[key] = torch.cat([state[key].new_zeros(config.prefix, config.embed_dim), state[key]])
+        changes = {"embedding": replace(config.embedding, positioned="all")}
+    if not changes:
+        return checkpoint
+    with torch.device("meta"):
+        adapted = VisionTransformer.from_config(replace(config, **changes)).eval()
+    adapted.load_state_dict(state, assign=True)
+    return replace(checkpoint, model=adapted)
+
+
+def _check_expressed(folder: Path, checkpoint: Checkpoint, to: str) -> tuple[str, ...]:
+    """Reads back what was written: the same weights to the bit, and a config with the same meaning.
+
+    Returns what was rounded. Raises VitralError naming the settings that the layout has no place for.
+    """
+    wanted = checkpoint.model.config
+    path = folder / "model.npz" if to == "google" else folder / "model.pth" if to == "torchvision" else folder
+    again = load_checkpoint(path, **({"num_heads": wanted.num_heads} if to == "torchvision" else {})).model
+    asked, found = dict(_leaves(_meaning(wanted))), dict(_leaves(_meaning(again.config)))
+    differing = [name for name in asked if asked[name] != found.get(name) and name not in _UNWRITTEN]
+    lost = [f"{name}={asked[name]!r}" for name in differing if name not in _ROUNDED]
+    if wanted.hidden_dim != again.config.hidden_dim:
+        lost.append(f"an MLP of width {wanted.hidden_dim}")
+    if lost:
+        raise VitralError(f"{to} cannot hold this model: it has no place for {', '.join(lost)}")
+    ours, theirs = checkpoint.model.state_dict(), again.state_dict()
+    changed = [name for name in ours if name not in theirs or not torch.equal(ours[name], theirs[name])]
+    if changed:
+        raise VitralError(f"{to} cannot hold this model: {tables.listing(changed)} come back changed")
+    return tuple(f"{name}: {asked[name]} -> {found[name]}" for name in differing)
+
+
+def _meaning(config: ViTConfig) -> ViTConfig:
+    """The config with everything that makes no difference at its default."""
+    embedding, head, layer = config.embedding, config.head, config.layer
+    as_all = embedding.positioned == "class" and not embedding.register_tokens
+    if as_all or not config.prefix or config.position != "learned":
+        embedding = replace(embedding, positioned="all")
+    if not config.prefix or config.pooling == "class":
+        head = replace(head, pool_prefix=False)
+    if config.pooling != "map":
+        head = replace(head, pool_heads=None, pool_mlp_ratio=None)
+    else:
+        head = replace(
+            head,
+            pool_heads=head.pool_heads or config.num_heads,
+            pool_mlp_ratio=round(head.pool_mlp_ratio or config.mlp_ratio, 4),
+        )
+    if not config.num_classes:
+        head = replace(head, bias=True)
+    scaled = None if layer.layer_scale is None else 1.0
+    embedding = replace(embedding, class_token=config.class_token)
+    return replace(config, embedding=embedding, head=head, layer=replace(layer, layer_scale=scaled))
+
+
+def _leaves(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
+# --- The certificate -------------------------------------------------------------------------------
+
+
+def _certify(
+    folder: Path, checkpoint: Checkpoint, source: str, to: str, rounded: tuple[str, ...]
+) -> Certificate:
+    model = checkpoint.model
+    height, width = height_and_width(model.config.img_size)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, model.config.in_channels, height, width, generator=generator)
+    try:
+        peer = peers.load(to, folder)
+    except Exception as error:  # whatever the library says of what it cannot load
+        reason = " ".join(str(error).split())
+        raise VitralError(
+            f"{to} cannot hold this model: its own loader refuses it: {reason[:300]}"
+        ) from error
+    with torch.inference_mode():
+        tokens, logits = _answer(model, images)
+        if peer is not None:
+            peer.model.float()
+            their_tokens, their_logits = peer.answer(images)
+            compared_with = f"{peer.library} {peer.version}"
+        else:
+            path = folder / "model.npz" if to == "google" else folder
+            their_tokens, their_logits = _answer(load_checkpoint(path).model, images)
+            compared_with = f"vitral {version('vitral')}, which read it back"
+    certificate = Certificate(
+        to,
+        source,
+        compared_with,
+        hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+        tuple(images.shape),
+        None if their_tokens is None else _difference(tokens, their_tokens),
+        None if their_logits is None else _difference(logits, their_logits),
+        rounded,
+        {name: version(name) for name in ("vitral", "torch", "numpy", "safetensors")},
+        checkpoint.metadata.get("licence"),
+    )
+    if certificate.worst > (_TOLERANCE if not rounded else 1e-2):
+        raise VitralError(
+            f"{to} cannot hold this model: {compared_with} answers otherwise, by {certificate.worst:.1e} of "
+            "the largest value"
+        )
+    return certificate
+
+
+def _answer(model: VisionTransformer, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens and logits in float32, whatever the weights are stored in."""
+    stored = next(model.parameters()).dtype
+    tokens_BTD = model.float().encode(model.embedding(images_BCHW))
+    answer = tokens_BTD, model.classify(tokens_BTD)
+    model.to(stored)
+    return answer
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> dict[str, float]:
+    absolute = float((ours - theirs).abs().max())
+    return {"absolute": absolute, "relative": absolute / max(float(theirs.abs().max()), 1e-12)}

@@ -1,0 +1,104 @@
+"""The other libraries' own models, to compare with; the only module that knows them, where they are installed.
+
+`vitral convert` certifies what it writes by loading it with the target's strict loader.
+"""
+
+import importlib
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library's model: preprocessed images -> tokens after the final norm and logits, None if it gives none."""
+
+    library: str
+    version: str
+    model: nn.Module
+    answer: "Answer"
+
+
+def load(layout: str, folder: Path) -> Peer | None:
+    """The model in `folder`, loaded strictly by the library that `layout` is named after; None without it."""
+    if layout not in _LOADERS or not is_installed(layout):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, answer = _LOADERS[layout](folder)
+    return Peer(layout, version(layout), model, answer)
+
+
+def is_installed(library: str) -> bool:
+    try:
+        return bool(version(library))
+    except PackageNotFoundError:
+        return False
+
+
+Answer = Callable[[Tensor], tuple[Tensor | None, Tensor | None]]
+Loaded = tuple[nn.Module, Answer]
+
+
+def _timm(folder: Path) -> Loaded:
+    timm = importlib.import_module("timm")
+    model = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
+
+    def answer(images_BCHW: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        tokens_BTD = model.forward_features(images_BCHW)
+        return tokens_BTD, model.forward_head(tokens_BTD)
+
+    return model, answer
+
+
+def _transformers(folder: Path) -> Loaded:
+    transformers = importlib.import_module("transformers")
+    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    logging = transformers.utils.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model, report = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+    # A mask token is for pre-training only, and no part of a model that answers.
+    wrong = [key for kind in report.values() for key in kind if "mask_token" not in str(key)]
+    if wrong:
+        raise RuntimeError(f"{name} does not load strictly: {wrong[:6]}")
+    model.eval()
+
+    def answer(images_BCHW: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        output = model(images_BCHW, **_sized(model, images_BCHW))
+        answers = (output.get(key) for key in ("logits", "image_embeds", "pooler_output"))
+        pooled = next((found for found in answers if found is not None), None)
+        # CLIP's tokens are those before its final norm, BEiT's with mean pooling too.
+        normed = model.config.model_type not in ("clip_vision_model", "beit")
+        return output.get("last_hidden_state") if normed else None, pooled
+
+    return model, answer
+
+
+def _sized(model: Any, images_BCHW: Tensor) -> dict[str, bool]:
+    size = model.config.image_size
+    native = tuple(images_BCHW.shape[2:]) == ((size, size) if isinstance(size, int) else tuple(size))
+    flexible = model.config.model_type in ("dinov2", "dinov2_with_registers", "dinov3_vit", "beit")
+    return {} if native or flexible else {"interpolate_pos_encoding": True}
+
+
+def _torchvision(folder: Path) -> Loaded:
+    models = importlib.import_module("torchvision.models")
+    arguments = json.loads((folder / "vision_transformer.json").read_text())
+    model = models.VisionTransformer(**arguments).eval()
+    model.load_state_dict(torch.load(folder / "model.pth", weights_only=True), strict=True)
+    return model, lambda images_BCHW: (None, model(images_BCHW))
+
+
+_LOADERS: dict[str, Callable[[Path], Loaded]] = {
+    "timm": _timm,
+    "transformers": _transformers,
+    "torchvision": _torchvision,
+}
