@@ -428,7 +428,7 @@ class Gated(nn.Module):
         return self.activation(gate) * value
 
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
     "quick_gelu": QuickGELU,
@@ -451,7 +451,7 @@ class FeedForward(nn.Module):
         super().__init__()
         # Gate and value in one product, the gate first.
         self.expand = nn.Linear(embed_dim, hidden_dim * (1 + options.gated), bias=options.bias)
-        activation = _ACTIVATIONS[options.activation]()
+        activation = ACTIVATIONS[options.activation]()
         self.activation = Gated(activation) if options.gated else activation
         self.norm = norm.build(hidden_dim) if options.norm else nn.Identity()
         self.contract = nn.Linear(hidden_dim, embed_dim, bias=options.bias)

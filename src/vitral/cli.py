@@ -197,6 +197,33 @@ def info(
 
 
 @app.command()
+def doctor(
+    model: ModelArgument,
+    data: DataArgument,
+    split: Annotated[
+        str | None, typer.Option(help="train, val, test or all; by default test, else val.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Images at most, even over the classes.")] = 400,
+    seed: Annotated[int, typer.Option(help="Of the choice of images.")] = 0,
+    json_output: JsonOption = False,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Measure what wrong settings cost on labelled images, and name the likely mismatch."""
+    from vitral.console import print_diagnosis, progress_bar
+    from vitral.doctor import diagnose
+
+    classifier = _load(model, device, precision)
+    with progress_bar("examining") as bar:
+        diagnosis = diagnose(classifier, data, split=split, limit=limit, seed=seed, warn=_warn, on_images=bar)
+    if json_output:
+        print(json.dumps(diagnosis.to_dict()))
+    else:
+        title = f"{model} on {data}, split {diagnosis.split} ({classifier.placement})"
+        print_diagnosis(diagnosis, title)
+
+
+@app.command()
 def convert(
     model: ModelArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],

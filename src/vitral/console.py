@@ -13,6 +13,7 @@ from rich.text import Text
 from vitral.bench import Timing
 from vitral.blocks import height_and_width
 from vitral.devices import Placement
+from vitral.doctor import Diagnosis
 from vitral.evaluate import Evaluation
 from vitral.info import PatchCost, Stage
 from vitral.model import ViTConfig
@@ -165,6 +166,27 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
         accuracy, precision = f"{result.accuracy:.1%}", f"{result.precision:.1%}"
         table.add_row(name, f"{result.n:,}", accuracy, precision, taken_for)
     _print(table)
+
+
+def print_diagnosis(diagnosis: Diagnosis, title: str) -> None:
+    """How the classifier does as it is, a row for each changed setting, and the conclusion."""
+    low, high = diagnosis.ci95
+    damaged = f", {diagnosis.damaged:,} damaged ones left out" if diagnosis.damaged else ""
+    print(f"{title}: {diagnosis.n:,} images{damaged}")
+    print(f"  accuracy  {diagnosis.top1:.2%} (95 % interval {low:.2%} to {high:.2%})")
+    print(f"  loss      {diagnosis.loss:.4f}")
+    table = Table(title="one setting changed at a time, on the same images")
+    numbers = ("top-1", "points", "loss", "change")
+    for heading in ("setting", "now", "tried", *numbers, "verdict"):
+        table.add_column(heading, justify="right" if heading in numbers else "left")
+    setting = ""
+    for row in diagnosis.rows():
+        if setting and row[0] != setting:
+            table.add_section()
+        setting = row[0]
+        table.add_row(*row)
+    _print(table)
+    print(diagnosis.conclusion())
 
 
 def print_stages(config: ViTConfig, stages: list[Stage]) -> None:

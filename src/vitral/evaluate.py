@@ -182,7 +182,7 @@ def evaluate_classifier(
     Raises:
         VitralError: if the data cannot be used or has classes that the model lacks.
     """
-    name, images = _choose_split(classifier, source, split, warn)
+    name, images = choose_split(classifier, source, split, warn)
     damage = DamageCount(len(images), max_damaged, warn)
     done = 0
 
@@ -196,7 +196,7 @@ def evaluate_classifier(
     return name, evaluate(classifier.model, batches, classifier.labels, classifier.placement, on_batch)
 
 
-def _choose_split(
+def choose_split(
     classifier: Classifier, source: str, wanted: str | None, warn: Callable[[str], None]
 ) -> tuple[str, Split]:
     made_by = classifier.metadata
