@@ -180,12 +180,20 @@ def print_diagnosis(diagnosis: Diagnosis, title: str) -> None:
     for heading in ("setting", "now", "tried", *numbers, "verdict"):
         table.add_column(heading, justify="right" if heading in numbers else "left")
     setting = ""
-    for row in diagnosis.rows():
+    for finding, row in zip(diagnosis.findings, diagnosis.rows(), strict=True):
+        if finding.verdict == "no effect":
+            continue
         if setting and row[0] != setting:
             table.add_section()
         setting = row[0]
-        table.add_row(*row)
+        table.add_row(*row[:-1], finding.verdict)
     _print(table)
+    for reason, alike in groupby(
+        (finding for finding in diagnosis.findings if finding.verdict == "no effect"),
+        key=lambda finding: (finding.setting, finding.reason),
+    ):
+        values = ", ".join(finding.value for finding in alike if finding.value != "-")
+        print(f"no effect: {' '.join(filter(None, (reason[0], values)))}: {reason[1]}")
     print(diagnosis.conclusion())
 
 

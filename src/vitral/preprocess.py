@@ -18,6 +18,7 @@ from vitral.errors import ImageError
 ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
 Resize = Literal["shortest", "squash", "longest"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+CropRounding = Literal["even", "down"]
 
 # "shortest" makes 1x100,000 pixels 22 million wide: a few bytes in a file, 15 GB in memory.
 _MAX_RESIZED_PIXELS = 100_000_000
@@ -124,6 +125,7 @@ class Preprocess:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of RGB in 0..1
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    crop_rounding: CropRounding = "even"  # of half a pixel before the crop; "down" in transformers
 
     def __post_init__(self) -> None:
         if min(self.img_size) < 1 or min(self.std) <= 0 or not 0 < self.crop_fraction <= 1:
@@ -142,8 +144,7 @@ class Preprocess:
         target_h, target_w = self.img_size
         fill = tuple(round(255 * m) for m in self.mean)
         canvas = Image.new("RGB", (target_w, target_h), fill)
-        # Python's rounding to even is torchvision's CenterCrop's too.
-        canvas.paste(resized, (-round((width - target_w) / 2), -round((height - target_h) / 2)))
+        canvas.paste(resized, (self._offset(width - target_w), self._offset(height - target_h)))
         return canvas
 
     def normalize(self, image: Image.Image) -> Tensor:
@@ -151,13 +152,24 @@ class Preprocess:
         pixels = F.pil_to_tensor(image).to(torch.float32) / 255
         return F.normalize(pixels, list(self.mean), list(self.std))
 
+    def _offset(self, excess: int) -> int:
+        """Where the picture begins on the canvas; half of what is too much is cut before it."""
+        # Python's rounding to even is torchvision's CenterCrop's too; all round padding down.
+        rounded = round if self.crop_rounding == "even" and excess > 0 else int
+        return -rounded(excess / 2)
+
     def _resized(self, image: Image.Image) -> tuple[int, int]:
         """(height, width) to resize to before the centre is cut out."""
         target_h, target_w = (math.floor(side / self.crop_fraction + 1e-6) for side in self.img_size)
         if self.resize == "squash":
             return target_h, target_w
-        ratios = target_h / image.height, target_w / image.width
-        scale = max(ratios) if self.resize == "shortest" else min(ratios)
-        # Rounded down, as torchvision does with the longer side.
-        height, width = (max(math.floor(side * scale + 1e-6), 1) for side in (image.height, image.width))
+        sides = image.height, image.width
+        if self.resize == "shortest" and target_h == target_w:
+            # Rounded down, as torchvision does with the longer side.
+            height, width = (side * target_h // min(sides) for side in sides)
+            return height, width
+        ratios = image.height / target_h, image.width / target_w
+        ratio = min(ratios) if self.resize == "shortest" else max(ratios)
+        # Rounded, as timm does for rectangles and for what it pads.
+        height, width = (max(round(side / ratio), 1) for side in sides)
         return height, width

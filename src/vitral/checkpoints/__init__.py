@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vitral.blocks import LearnedPositions, height_and_width
 from vitral.checkpoints import google, hub, originals, tables, timm, torchvision, transformers
-from vitral.checkpoints.files import ENDINGS, open_weights
+from vitral.checkpoints.files import ENDINGS, Weights, one_line, open_weights
 from vitral.checkpoints.layout import Checkpoint, Source, merge, unique
 from vitral.config import build
 from vitral.errors import VitralError
@@ -77,10 +77,17 @@ def load_checkpoint(source: Path | str, **overrides: Any) -> Checkpoint:
             f"{name} does not exist; a model is a folder that vitral train wrote, with {CONFIG_FILE} and "
             f"{WEIGHTS_FILE}, a checkpoint of another library, or hf://org/name"
         )
-    config = _read_json(path / CONFIG_FILE)
-    if path.is_dir() and (not _find_weights(path) or (is_model_folder(path) and not _is_foreign(config))):
-        return _load_ours(path, config, overrides)
-    return _load_foreign(_open_source(name, path, config), overrides)
+    try:
+        config = _read_json(path / CONFIG_FILE)
+        if path.is_dir() and (not _find_weights(path) or (is_model_folder(path) and not _is_foreign(config))):
+            return _load_ours(path, config, overrides)
+        return _load_foreign(_open_source(name, path, config), overrides)
+    except VitralError:
+        raise
+    # A config of other types, or tensors of other shapes, than its layout has: almost anything.
+    except Exception as error:
+        reason = f"{type(error).__name__} {one_line(error)}"
+        raise VitralError(f"{name} cannot be used, its config or weights are damaged: {reason}") from error
 
 
 def is_model_folder(path: Path | str) -> bool:
@@ -120,8 +127,9 @@ def _load_ours(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise VitralError(f"{path} is missing; the model folder is incomplete")
-    found = Checkpoint(_without_weights(described, saved), preprocess, labels, metadata)
     weights = open_weights(path)
+    _refuse_endless(described, saved, weights)
+    found = Checkpoint(_without_weights(described, saved), preprocess, labels, metadata)
     return _fill(found, dict(weights), overrides, described, str(path))
 
 
@@ -177,6 +185,7 @@ def _load_foreign(source: Source, overrides: dict[str, Any]) -> Checkpoint:
         saved = ViTConfig(**merge(reading.draft, told))
     except (TypeError, ValueError) as error:
         raise VitralError(f"{described}, cannot be used: {error}") from error
+    _refuse_endless(described, saved, reading.weights)
     try:
         state = tables.read(reading.rows(saved), reading.weights, saved.num_layers, reading.ignored)
     except VitralError as error:
@@ -203,13 +212,22 @@ def _asked(overrides: Mapping[str, Any]) -> str:
     return asked and f" with {asked}"
 
 
+def _refuse_endless(described: str, architecture: ViTConfig, weights: Weights) -> None:
+    """Building the layers that a config claims may take forever; each has several tensors."""
+    if architecture.num_layers > len(weights):
+        raise VitralError(
+            f"{described} cannot be used: it has {architecture.num_layers} layers, "
+            f"and {weights.path} only {len(weights)} tensors"
+        )
+
+
 def _without_weights(described: str, architecture: ViTConfig) -> VisionTransformer:
     # On the meta device nothing is allocated or drawn that a file then replaces.
     try:
         with torch.device("meta"):
             return VisionTransformer.from_config(architecture).eval()
-    except (TypeError, ValueError) as error:
-        raise VitralError(f"{described} cannot be used: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise VitralError(f"{described} cannot be used: {one_line(error)}") from error
 
 
 def _fill(
@@ -290,7 +308,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise VitralError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise VitralError(f"{path} is no config of a Vitral model")

@@ -33,6 +33,7 @@ from vitral.checkpoints import (
 from vitral.checkpoints.layout import Writing
 from vitral.errors import VitralError
 from vitral.model import VisionTransformer, ViTConfig
+from vitral.preprocess import Preprocess
 
 CERTIFICATE_FILE = "parity.json"
 WRITERS = {layout.NAME: layout for layout in (timm, transformers, torchvision, google)}
@@ -175,7 +176,8 @@ def _check_expressed(folder: Path, checkpoint: Checkpoint, to: str) -> tuple[str
     """
     wanted = checkpoint.model.config
     path = folder / "model.npz" if to == "google" else folder / "model.pth" if to == "torchvision" else folder
-    again = load_checkpoint(path, **({"num_heads": wanted.num_heads} if to == "torchvision" else {})).model
+    read = load_checkpoint(path, **({"num_heads": wanted.num_heads} if to == "torchvision" else {}))
+    again = read.model
     asked, found = dict(_leaves(_meaning(wanted))), dict(_leaves(_meaning(again.config)))
     differing = [name for name in asked if asked[name] != found.get(name) and name not in _UNWRITTEN]
     lost = [f"{name}={asked[name]!r}" for name in differing if name not in _ROUNDED]
@@ -187,7 +189,17 @@ def _check_expressed(folder: Path, checkpoint: Checkpoint, to: str) -> tuple[str
     changed = [name for name in ours if name not in theirs or not torch.equal(ours[name], theirs[name])]
     if changed:
         raise VitralError(f"{to} cannot hold this model: {tables.listing(changed)} come back changed")
-    return tuple(f"{name}: {asked[name]} -> {found[name]}" for name in differing)
+    rounded = [f"{name}: {asked[name]} -> {found[name]}" for name in differing]
+    return (*rounded, *_other_preprocessing(checkpoint.preprocess, read.preprocess))
+
+
+def _other_preprocessing(wanted: Preprocess, found: Preprocess) -> Iterator[str]:
+    """What the target does otherwise to an image, or has no file for."""
+    for name, value in vars(wanted).items():
+        other = vars(found)[name]
+        same = np.allclose(value, other) if isinstance(value, tuple | float) else value == other
+        if not same:
+            yield f"preprocess.{name}: {value} -> {other}"
 
 
 def _meaning(config: ViTConfig) -> ViTConfig:
@@ -261,7 +273,8 @@ def _certify(
         {name: version(name) for name in ("vitral", "torch", "numpy", "safetensors")},
         checkpoint.metadata.get("licence"),
     )
-    if certificate.worst > (_TOLERANCE if not rounded else 1e-2):
+    rounds = any(not name.startswith("preprocess.") for name in rounded)
+    if certificate.worst > (1e-2 if rounds else _TOLERANCE):
         raise VitralError(
             f"{to} cannot hold this model: {compared_with} answers otherwise, by {certificate.worst:.1e} of "
             "the largest value"

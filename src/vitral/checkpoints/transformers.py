@@ -680,12 +680,19 @@ def _preprocessor(preprocess: Preprocess, kind: str) -> Draft:
         "image_std": list(preprocess.std),
         "resample": numbers[preprocess.interpolation],
     }
-    if preprocess.resize == "squash" and preprocess.crop_fraction == 1:
-        if about["image_processor_type"] == "BitImageProcessor":
-            about["image_processor_type"] = "ViTImageProcessor"
-        return about | {"size": {"height": height, "width": width}}
+    if preprocess.resize == "longest":
+        raise VitralError(
+            "transformers cannot hold this model: its image processors do not pad the longest side"
+        )
+    larger_h, larger_w = (int(side / preprocess.crop_fraction + 1e-6) for side in (height, width))
+    crop = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
+    if preprocess.resize == "squash":
+        # DeiT's class is ViT's with a crop.
+        about["image_processor_type"] = (
+            "ViTImageProcessor" if preprocess.crop_fraction == 1 else "DeiTImageProcessor"
+        )
+        size = {"size": {"height": larger_h, "width": larger_w}}
+        return about | size | (crop if preprocess.crop_fraction < 1 else {})
     if about["image_processor_type"] == "ViTImageProcessor":
         about["image_processor_type"] = "BitImageProcessor"
-    edge = int(min(height, width) / preprocess.crop_fraction + 1e-6)
-    crop = {"height": height, "width": width}
-    return about | {"size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": crop}
+    return about | {"size": {"shortest_edge": min(larger_h, larger_w)}} | crop
