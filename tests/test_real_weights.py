@@ -59,7 +59,7 @@ def test_tokens_agree_on_all_photographs_at_the_native_size(weights: Path, their
 
 
 def test_in_bfloat16_the_difference_is_that_of_bfloat16_itself(weights: Path, shared: Path) -> None:
-    """Ours against theirs, both in bfloat16, is no further apart than theirs is from its own float32."""
+    """Ours is about as far from the exact answer as theirs, which mixes values in float32 where we do not."""
     transformers = pytest.importorskip("transformers")
     images = photographs(shared, 5, 224)
     exact = transformers.Dinov2Model.from_pretrained(weights).eval()
@@ -70,8 +70,8 @@ def test_in_bfloat16_the_difference_is_that_of_bfloat16_itself(weights: Path, sh
         theirs = rounded(images.bfloat16()).last_hidden_state[:, 0]
         mine = ours(images.bfloat16())
     spread = float((theirs - tokens).abs().mean())
-    assert float((mine - tokens).abs().mean()) <= 1.1 * spread
-    assert torch.nn.functional.cosine_similarity(mine.float(), tokens).min() > 0.99
+    assert float((mine - tokens).abs().mean()) <= 1.5 * spread
+    assert torch.nn.functional.cosine_similarity(mine.float(), tokens).min() > 0.999
 
 
 def test_every_layer_agrees(weights: Path, theirs: Any, shared: Path) -> None:

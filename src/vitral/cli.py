@@ -358,8 +358,9 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
     lines.append(f"images: {checkpoint.preprocess}")
     options = checkpoint.model.config.embedding
     lines.append(f"at another size: positions {options.resize}")
-    if "layout" in metadata:
-        lines.append(f"weights: from {metadata['source']}, {metadata['layout']}'s layout")
+    if "source" in metadata:
+        how = f"read as {metadata['layout']}'s layout" if "layout" in metadata else "trained further"
+        lines.append(f"weights: from {metadata['source']}, {how}")
         lines.append(f"licence of the weights: {metadata.get('licence') or 'not stated'}")
     return "\n".join(lines)
 
