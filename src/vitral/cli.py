@@ -37,8 +37,8 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model or run folder, a hub folder of timm or transformers, a .npz, .safetensors or .pth file, "
-        "or hf://org/name[@revision].",
+        help="A model or run folder, a hub folder of timm or transformers, a .npz, .safetensors or .pth "
+        "file, or hf://org/name[@revision].",
     ),
 ]
 SettingsArgument = Annotated[
@@ -244,12 +244,11 @@ def convert(
     for rounded in certificate.rounded:
         _warn(f"{to} has another {rounded}")
     print(
-        f"{out}: {to}'s layout; features and logits differ from those of {certificate.compared_with} by at most "
-        f"{certificate.worst:.1e} of the largest"
+        f"{out}: {to}'s layout; features and logits differ from those of {certificate.compared_with} by at "
+        f"most {certificate.worst:.1e} of the largest"
     )
-    print(
-        f"certificate: {out / CERTIFICATE_FILE}; licence of the weights: {certificate.licence or 'not stated'}"
-    )
+    licence = certificate.licence or "not stated"
+    print(f"certificate: {out / CERTIFICATE_FILE}; licence of the weights: {licence}")
 
 
 @app.command()
@@ -259,9 +258,9 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Visible to you alone.")] = False,
 ) -> None:
     """Upload a model folder to the hub, with a model card."""
-    from vitral.checkpoints import push as run_push
+    from vitral.checkpoints import hub
 
-    print(run_push(model, reference, private=private))
+    print(hub.push(Path(model), reference, private=private))
 
 
 @app.command()

@@ -197,11 +197,16 @@ class VisionTransformer(nn.Module):
         )  # fmt: skip
         self.layers = nn.ModuleList(
             EncoderLayer(
-                embed_dim, num_heads, config.hidden_dim, dropout,
-                options=config.layer, norm=config.norm, drop_path=config.drop_path * index / max(num_layers - 1, 1),
+                embed_dim,
+                num_heads,
+                config.hidden_dim,
+                dropout,
+                options=config.layer,
+                norm=config.norm,
+                drop_path=config.drop_path * index / max(num_layers - 1, 1),
             )
             for index in range(num_layers)
-        )  # fmt: skip
+        )
         self.relations = nn.ModuleList(_relations(config))
         # A post-norm layer already ends in a norm.
         final = "none" if config.layer.order == "post" else config.head.norm

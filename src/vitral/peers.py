@@ -1,4 +1,4 @@
-"""The other libraries' own models, to compare with; the only module that knows them, where they are installed.
+"""The other libraries' own models, to compare with where they are installed; no other module knows them.
 
 `vitral convert` certifies what it writes by loading it with the target's strict loader.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Peer:
-    """A library's model: preprocessed images -> tokens after the final norm and logits, None if it gives none."""
+    """A library's model: preprocessed images -> tokens after the final norm, and logits; None for neither."""
 
     library: str
     version: str

@@ -67,7 +67,10 @@ FAMILIES = {
     "beit": Family("vit", _BEIT, "beit.", r"^lm_head\.|relative_position_index"),
     "data2vec-vision": Family("vit", _BEIT, "data2vec_vision.", r"relative_position_index"),
     "dinov2": Family(
-        "dinov2", {"embedding": {"resize": "bicubic"}}, "dinov2.", defaults={"layer_norm_eps": 1e-6, "mlp_ratio": 4}
+        "dinov2",
+        {"embedding": {"resize": "bicubic"}},
+        "dinov2.",
+        defaults={"layer_norm_eps": 1e-6, "mlp_ratio": 4},
     ),
     "dinov2_with_registers": Family(
         "dinov2",
@@ -76,7 +79,9 @@ FAMILIES = {
         defaults={"layer_norm_eps": 1e-6, "mlp_ratio": 4, "num_register_tokens": 4},
     ),
     "dinov3_vit": Family(
-        "dinov3", _DINOV3, "", defaults={"layer_norm_eps": 1e-5, "num_register_tokens": 0, "rope_theta": 100.0}
+        "dinov3",
+        _DINOV3,
+        defaults={"layer_norm_eps": 1e-5, "num_register_tokens": 0, "rope_theta": 100.0},
     ),
     "clip_vision_model": Family(
         "clip",
@@ -443,8 +448,9 @@ def _clip_options(config: Mapping[str, Any], kind: str, weights: Weights) -> Dra
     del config
     classifier = "classifier.weight" in weights
     if kind == "clip_vision_model":
-        return {"pooling": "mean", "embedding": {"class_token": True}, "head": {"norm": "none", "bias": True}} \
-            if classifier else {}  # fmt: skip
+        # Its classifier is on the mean of patch tokens as the last layer left them.
+        mean = {"pooling": "mean", "embedding": {"class_token": True}, "head": {"norm": "none", "bias": True}}
+        return mean if classifier else {}
     return {"pooling": "mean"} if classifier or "head.probe" not in weights else {}
 
 
@@ -627,8 +633,8 @@ def _write_dinov2(config: ViTConfig, kind: str) -> Draft:
     )
     if not ratio:
         raise VitralError(
-            f"transformers cannot hold this model: an MLP of width {config.hidden_dim} is none of DINOv2's for "
-            f"embed_dim {config.embed_dim}"
+            f"transformers cannot hold this model: an MLP of width {config.hidden_dim} is none of DINOv2's "
+            f"for embed_dim {config.embed_dim}"
         )
     registers = {"num_register_tokens": config.embedding.register_tokens}
     return {
