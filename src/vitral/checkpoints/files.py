@@ -1,22 +1,29 @@
 """Files of weights, read without executing anything and without holding them twice.
 
-`open_weights` gives a mapping whose tensors are read when they are asked for: safetensors (one file or
-shards) and PyTorch's own files from a memory map, Google's .npz an array at a time.
+`open_weights` gives a mapping whose tensors are read when they are asked for: safetensors and PyTorch's
+own files (one or shards) from a memory map, Google's .npz an array at a time.
 """
 
 import argparse
+import io
 import json
+import mmap
 import pickle
-import struct
+import re
+import sys
+import weakref
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from vitral.errors import VitralError
@@ -28,10 +35,25 @@ ENDINGS = (SAFETENSORS, *PICKLED, NUMPY)
 
 # The names under which training code saves a model beside its optimizer, the one to use first.
 _WRAPPERS = ("teacher", "target_encoder", "model_ema", "model", "module", "state_dict", "encoder")
+_MAX_WRAPPERS = 8  # one in another; a pickle may hold a dict that holds itself
 # Names that wrap every key of a model.
 _PREFIXES = ("module.", "backbone.", "_orig_mod.", "encoder.module.")
-# Deflate reaches a thousandfold on zeros only; weights hardly shrink.
-_MAX_RATIO = 100
+_MAX_NAME = 250  # characters; names stand in messages
+_MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
+# Deflate reaches a thousandfold on zeros only; weights hardly shrink. Small files may be all zeros.
+_MAX_RATIO, _ALWAYS_FINE = 100, 2**26
+_MAX_NPY_HEADER = 2**14  # bytes; NumPy's own limit is 10,000
+_CHUNK = 2**22  # bytes that are decompressed at once
+_ZIP = b"PK\3\4"
+_AGAIN = "download or copy it again"
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SAFETENSORS_TYPES = dict(zip(("F16", "BF16", "F32", "F64"), _FLOATS, strict=True))
+# bfloat16, which NumPy does not know, is stored as two bytes of no type.
+_NUMPY_TYPES = dict(zip(("<f2", "|V2", "<f4", "<f8"), _FLOATS, strict=True))
+
+
+# --- Mappings ------------------------------------------------------------------------------------
 
 
 class Weights(Mapping[str, Tensor]):
@@ -46,64 +68,145 @@ class Weights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def unstacked(self, name: str) -> list[Tensor]:
+        """The tensor's parts along its first axis, none of which keeps the others in memory."""
+        return list(self[name])
+
     def checked(self, name: str, tensor: Tensor) -> Tensor:
-        """Raises VitralError unless the tensor holds finite floating-point numbers."""
-        if not tensor.is_floating_point():
-            raise VitralError(f"{self.path}: {name} is {tensor.dtype}, weights are floating-point numbers")
-        # A sum is finite only if all its terms are; the slow test is for sums that overflow.
-        if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
-            raise VitralError(f"{self.path}: {name} holds NaN or infinity; the file is damaged")
+        """Raises VitralError unless all numbers are finite."""
+        with _reading(self.path):
+            finite = not tensor.numel() or all(bound.isfinite() for bound in tensor.aminmax())
+        if not finite:
+            raise VitralError(
+                f"{self.path}: {name} holds NaN or infinity; the file is damaged, or its training diverged: "
+                "take another"
+            )
         return tensor
 
+    def refused(self, name: str, kind: object) -> VitralError:
+        return VitralError(
+            f"{self.path}: {name} is {kind}, weights are floating-point numbers of 16, 32 or 64 bits; "
+            "take a file that is not quantized"
+        )
 
-class SafetensorsWeights(Weights):
-    """One file, or the shards that an index names."""
 
-    def __init__(self, path: Path, shards: list[Path]) -> None:
+class _Map:
+    """A file in memory as far as it is used; a part's pages are given back with the last tensor on it."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            # Copy on write: tensors may be changed, the file is not.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._parts: weakref.WeakValueDictionary[tuple[int, int], memoryview] = weakref.WeakValueDictionary()
+
+    def flat(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        if start == stop:
+            return torch.empty(0, dtype=dtype)
+        part = self._parts.get((start, stop))
+        if part is None:
+            part = self._parts[start, stop] = memoryview(self._map)[start:stop]
+            self._release_after(part, start, stop)
+        # The tensor's storage holds on to `part`.
+        if start % dtype.itemsize:
+            return torch.frombuffer(part, dtype=torch.uint8).clone().view(dtype)
+        return torch.frombuffer(part, dtype=dtype)
+
+    def _release_after(self, part: memoryview, start: int, stop: int) -> None:
+        # Else tensors that were joined to one of ours would stay in memory beside it.
+        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last and hasattr(mmap, "MADV_DONTNEED"):
+            release = weakref.finalize(part, self._map.madvise, mmap.MADV_DONTNEED, first, last - first)
+            release.atexit = False  # pyrefly: ignore[missing-attribute] - a property that its stub lacks
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies in a file: bytes `start` to `stop`, of which it may be a view."""
+
+    file: _Map
+    start: int
+    stop: int
+    dtype: torch.dtype | str  # a name for types that are no weights
+    shape: tuple[int, ...]
+    view: tuple[tuple[int, ...], int] | None = None  # strides and offset, if not contiguous from the start
+
+
+class MappedWeights(Weights):
+    """Tensors that lie in a memory-mapped file."""
+
+    def __init__(self, path: Path, places: Mapping[str, _Place]) -> None:
         super().__init__(path)
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._files: dict[str, Any] = {}
-        for shard in shards:
-            _check_header(shard)
-            try:
-                file = safe_open(shard, "pt")
-            except (SafetensorError, OSError) as error:
-                raise VitralError(f"{shard} is damaged or incomplete: {error}") from error
-            for name in file.keys():  # noqa: SIM118 - no mapping
-                self._files[name] = file
-                self._shapes[name] = tuple(file.get_slice(name).get_shape())
+        self._places = places
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._places[name].shape
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self._places[name]
+        if isinstance(place.dtype, str):
+            raise self.refused(name, place.dtype)
+        with _reading(self.path):
+            flat = place.file.flat(place.start, place.stop, place.dtype)
+            tensor = flat.as_strided(place.shape, *place.view) if place.view else flat.view(place.shape)
+        return self.checked(name, tensor)
+
+
+class LegacyWeights(Weights):
+    """PyTorch's files of before 1.6, which cannot be mapped: read whole, each tensor kept until taken."""
+
+    def __init__(self, path: Path, load: Callable[[], dict[str, Tensor]]) -> None:
+        super().__init__(path)
+        self._load, self._tensors = load, load()
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._shapes)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._files
+        return name in self._shapes
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.checked(name, self._files[name].get_tensor(name))
+        if name in self._shapes and name not in self._tensors:
+            self._tensors = self._load()
+        tensor = self._tensors.pop(name).detach()
+        if tensor.dtype not in _FLOATS:
+            raise self.refused(name, tensor.dtype)
+        return self.checked(name, tensor)
 
 
-class TensorWeights(Weights):
-    """Tensors that are memory-mapped already, such as those of torch.load(mmap=True)."""
+class Shards(Weights):
+    """The files that an index names."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__(path)
-        self._tensors = tensors
+    def __init__(self, index: Path, shards: Iterable[Weights]) -> None:
+        super().__init__(index)
+        self._owners: dict[str, Weights] = {}
+        for shard in shards:
+            for name in shard:
+                if name in self._owners:
+                    both = f"{self._owners[name].path.name} and {shard.path.name}"
+                    raise VitralError(f"{index}: {both} hold {name}; {_AGAIN}")
+                self._owners[name] = shard
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
+        return self._owners[name].shape(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._owners)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._tensors
+        return name in self._owners
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.checked(name, self._tensors[name])
+        return self._owners[name][name]
 
 
 class Renamed(Weights):
@@ -113,6 +216,7 @@ class Renamed(Weights):
         super().__init__(weights.path)
         self._weights = weights
         self._names = {new: (old, None) if isinstance(old, str) else old for new, old in names.items()}
+        self._layers: dict[tuple[str, int], Tensor] = {}  # of what was unstacked, kept until taken
 
     def shape(self, name: str) -> tuple[int, ...]:
         old, layer = self._names[name]
@@ -126,44 +230,90 @@ class Renamed(Weights):
 
     def __getitem__(self, name: str) -> Tensor:
         old, layer = self._names[name]
-        return self._weights[old] if layer is None else self._weights[old][layer]
+        if layer is None:
+            return self._weights[old]
+        if (old, layer) not in self._layers:
+            self._layers |= {(old, i): part for i, part in enumerate(self._weights.unstacked(old))}
+        return self._layers.pop((old, layer))
+
+
+@dataclass(frozen=True)
+class _Array:
+    """What the header of an .npy says."""
+
+    member: str
+    start: int  # of the numbers in it
+    dtype: str
+    shape: tuple[int, ...]
+    fortran: bool
 
 
 class NumpyWeights(Weights):
-    """Google's .npz; bfloat16, which NumPy does not know, is stored as two bytes of no type."""
+    """Google's .npz, stored or compressed; reading an array to its end checks it against its checksum."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._headers: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = Counter(archive.namelist())
-                repeated = [name for name, count in names.items() if count > 1]
-                if repeated:
-                    raise VitralError(f"{path} holds {repeated[0]} twice; it is damaged")
-                for member in archive.infolist():
-                    self._headers[member.filename.removesuffix(".npy")] = _npy_header(archive, member)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise VitralError(f"{path} is damaged or incomplete: {error}") from error
+        with _reading(path), zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            _refuse_repeated(path, [member.filename.removesuffix(".npy") for member in members])
+            claimed, size = sum(member.file_size for member in members), path.stat().st_size
+            if claimed > max(_MAX_RATIO * size, _ALWAYS_FINE):
+                raise ValueError(f"its arrays claim {claimed} bytes, the file has {size}")
+            self._arrays = {m.filename.removesuffix(".npy"): _npy_header(archive, m) for m in members}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._headers[name][0]
+        return self._arrays[name].shape
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._headers)
+        return iter(self._arrays)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._headers
+        return name in self._arrays
 
     def __getitem__(self, name: str) -> Tensor:
-        try:
-            with np.load(self.path, allow_pickle=False) as archive:
-                array = archive[name]
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise VitralError(f"{self.path}: {name} cannot be read: {error}") from error
-        if array.dtype == np.dtype("V2"):
-            return self.checked(name, torch.from_numpy(array.view(np.int16)).view(torch.bfloat16))
-        return self.checked(name, torch.from_numpy(array))
+        array = self._arrays[name]
+        if array.fortran:
+            reverse = list(range(len(array.shape)))[::-1]
+            return self._read(name, array.shape[::-1], 1)[0].permute(reverse)
+        return self._read(name, array.shape, 1)[0]
+
+    def unstacked(self, name: str) -> list[Tensor]:
+        array = self._arrays[name]
+        if array.fortran:
+            return [part.clone() for part in self[name]]
+        return self._read(name, array.shape[1:], array.shape[0])
+
+    def _read(self, name: str, shape: tuple[int, ...], count: int) -> list[Tensor]:
+        """So many tensors of this shape, which follow each other in the array."""
+        array = self._arrays[name]
+        if array.dtype not in _NUMPY_TYPES:
+            raise self.refused(name, array.dtype)
+        dtype = _NUMPY_TYPES[array.dtype]
+        with _reading(self.path), _opened(self.path, array.member) as file:
+            file.read(array.start)
+            tensors = [_read_tensor(file, shape, dtype) for _ in range(count)]
+        return [self.checked(name, tensor) for tensor in tensors]
+
+
+@contextmanager
+def _opened(path: Path, member: str) -> Iterator[IO[bytes]]:
+    with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        yield file
+
+
+def _read_tensor(file: IO[bytes], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    flat = torch.empty(prod(shape), dtype=dtype)
+    content = flat.view(torch.uint8).numpy()
+    for start in range(0, len(content), _CHUNK):
+        part = content[start : start + _CHUNK]
+        read = file.read(len(part))
+        if len(read) < len(part):
+            raise EOFError("it ends early")
+        part[:] = np.frombuffer(read, np.uint8)
+    return flat.view(shape)
+
+
+# --- Opening -------------------------------------------------------------------------------------
 
 
 def open_weights(path: Path) -> Weights:
@@ -174,113 +324,195 @@ def open_weights(path: Path) -> Weights:
     """
     if not path.is_file():
         raise VitralError(f"{path} is missing")
-    if path.stat().st_size == 0:
-        raise VitralError(f"{path} is damaged or incomplete: it is empty")
+    return _open_shards(path) if path.name.endswith(".index.json") else _open_file(path, _unwrapped)
+
+
+def _open_file(path: Path, tensors_of: Callable[[Path, Any], dict[str, Tensor]]) -> Weights:
+    """One file; `tensors_of` finds the tensors in what a pickle holds."""
     _refuse_pointer(path)
-    if path.name.endswith(".index.json"):
-        return _open_shards(path)
     if path.suffix == SAFETENSORS:
-        return SafetensorsWeights(path, [path])
-    if path.suffix == NUMPY:
-        return NumpyWeights(path)
-    if path.suffix in PICKLED:
-        return TensorWeights(path, _unwrapped(path, _load_pickled(path)))
-    raise VitralError(f"{path} is no file of weights; known are {', '.join(ENDINGS)}")
-
-
-def _refuse_pointer(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            raise VitralError(f"{path} is a pointer of Git LFS, not the weights; run git lfs pull")
+        weights: Weights = MappedWeights(path, _safetensors_places(path))
+    elif path.suffix == NUMPY:
+        weights = NumpyWeights(path)
+    elif path.suffix in PICKLED and _start(path)[:4] == _ZIP:
+        weights = MappedWeights(path, _pickled_places(path, tensors_of))
+    elif path.suffix in PICKLED:
+        weights = LegacyWeights(path, lambda: tensors_of(path, _load_pickled(path, "cpu")))
+    else:
+        raise VitralError(f"{path} is no file of weights; known are {', '.join(ENDINGS)}")
+    for name in weights:
+        if len(name) > _MAX_NAME or not name.isprintable():
+            raise _damaged(path, f"it names a tensor {name[:40]!a}")
+    return weights
 
 
 def _open_shards(index: Path) -> Weights:
     try:
         files = json.loads(index.read_bytes())["weight_map"]
         names = sorted(set(files.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise VitralError(f"{index} is no index of shards: {error!r}") from error
-    outside = [name for name in names if Path(name).name != name]
+        outside = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise VitralError(f"{index} is no index of shards: {one_line(error)}; {_AGAIN}") from error
     if outside:
-        raise VitralError(f"{index} names {outside[0]}, which is not beside it")
+        raise VitralError(f"{index} names {one_line(outside[0])!r}, which is not beside it; {_AGAIN}")
     absent = [name for name in names if not (index.parent / name).is_file()]
-    if absent:
-        raise VitralError(f"{index.parent} lacks {', '.join(absent)}; the download is incomplete")
-    shards = [index.parent / name for name in names]
-    if shards[0].suffix == SAFETENSORS:
-        weights: Weights = SafetensorsWeights(index, shards)
-    else:
-        tensors = [_unwrapped(shard, _load_pickled(shard)) for shard in shards]
-        weights = TensorWeights(index, {name: x for part in tensors for name, x in part.items()})
+    if absent or not names:
+        lacking = f"{len(absent)} of {len(names)} shards, such as {one_line((absent or ['any'])[0])}"
+        raise VitralError(f"{index.parent} lacks {lacking}; the download is incomplete: {_AGAIN}")
+    weights = Shards(index, [_open_file(index.parent / name, _named) for name in names])
     missing = files.keys() - set(weights)
     if missing:
-        raise VitralError(f"{index} names {sorted(missing)[0]}, which is in no shard")
+        raise VitralError(f"{index} names {one_line(min(missing))}, which is in no shard; {_AGAIN}")
     return weights
 
 
-def _check_header(path: Path) -> None:
-    """Raises VitralError where a key stands twice, of which a parser would keep either."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        # More than the file is the parser's to report.
-        if not 0 < length < min(path.stat().st_size, 100_000_000):
-            return
-        header = file.read(length)
-
-    def refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for name, count in Counter(name for name, _ in pairs).items():
-            if count > 1:
-                raise VitralError(f"{path} holds {name} twice; it is damaged")
-        return dict(pairs)
-
-    try:
-        json.loads(header, object_pairs_hook=refuse_repeated)
-    except (ValueError, RecursionError) as error:
-        raise VitralError(f"{path} is damaged or incomplete: its header is not JSON") from error
+def _safetensors_places(path: Path) -> dict[str, _Place]:
+    with _reading(path):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= min(path.stat().st_size - 8, _MAX_HEADER):
+                raise ValueError(f"its header claims {length} bytes, the file has {path.stat().st_size}")
+            header = file.read(length)
+        entries = json.loads(header, object_pairs_hook=lambda pairs: _unrepeated(path, pairs))
+        # The library's own check of types, shapes and offsets: no gap, no overlap, all of the file.
+        with safe_open(path, "pt"):
+            file_map = _Map(path)
+        places = {}
+        for name, entry in entries.items():
+            if name != "__metadata__":
+                start, stop = (8 + length + offset for offset in entry["data_offsets"])
+                dtype = _SAFETENSORS_TYPES.get(entry["dtype"], entry["dtype"])
+                places[name] = _Place(file_map, start, stop, dtype, tuple(entry["shape"]))
+        return places
 
 
-def _npy_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
+def _unrepeated(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A parser would keep either of two that have one name."""
+    _refuse_repeated(path, [name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _refuse_repeated(path: Path, names: Iterable[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise _damaged(path, f"it holds {repeated[0]} twice")
+
+
+def _npy_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Array:
     """Shape and type of an array, checked against the bytes that are there."""
-    if member.file_size > _MAX_RATIO * max(member.compress_size, 1):
-        raise ValueError(f"{member.filename} claims {member.file_size} bytes of {member.compress_size}")
-    with archive.open(member) as file:
+    name = member.filename
+    with archive.open(member) as opened:
+        file = io.BytesIO(opened.read(_MAX_NPY_HEADER))
         version = np.lib.format.read_magic(file)
         read = (
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
-        shape, _, dtype = read(file)
-        if dtype.hasobject:
-            raise ValueError(f"{member.filename} holds Python objects, which are never loaded")
-        if file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize != member.file_size:
-            raise ValueError(f"{member.filename} is not as long as its shape {shape} says")
-    return tuple(shape), dtype
+        shape, fortran, dtype = read(file)
+        start = file.tell()
+    if dtype.hasobject:
+        raise VitralError(
+            f"{archive.filename}: {name} holds Python objects, which are never loaded; take another"
+        )
+    if min(shape, default=0) < 0 or start + prod(shape) * dtype.itemsize != member.file_size:
+        raise ValueError(f"{name} is not as long as its shape {shape} says")
+    if max(shape, default=0) > member.file_size:
+        raise ValueError(f"{name} of shape {shape} holds nothing")
+    return _Array(name, start, dtype.str, tuple(shape), fortran)
 
 
-def _load_pickled(path: Path) -> Any:
+# --- PyTorch's files -----------------------------------------------------------------------------
+
+
+def _load_pickled(path: Path, device: str) -> Any:
     # argparse.Namespace, which training scripts save their settings in, holds plain values.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with _reading(path), torch.serialization.safe_globals([argparse.Namespace]):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location=device, weights_only=True)
         except pickle.UnpicklingError as error:
+            unsafe = re.search(r"GLOBAL (\S+)", str(error))
+            if not unsafe:
+                raise
             raise VitralError(
-                f"{path} is damaged, or holds more than tensors, which loading would have to execute; "
+                f"{path} holds {one_line(unsafe[1])}, which loading would have to execute; "
                 "save its state_dict with safetensors"
             ) from error
-        except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-            raise VitralError(f"{path} is damaged or incomplete: {str(error).splitlines()[0]}") from error
+
+
+def _pickled_places(path: Path, tensors_of: Callable[[Path, Any], dict[str, Tensor]]) -> dict[str, _Place]:
+    records = _records(path)
+    _refuse_byte_order(path)
+    # On the meta device no tensor is read, and each storage says where in the file it begins.
+    tensors = tensors_of(path, _load_pickled(path, "meta"))
+    file_map, places = _Map(path), {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        start = getattr(storage, "_checkpoint_offset", None)
+        if start is None or records.get(start) != storage.nbytes():
+            raise _damaged(path, f"it has no record of {storage.nbytes()} bytes for {name}")
+        view = None if _is_plain(tensor) else (tensor.stride(), int(tensor.storage_offset()))
+        dtype = tensor.dtype if tensor.dtype in _FLOATS else str(tensor.dtype)
+        places[name] = _Place(file_map, start, start + storage.nbytes(), dtype, tuple(tensor.shape), view)
+    return places
+
+
+def _refuse_byte_order(path: Path) -> None:
+    """Swapping bytes on the meta device ends the process."""
+    with _reading(path):
+        reader = torch._C.PyTorchFileReader(str(path))
+        order = reader.get_record("byteorder") if "byteorder" in reader.get_all_records() else b"little"
+        if order != sys.byteorder.encode():
+            raise ValueError(f"its bytes are not in {sys.byteorder}-endian order")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is all of its storage, in order."""
+    return tensor.is_contiguous() and tensor.nbytes == tensor.untyped_storage().nbytes()
+
+
+def _records(path: Path) -> dict[int, int]:
+    """Where the records of a zip archive begin, and their lengths."""
+    records = {}
+    with _reading(path), zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        members = archive.infolist()
+        _refuse_repeated(path, [member.filename for member in members])
+        for member in members:
+            if member.filename.endswith("/constants.pkl"):
+                raise VitralError(f"{path} is a TorchScript archive, which holds code; save its state_dict()")
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{member.filename} is compressed, which PyTorch never does")
+            # The local header: 30 bytes, of which the last four are the lengths of a name and of extras.
+            file.seek(member.header_offset + 26)
+            name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+            records[member.header_offset + 30 + name + extra] = member.file_size
+    return records
 
 
 def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-        if tensors:
-            return _without_prefix(tensors)
-        inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
+    """The model's tensors, out of what training code saves it in and under."""
+    for _ in range(_MAX_WRAPPERS):
+        inner = None
+        if isinstance(content, Mapping):
+            inner = next(
+                (content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None
+            )
         if inner is None:
             break
         content = inner
-    raise VitralError(f"{path} holds no tensors by name; expected a state_dict")
+    return _without_prefix(_named(path, content))
+
+
+def _named(path: Path, content: Any) -> dict[str, Tensor]:
+    """The tensors in a mapping. Raises VitralError if there are none, or not as weights are saved."""
+    tensors = {}
+    if isinstance(content, Mapping):
+        tensors = {name: x for name, x in content.items() if isinstance(name, str) and isinstance(x, Tensor)}
+    if not tensors:
+        raise VitralError(f"{path} holds no tensors by name; save a model's state_dict()")
+    for name, tensor in tensors.items():
+        # An expanded tensor of a few bytes may claim terabytes.
+        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise _damaged(path, f"{name} of shape {tuple(tensor.shape)} is larger than what is stored of it")
+    return tensors
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -291,3 +523,62 @@ def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in tensors):
             return _without_prefix({name.removeprefix(prefix): x for name, x in tensors.items()})
     return tensors
+
+
+# --- Damage --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Makes one line of whatever a parser raises."""
+    try:
+        yield
+    except VitralError:
+        raise
+    except PermissionError as error:
+        raise VitralError(f"{path} cannot be read: {error.strerror}; change its permissions") from error
+    # On damaged bytes the parsers of zip, pickle and JSON raise almost anything: struct.error,
+    # zlib.error, RecursionError, AttributeError, MemoryError.
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, reason: object) -> VitralError:
+    return VitralError(f"{path} is damaged or incomplete: {one_line(reason)}; {_advice(path)}")
+
+
+def one_line(reason: object) -> str:
+    """The first line of an error's message, and no more than a terminal can show."""
+    line = next(iter(str(reason).strip().splitlines()), "") or type(reason).__name__
+    return "".join(c if c.isprintable() else "?" for c in line[:_MAX_NAME])
+
+
+def _refuse_pointer(path: Path) -> None:
+    if path.stat().st_size == 0:
+        raise _damaged(path, "it is empty")
+    if _start(path).startswith(b"version https://git-lfs"):
+        raise VitralError(f"{path} is a pointer of Git LFS, not the weights; run git lfs pull")
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(512)
+
+
+def _advice(path: Path) -> str:
+    """What to do, by what the file begins with."""
+    start = _start(path)
+    if start.lstrip().startswith(b"<"):
+        return "it is a web page; download the file itself"
+    ending = _ending(start)
+    same = path.suffix == ending or (path.suffix in PICKLED and ending in PICKLED)
+    return _AGAIN if ending is None or same else f"if it is whole, its name should end in {ending}"
+
+
+def _ending(start: bytes) -> str | None:
+    """That of files which begin so."""
+    if start[8:9] == b"{":
+        return SAFETENSORS
+    if start[:4] == _ZIP and b".npy" in start:
+        return NUMPY
+    return PICKLED[0] if start[:1] == b"\x80" or (start[:4] == _ZIP and b"data.pkl" in start) else None
