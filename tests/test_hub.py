@@ -1,21 +1,26 @@
 """The hub, as a small server on this machine: what is asked for, what is kept, and how refusals read."""
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+import safetensors.torch
 import torch
 
 import vitral
-from vitral.checkpoints import Checkpoint, hub, load_checkpoint, save_checkpoint
+from vitral.checkpoints import Checkpoint, hub, load_checkpoint, save_checkpoint, tables, timm
 from vitral.errors import VitralError
 from vitral.preprocess import Preprocess
 
@@ -28,6 +33,8 @@ class Hub(BaseHTTPRequestHandler):
     repositories: dict[str, dict[str, bytes]]
     asked: list[str]
     commits: list[dict[str, Any]]
+    cuts: int  # how many answers with weights break off half way
+    failing: dict[str, int]  # parts of paths, and the status that they are answered with
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -47,8 +54,12 @@ class Hub(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = self.path.split("?")[0]
+        path = unquote(self.path.split("?")[0])
         self.asked.append(f"{self.command} {path}")
+        if self.fails(path):
+            return None
+        if path.startswith("/cdn/"):
+            return self.send_weights(*path.removeprefix("/cdn/").rsplit("/", 1))
         name = "/".join(re.sub(r"^/api/models", "", path).split("/")[1:3])
         if name == "org/gated":
             return self.answer(403, X_Error_Code="GatedRepo", X_Error_Message="Access is restricted")
@@ -67,11 +78,48 @@ class Hub(BaseHTTPRequestHandler):
         content = files.get(path.split(f"/resolve/{revision[1]}/")[1]) if revision else None
         if content is None:
             return self.answer(404, X_Error_Code="EntryNotFound")
+        if path.endswith((".safetensors", ".bin")):  # as from Git LFS: from another host
+            port, file = self.headers["Host"].split(":")[1], path.rsplit("/", 1)[1]
+            return self.answer(
+                302,
+                Location=f"http://localhost:{port}/cdn/{name}/{file}",
+                X_Linked_Size=str(len(content)),
+                X_Linked_ETag=f'"{hashlib.sha256(content).hexdigest()}"',
+                X_Repo_Commit=COMMIT,
+            )
         return self.answer(200, content, ETag=f'"{len(content)}"', X_Repo_Commit=COMMIT)
+
+    def fails(self, path: str) -> bool:
+        status = next((status for part, status in self.failing.items() if part in path), None)
+        if status is not None:
+            # 403 for a file is how the hub refuses one of a gated model, whose description is public.
+            code = "GatedRepo" if "/resolve/" in path else "None"
+            self.answer(status, X_Error_Message="not now", X_Error_Code=code)
+        return status is not None
+
+    def send_weights(self, name: str, file: str) -> None:
+        """From where it broke off, if asked to."""
+        content = self.repositories[name][file]
+        start = int((re.findall(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0])[0])
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if type(self).cuts:
+            type(self).cuts -= 1
+            self.wfile.write(content[start : (start + len(content)) // 2])
+            self.close_connection = True
+        else:
+            self.wfile.write(content[start:])
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.asked.append(f"POST {self.path.split('?')[0]}")
+        if self.fails(self.path):
+            return None
         if "/preupload/" in self.path:
             files = json.loads(body)["files"]
             modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]
@@ -104,9 +152,9 @@ def server(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """A hub of one model, whose address and cache the library is told of, ended with the test."""
     files = {file.name: file.read_bytes() for file in model.iterdir()}
     Hub.repositories = {"org/name": {**files, "pytorch_model.bin": b"not wanted", "a.onnx": b"nor this"}}
-    Hub.asked, Hub.commits = [], []
+    Hub.asked, Hub.commits, Hub.cuts, Hub.failing = [], [], 0, {}
     running = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     point_at(f"http://127.0.0.1:{running.server_port}", tmp_path / "cache", monkeypatch)
     yield Hub
@@ -204,6 +252,123 @@ def test_no_connection_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "\n" not in str(caught.value)
 
 
+def shards(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    halves = [dict(list(state.items())[::2]), dict(list(state.items())[1::2])]
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = {"weight_map": {key: name for name, half in zip(names, halves, strict=True) for key in half}}
+    files = {name: safetensors.torch.save(half) for name, half in zip(names, halves, strict=True)}
+    return {**files, "model.safetensors.index.json": json.dumps(index).encode()}
+
+
+def of_timm(model: Path) -> dict[str, torch.Tensor]:
+    found = load_checkpoint(model).model
+    state = {name: tensor.detach() for name, tensor in found.state_dict().items()}
+    return tables.write(timm.rows(found.config), state, len(found.layers))
+
+
+def test_shards_of_safetensors_go_before_a_pickle(server: type[Hub], model: Path, tmp_path: Path) -> None:
+    files = shards(of_timm(model))
+    pickles = {"pytorch_model.bin": b"not wanted", "pytorch_model-00001-of-00001.bin": b"nor this"}
+    server.repositories["org/name"] = {**files, **pickles, "onnx/model.safetensors": b"nor this"}
+    found = load_checkpoint("hf://org/name", num_heads=2).model
+    assert len(found.state_dict()) == len(load_checkpoint(model).model.state_dict())
+    kept = {path.name for path in (tmp_path / "cache").rglob("snapshots/*/**/*")}
+    assert kept == set(files)
+
+
+@pytest.mark.parametrize("name", ["anything.safetensors", "a[1].npz", "vit.pth"])
+def test_the_only_file_of_weights_is_taken_whatever_its_name(
+    name: str, server: type[Hub], tmp_path: Path
+) -> None:
+    server.repositories["org/name"] = {name: b"no weights", "README.md": b"#"}
+    with pytest.raises(VitralError, match=r"is damaged or incomplete"):
+        load_checkpoint("hf://org/name")
+    server.repositories["org/two"] = {name: b"no weights", f"2{name}": b"no weights"}
+    with pytest.raises(VitralError, match=r"holds 2 files of weights, such as 2.*; download one and give"):
+        load_checkpoint("hf://org/two")
+
+
+def test_a_download_that_breaks_off_goes_on(server: type[Hub], model: Path) -> None:
+    server.cuts = 1
+    assert load_checkpoint("hf://org/name").labels == ("ant", "bee")
+    assert sum("GET /cdn/" in line for line in server.asked) == 2
+
+
+def test_a_download_that_keeps_breaking_off_is_refused_and_then_begun_again(
+    server: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants, file_download
+
+    def no_more(*words: Any, **options: Any) -> None:
+        raise httpx_error("peer closed connection without sending complete message body")
+
+    httpx_error = type("RemoteProtocolError", (Exception,), {})
+    with monkeypatch.context() as broken:
+        broken.setattr(file_download, "http_get", no_more)
+        with pytest.raises(VitralError, match=r"hf://org/name cannot be reached: peer closed connection"):
+            load_checkpoint("hf://org/name")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(VitralError, match=r"hf://org/name is not in the cache, and the hub is out of reach"):
+        load_checkpoint("hf://org/name")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert load_checkpoint("hf://org/name").labels == ("ant", "bee")
+
+
+def test_a_cache_without_all_shards_is_not_taken_for_the_model(
+    server: type[Hub], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    server.repositories["org/name"] = shards(of_timm(model))
+    folder = hub.download("hf://org/name")
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(VitralError, match=r"hf://org/name is not in the cache"):
+        load_checkpoint("hf://org/name")
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_a_hub_that_is_down_leaves_the_cache(status: int, server: type[Hub], model: Path) -> None:
+    server.failing = {"/api/models/": status}
+    with pytest.raises(VitralError, match="is not in the cache, and the hub is out of reach") as caught:
+        load_checkpoint("hf://org/name")
+    assert str(caught.value).isprintable()
+    server.failing = {}
+    load_checkpoint("hf://org/name")
+    server.failing = {"/": status}
+    assert load_checkpoint("hf://org/name").labels == ("ant", "bee")
+
+
+def test_a_gated_model_whose_description_is_public_is_named(server: type[Hub]) -> None:
+    server.failing = {"/resolve/": 403}
+    with pytest.raises(VitralError, match=r"hf://org/name is gated: accept its terms") as caught:
+        load_checkpoint("hf://org/name")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["org/na me", "org/..", "-/name", "org/" + "a" * 100])
+def test_names_that_the_hub_does_not_allow_are_refused(name: str, server: type[Hub]) -> None:
+    with pytest.raises(VitralError, match=r"cannot be used: ") as caught:
+        load_checkpoint(f"hf://{name}")
+    assert str(caught.value).isprintable()
+    assert not server.asked
+
+
+def test_another_process_needs_no_hub_for_what_was_downloaded(server: type[Hub], tmp_path: Path) -> None:
+    """A real one, told by the environment alone, with nobody at the other end."""
+    hub.download("hf://org/name")
+    code = "import vitral; print(vitral.load('hf://org/name', device='cpu').labels)"
+    told = {
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **told}, timeout=120
+    )
+    assert ended.stdout == "('ant', 'bee')\n", ended.stderr
+
+
 # --- Uploading -------------------------------------------------------------------------------------
 
 
@@ -241,6 +406,111 @@ def test_a_card_that_is_there_is_kept(server: type[Hub], model: Path, tmp_path: 
     (tmp_path / "README.md").write_text("# mine\n")
     hub.push(tmp_path, "hf://me/new")
     assert committed(server)["README.md"] == b"# mine\n"
+
+
+def test_a_card_that_the_hub_has_is_kept(server: type[Hub], model: Path) -> None:
+    server.repositories["me/new"] = {"README.md": b"# edited there\n"}
+    hub.push(model, "hf://me/new")
+    assert set(committed(server)) == {"config.json", "model.safetensors"}
+
+
+def test_a_model_is_pushed_to_a_branch_that_is_made(server: type[Hub], model: Path) -> None:
+    address = hub.push(model, "hf://me/new@v1", private=True)
+    assert address.endswith("/me/new")
+    assert "POST /api/models/me/new/branch/v1" in server.asked
+    assert "POST /api/models/me/new/commit/v1" in server.asked
+
+
+def test_states_for_a_resume_stay_here(server: type[Hub], model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "run")
+    for name in ("recipe.toml", "last.pt", "log.jsonl", ".secret"):
+        (tmp_path / "run" / name).write_bytes(b"a = 1")
+    hub.push(tmp_path / "run", "hf://me/new")
+    assert set(committed(server)) == {"README.md", "config.json", "model.safetensors", "recipe.toml"}
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_damaged_model_is_not_pushed(file: str, server: type[Hub], model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "run")
+    path = tmp_path / "run" / file
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(VitralError, match=re.escape(file)):
+        hub.push(tmp_path / "run", "hf://me/new")
+    assert not server.asked
+
+
+@pytest.mark.parametrize(
+    ("failing", "text"),
+    [
+        ({"repos/create": 401}, "is not open to you: run hf auth login with a token that may write there"),
+        ({"repos/create": 403}, "is not open to you: run hf auth login with a token that may write there"),
+        ({"/commit/": 403}, "is not open to you: run hf auth login"),
+        ({"/commit/": 413}, "is refused by the hub: "),
+    ],
+)
+def test_a_push_that_is_refused_is_one_line(
+    failing: dict[str, int], text: str, server: type[Hub], model: Path
+) -> None:
+    server.failing = failing
+    with pytest.raises(VitralError, match=f"hf://me/new {text}") as caught:
+        hub.push(model, "hf://me/new")
+    assert str(caught.value).isprintable()
+
+
+def card(**changes: Any) -> tuple[dict[str, Any], str]:
+    """The front matter, read by the hub's own library, and the text of a card."""
+    from huggingface_hub import ModelCard
+
+    model = vitral.create("ViT-Pico/8", img_size=16, num_classes=2, embed_dim=8, num_heads=2)
+    config = {
+        "architecture": asdict(model.config),
+        "preprocess": asdict(Preprocess((16, 16))),
+        "labels": ["ant", "bee"],
+        "metadata": {},
+    }
+    found = ModelCard(hub.model_card({**config, **changes}, "me/new"))
+    return found.data.to_dict(), found.text
+
+
+def test_a_card_says_what_is_known() -> None:
+    front, text = card(metadata={"data": "/home/me/private/ants", "source": "/tmp/vit.npz"})
+    assert front["library_name"] == "vitral"
+    assert "license" not in front
+    assert "base_model" not in front
+    for line in (
+        "| trained on | ants |",
+        "| weights from | vit.npz |",
+        "| licence of the weights | not stated |",
+    ):
+        assert line in text
+    assert "/home/me" not in text
+
+
+def test_a_card_without_labels_is_for_features() -> None:
+    front, text = card(labels=[])
+    assert front["pipeline_tag"] == "image-feature-extraction"
+    assert 'model.features(["photo.jpg"])' in text
+    assert "| classes |" not in text
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("dinov3-license", {"license": "other", "license_name": "dinov3-license"}),
+        ("mine\nbase_model: theirs", {"license": "other", "license_name": "mine\nbase_model: theirs"}),
+        ("a: 'b' # c", {"license": "other", "license_name": "a: 'b' # c"}),
+    ],
+)
+def test_licences_are_called_what_the_hub_allows(licence: str, expected: dict[str, str]) -> None:
+    front, _ = card(metadata={"licence": licence})
+    assert {name: front[name] for name in ("license", "license_name") if name in front} == expected
+    assert "base_model" not in front
+
+
+def test_labels_cannot_break_the_table() -> None:
+    _, text = card(labels=["a|b", "c\n## d"])
+    assert r"2: a\|b, c ## d |" in text
 
 
 def test_only_a_model_folder_of_ours_is_pushed(tmp_path: Path) -> None:
