@@ -898,9 +898,10 @@ def wide_transformers(folder: Path) -> Path:
     return folder
 
 
-def wide_bin(folder: Path) -> Path:
+def wide_bin(folder: Path, *, new: bool = True) -> Path:
     wide_transformers(folder)
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    state = load_file(folder / "model.safetensors")
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=new)
     (folder / "model.safetensors").unlink()
     return folder
 
@@ -954,6 +955,7 @@ WIDE: dict[str, Callable[[Path], Path]] = {
     "ours in bfloat16": wide_halves,
     "transformers": wide_transformers,
     "transformers .bin": wide_bin,
+    "transformers .bin, legacy": lambda folder: wide_bin(folder, new=False),
     "transformers DINOv3, gated": wide_gated,
     "timm": wide_timm,
     ".pth": wide_pth,
@@ -976,6 +978,7 @@ def test_loading_takes_little_more_memory_than_the_file(
     found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
     peak, anonymous = found["peak"] / size, found["anonymous"] / size
     with capsys.disabled():
-        print(f"\n{kind}: {size / 1e6:.0f} MB; peak {peak:.2f} of it, {anonymous:.2f} stays anonymous")  # noqa: T201
+        said = f"{size / 1e6:.0f} MB; peak {peak:.2f} of it, {anonymous:.2f} stays anonymous"
+        print(f"\n{kind}: {said}")  # noqa: T201
     assert found["types"] == ["torch.bfloat16" if "bfloat16" in kind else "torch.float32"]
     assert peak < 1.3

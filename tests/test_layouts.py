@@ -172,6 +172,7 @@ TRANSFORMERS: list[tuple[str, str, dict[str, Any]]] = [
         {"num_register_tokens": 2, "use_gated_mlp": True, "hidden_act": "silu"},
     ),
     ("DINOv3ViTModel", "DINOv3ViTConfig", {"num_register_tokens": 4, "key_bias": True}),
+    ("DINOv3ViTModel", "DINOv3ViTConfig", {"num_register_tokens": 0}),
     ("CLIPVisionModelWithProjection", "CLIPVisionConfig", {"projection_dim": 8}),
     ("CLIPVisionModel", "CLIPVisionConfig", {"hidden_act": "gelu"}),
     ("CLIPForImageClassification", "CLIPConfig", {"vision_config": SMALL, "num_labels": 3}),

@@ -65,8 +65,10 @@ def _transformers(folder: Path) -> Loaded:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model, report = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
-    # A mask token is for pre-training only, and no part of a model that answers.
-    wrong = [key for kind in report.values() for key in kind if "mask_token" not in str(key)]
+    # A mask token is for pre-training only; no registers are a tensor of size nought.
+    empty = {key for key, tensor in model.state_dict().items() if not tensor.numel()}
+    keys = [str(key) for kind in report.values() for key in kind]
+    wrong = [key for key in keys if "mask_token" not in key and key not in empty]
     if wrong:
         raise RuntimeError(f"{name} does not load strictly: {wrong[:6]}")
     model.eval()

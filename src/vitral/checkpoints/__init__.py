@@ -33,6 +33,7 @@ _WEIGHTS_IN_FOLDERS = (
     WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
     "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
 )  # fmt: skip
+_PATCHES = "embedding.patches.projection.weight"
 # Asked in this order; the first that recognises a source reads it.
 LAYOUTS = (timm, transformers, google, torchvision, originals)
 
@@ -105,16 +106,20 @@ def is_checkpoint(source: Path | str) -> bool:
     )
 
 
+def _not_a_model(folder: Path | str) -> str:
+    return (
+        f"{folder} has no {CONFIG_FILE}; a model is a folder that vitral train wrote, with {CONFIG_FILE} and "
+        f"{WEIGHTS_FILE}, or a checkpoint of another library"
+    )
+
+
 def _is_foreign(config: Mapping[str, Any]) -> bool:
     return "model_type" in config or isinstance(config.get("architecture"), str)
 
 
 def _load_ours(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any]) -> Checkpoint:
     if not is_model_folder(folder):
-        raise VitralError(
-            f"{folder} has no {CONFIG_FILE}; a model is a folder that vitral train wrote, with {CONFIG_FILE} "
-            f"and {WEIGHTS_FILE}, or a checkpoint of another library"
-        )
+        raise VitralError(_not_a_model(folder))
     described = f"{folder / CONFIG_FILE}{_asked(overrides)}"
     try:
         saved = build(ViTConfig, config["architecture"])
@@ -170,6 +175,8 @@ def _licence(folder: Path) -> str | None:
 
 def _load_foreign(source: Source, overrides: dict[str, Any]) -> Checkpoint:
     layout = next((layout for layout in LAYOUTS if layout.recognises(source)), None)
+    if layout is None and _PATCHES in source.weights:
+        raise VitralError(_not_a_model(source.name))
     if layout is None:
         some = tables.listing(list(source.weights))
         raise VitralError(f"{source.name} is of no layout that Vitral knows; its keys are such as {some}")
@@ -275,11 +282,10 @@ def _fitting(preprocess: Preprocess, saved: ViTConfig, wanted: ViTConfig) -> Pre
 def _resize(state: dict[str, Tensor], saved: ViTConfig, model: VisionTransformer, described: str) -> None:
     """Patches and tables in `state`, of a model like `saved`, at the sizes of `model`."""
     wanted = model.config
-    patches = "embedding.patches.projection.weight"
     if wanted.patch_size != saved.patch_size:
         if wanted.stem:
             raise VitralError(f"{described}: the patches of a model with a stem cannot be resized")
-        state[patches] = resize_patches(state[patches], wanted.patch_size, wanted.embedding.resize)
+        state[_PATCHES] = resize_patches(state[_PATCHES], wanted.patch_size, wanted.embedding.resize)
     if wanted.grid == saved.grid:
         return
     # Each table resizes itself: filled with what was saved, asked for the new grid.

@@ -286,6 +286,8 @@ def read(source: Source, asked: Mapping[str, Any]) -> Reading:
     ignored = rf"mask_token$|{family.ignored}"
     if draft["pooling"] == "mean" and family.keys in ("clip", "siglip2"):
         ignored += r"|^head\.|^post_layernorm\." if draft["head"]["norm"] == "none" else r"|^head\."
+    if draft.get("embedding", {}).get("register_tokens") == 0:
+        ignored += r"|^embeddings\.register_tokens$"  # saved all the same, of size nought
     if draft["head"].get("hidden_dim") is None:
         ignored += r"|^pooler\.dense\."
     classes = draft["num_classes"]
