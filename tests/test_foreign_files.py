@@ -315,6 +315,15 @@ def test_a_width_without_a_usual_number_of_heads_is_asked_for(tmp_path: Path) ->
         close(ours(pictures((64, 64))), theirs(pictures((64, 64))))
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch16_rope_224", "eva02_tiny_patch14_224"])
+def test_rotary_positions_of_a_bare_file_are_asked_for(name: str, tmp_path: Path) -> None:
+    save_file(peer(name).state_dict(), tmp_path / "a.safetensors")
+    with pytest.raises(
+        VitralError, match="a bare file does not describe rotary positions; load a hub folder"
+    ):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
 def test_a_rectangular_table_is_asked_for(tmp_path: Path) -> None:
     theirs = peer(img_size=(56, 42), num_classes=5)
     torch.save(theirs.state_dict(), tmp_path / "a.pth")

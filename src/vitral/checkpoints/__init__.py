@@ -80,9 +80,11 @@ def load_checkpoint(source: Path | str, **overrides: Any) -> Checkpoint:
         )
     try:
         config = _read_json(path / CONFIG_FILE)
-        if path.is_dir() and (not _find_weights(path) or (is_model_folder(path) and not _is_foreign(config))):
+        weights = _find_weights(path) if path.is_dir() else path
+        if path.is_dir() and (weights is None or (is_model_folder(path) and not _is_foreign(config))):
             return _load_ours(path, config, overrides)
-        return _load_foreign(_open_source(name, path, config), overrides)
+        assert weights is not None
+        return _load_foreign(_open_source(name, path, weights, config), overrides)
     except VitralError:
         raise
     # A config of other types, or tensors of other shapes, than its layout has: almost anything.
@@ -138,11 +140,9 @@ def _load_ours(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any
     return _fill(found, dict(weights), overrides, described, str(path))
 
 
-def _open_source(name: str, path: Path, config: Mapping[str, Any]) -> Source:
+def _open_source(name: str, path: Path, weights: Path, config: Mapping[str, Any]) -> Source:
     if path.is_file():
-        return Source(name, path, open_weights(path))
-    weights = _find_weights(path)
-    assert weights is not None
+        return Source(name, path, open_weights(weights))
     preprocessor = path / transformers.PREPROCESSOR_FILE
     return Source(
         name,

@@ -72,22 +72,14 @@ def _read_timm_names(source: Source, asked: Mapping[str, Any]) -> Reading:
     trunk = "visual.trunk."
     if f"{trunk}patch_embed.proj.weight" in weights:
         weights = Renamed(weights, {n.removeprefix(trunk): n for n in weights if n.startswith(trunk)})
-    # DeiT-III keeps its layer scales beside attention and MLP.
     source = Source(source.name, source.path, weights)
-    activation = asked.get("layer", {}).get("feed_forward", {}).get("activation")
-    if "norm_pre.weight" in weights and activation is None:
-        raise VitralError(
-            f"{source.name}: CLIP's weights do not say their activation; pass "
-            "layer.feed_forward.activation=gelu or =quick_gelu (OpenAI's and DFN's are quick_gelu)"
-        )
+    if "norm_pre.weight" in weights:
+        _require_activation(source, asked)
     draft = merge(
         timm.read_shapes(source, asked, _asked_size(asked)),
         {"embedding": {"resize": "bicubic"}, "norm": {"eps": 1e-5 if "norm_pre.weight" in weights else 1e-6}},
     )
-    if "attn.q_bias" in "".join(n for n in weights if "blocks.0." in n) and "rope" in "".join(weights):
-        raise VitralError(
-            f"{source.name}: rotary positions are not described in a bare file; load a hub folder"
-        )
+    _require_rotary(source, draft, asked)
     return Reading(
         draft,
         timm.rows,
@@ -96,6 +88,26 @@ def _read_timm_names(source: Source, asked: Mapping[str, Any]) -> Reading:
         imagenet_labels(draft["num_classes"]),
         ignored=r"^(decoder|mask_token)|^head\.(mlp|last_layer)",
     )
+
+
+def _require_activation(source: Source, asked: Mapping[str, Any]) -> None:
+    if asked.get("layer", {}).get("feed_forward", {}).get("activation") is None:
+        raise VitralError(
+            f"{source.name}: CLIP's weights do not say their activation; pass "
+            "layer.feed_forward.activation=quick_gelu (OpenAI, DFN, MetaCLIP) or =gelu (LAION, DataComp)"
+        )
+
+
+def _require_rotary(source: Source, draft: Draft, asked: Mapping[str, Any]) -> None:
+    """RoPE-ViT and EVA-02 turn queries and keys by angles that are in no tensor."""
+    layer = draft["layer"]
+    placeless = draft["position"] == "none" and "relative_bias" not in layer["attention"]
+    eva02 = layer["feed_forward"]["gated"] and layer["attention"]["biases"] == "qv"
+    if (placeless or eva02) and "rotary" not in asked.get("layer", {}).get("attention", {}):
+        raise VitralError(
+            f"{source.name}: a bare file does not describe rotary positions; load a hub folder, or pass "
+            "layer.attention.rotary.kind=axial and its other settings"
+        )
 
 
 # --- DINOv2 ----------------------------------------------------------------------------------------
@@ -219,12 +231,7 @@ def _read_clip(source: Source, asked: Mapping[str, Any]) -> Reading:
     side = square(weights.shape("positional_embedding")[0] - 1) if "positional_embedding" in weights else None
     if depth == 0 or side is None:
         raise VitralError(f"{source.name} looks like CLIP's vision tower, but is no plain ViT")
-    activation = asked.get("layer", {}).get("feed_forward", {}).get("activation")
-    if activation is None:
-        raise VitralError(
-            f"{source.name}: CLIP's weights do not say their activation; pass "
-            "layer.feed_forward.activation=quick_gelu (OpenAI, DFN, MetaCLIP) or =gelu (LAION, DataComp)"
-        )
+    _require_activation(source, asked)
     draft: Draft = {
         "img_size": side * patch,
         "patch_size": patch,
