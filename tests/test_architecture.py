@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model", "augment"),
     ("variants", "checkpoints", "info", "bench"),
     ("classifier", "recipe"),
-    ("evaluate",),
+    ("evaluate", "optim", "adapt", "objective", "memory"),
     ("doctor",),
     ("train",),
     ("console", "demo"),

@@ -548,11 +548,25 @@ def test_drop_path_skips_or_doubles_each_branch_of_each_image(norm_first: bool) 
     matches = torch.stack([torch.isclose(trained, outcome, atol=1e-5).all((1, 2)) for outcome in outcomes])
     assert torch.equal(matches.sum(0), torch.ones(images, dtype=torch.long))
     assert matches.sum(1).min() > images / 4 - 5 * math.sqrt(images * 3 / 16)
+    # By subset: exactly half of the images go through each branch.
+    through_attention, through_mlp = matches[2:].sum(), matches[1::2].sum()
+    assert (through_attention, through_mlp) == (images / 2, images / 2)
 
 
-def test_a_branch_keeps_its_expected_value_under_drop_path() -> None:
-    branch = torch.ones(20_000, 1, 1)
-    assert layer(drop_path=0.25).drop_path(branch).mean().item() == pytest.approx(1, abs=0.03)
+@pytest.mark.parametrize("drop_path", [0.25, 0.4, 0.9])
+def test_a_branch_keeps_its_expected_value_under_drop_path(drop_path: float) -> None:
+    ours = layer(drop_path=drop_path).train()
+    x = torch.zeros(8, 1, 1)
+    added = [ours.residual(x, lambda x: x + 1) for _ in range(500)]
+    assert torch.stack(added).mean().item() == pytest.approx(1, abs=1e-5)
+    assert torch.stack(added).mean(0).flatten().tolist() == pytest.approx([1] * 8, abs=0.7)
+
+
+def test_what_drop_path_drops_is_not_computed() -> None:
+    ours, sizes = layer(drop_path=0.75).train(), []
+    ours.feed_forward.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    ours(torch.randn(8, TOKENS, DIM))
+    assert sizes == [2]
 
 
 def test_drop_path_does_nothing_in_eval(tokens: Tensor) -> None:

@@ -10,6 +10,7 @@ A tensor's name ends in its axes:
 Transformer" is Vaswani et al., Attention Is All You Need (arXiv:1706.03762).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, get_args
@@ -17,7 +18,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
 from vitral.positions import (
     INIT_STD,
@@ -380,18 +380,15 @@ class MultiHeadAttention(nn.Module):
     def queries_keys_values(
         self, tokens_BTD: Tensor, relation: Relation = Relation()
     ) -> tuple[Tensor, Tensor, Tensor]:
-        qkv_BTD3 = F.linear(tokens_BTD, self.qkv.weight, self._bias())
+        qkv_BTD3 = self.qkv(tokens_BTD)
+        if self.qv_bias is not None:
+            q_D, v_D = self.qv_bias.chunk(2)
+            qkv_BTD3 = qkv_BTD3 + torch.cat([q_D, torch.zeros_like(q_D), v_D])
         q, k, v = qkv_BTD3.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         q, k = self.q_norm(q), self.k_norm(k)
         if relation.rotation is not None:
             q, k = rotate(q, relation.rotation), rotate(k, relation.rotation)
         return q, k, v
-
-    def _bias(self) -> Tensor | None:
-        if self.qv_bias is None:
-            return self.qkv.bias
-        q, v = self.qv_bias.chunk(2)
-        return torch.cat([q, torch.zeros_like(q), v])
 
 
 def attention_weights(q_BATK: Tensor, k_BATK: Tensor, bias_ATT: Tensor | None = None) -> Tensor:
@@ -484,8 +481,8 @@ class EncoderLayer(nn.Module):
         dropout: probability after each dense layer but the q, k, v projection.
         options: the order of norms and residuals, scales, and what attention and MLP are.
         norm: the kind of the norms.
-        drop_path: stochastic depth (arXiv:1603.09382), the probability that an image skips a
-            residual branch in training.
+        drop_path: stochastic depth (arXiv:1603.09382), the share of the images that skip a residual
+            branch in training.
     """
 
     def __init__(
@@ -508,28 +505,47 @@ class EncoderLayer(nn.Module):
         self.feed_forward_norm = nn.Identity() if one_norm else norm.build(embed_dim)
         self.feed_forward = FeedForward(embed_dim, hidden_dim, dropout, options.feed_forward, norm)
         self.feed_forward_scale = nn.Identity() if one_norm else _scale(embed_dim, options.layer_scale)
-        self.drop_path = StochasticDepth(drop_path, mode="row") if drop_path else nn.Identity()
+        self.drop_path = drop_path
 
     def forward(self, x_BTD: Tensor, relation: Relation = Relation()) -> Tensor:
+        def attention(x_BTD: Tensor) -> Tensor:
+            return self.attention(x_BTD, relation)
+
+        attention_norm, feed_forward_norm = self.attention_norm, self.feed_forward_norm
         match self.order:
             case "pre":
-                x_BTD = x_BTD + self._attention_branch(self.attention(self.attention_norm(x_BTD), relation))
-                return x_BTD + self._feed_forward_branch(self.feed_forward(self.feed_forward_norm(x_BTD)))
+                x_BTD = self.residual(x_BTD, attention_norm, attention, self.attention_scale)
+                return self.residual(x_BTD, feed_forward_norm, self.feed_forward, self.feed_forward_scale)
             case "post":
-                x_BTD = self.attention_norm(x_BTD + self._attention_branch(self.attention(x_BTD, relation)))
-                return self.feed_forward_norm(x_BTD + self._feed_forward_branch(self.feed_forward(x_BTD)))
+                x_BTD = attention_norm(self.residual(x_BTD, attention, self.attention_scale))
+                return feed_forward_norm(self.residual(x_BTD, self.feed_forward, self.feed_forward_scale))
             case "residual_post":
-                x_BTD = x_BTD + self._attention_branch(self.attention_norm(self.attention(x_BTD, relation)))
-                return x_BTD + self._feed_forward_branch(self.feed_forward_norm(self.feed_forward(x_BTD)))
-        normed_BTD = self.attention_norm(x_BTD)
-        both_BTD = self.attention(normed_BTD, relation) + self.feed_forward(normed_BTD)
-        return x_BTD + self._attention_branch(both_BTD)
+                x_BTD = self.residual(x_BTD, attention, attention_norm, self.attention_scale)
+                return self.residual(x_BTD, self.feed_forward, feed_forward_norm, self.feed_forward_scale)
 
-    def _attention_branch(self, branch_BTD: Tensor) -> Tensor:
-        return self.drop_path(self.attention_scale(branch_BTD))
+        def both(x_BTD: Tensor) -> Tensor:
+            return attention(x_BTD) + self.feed_forward(x_BTD)
 
-    def _feed_forward_branch(self, branch_BTD: Tensor) -> Tensor:
-        return self.drop_path(self.feed_forward_scale(branch_BTD))
+        return self.residual(x_BTD, attention_norm, both, self.attention_scale)
+
+    def residual(self, x_BTD: Tensor, *branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """The sum x + branch(x), in training for some of the images only: stochastic depth by subset.
+
+        A random share `1 - drop_path` of the batch goes through the branch and counts for all, as in
+        DINOv2's code: the same mean as dropping image by image, and what is dropped is not computed.
+        """
+        if not (self.training and self.drop_path):
+            return x_BTD + _chain(branch, x_BTD)
+        batch = x_BTD.shape[0]
+        kept = torch.randperm(batch, device=x_BTD.device)[: max(round(batch * (1 - self.drop_path)), 1)]
+        branch_KTD = _chain(branch, x_BTD[kept])
+        return x_BTD.index_add(0, kept, branch_KTD.to(x_BTD.dtype), alpha=batch / len(kept))
+
+
+def _chain(functions: tuple[Callable[[Tensor], Tensor], ...], x: Tensor) -> Tensor:
+    for function in functions:
+        x = function(x)
+    return x
 
 
 def _scale(embed_dim: int, start: float | None) -> nn.Module:

@@ -86,29 +86,39 @@ def demo(
 @app.command()
 def train(
     data: DataArgument,
-    out: Annotated[Path, typer.Option(help="Folder for the run.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the run.")] = None,
     settings: SettingsArgument = None,
     recipe: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    show_groups: Annotated[
+        bool, typer.Option("--show-groups", help="Print what learns at which rate, and train nothing.")
+    ] = False,
 ) -> None:
     r"""Train or fine-tune on DATA; settings that you leave out are chosen from the data and printed.
 
     \b
     vitral train photos/ --out runs/photos minutes=30
     vitral train photos/ --out runs/tuned model=runs/photos img_size=192
+    vitral train photos/ --out runs/tuned model=runs/photos --show-groups
     """
     from vitral import config
-    from vitral.console import TrainingConsole, clock
+    from vitral.console import TrainingConsole, clock, print_groups
     from vitral.data import open_data
     from vitral.recipe import Recipe
-    from vitral.train import resumed_recipe
+    from vitral.train import groups_of, resumed_recipe
     from vitral.train import train as run_training
 
     values = config.read_toml(recipe) if recipe else {}
     wanted = config.build(Recipe, {**values, **config.parse_overrides(settings or [])})
-    if resume:
+    if out is None and not show_groups:
+        raise typer.BadParameter("name a folder for the run", param_hint="--out")
+    if resume and out is not None:
         wanted = resumed_recipe(out, wanted)
     images = open_data(data, val_fraction=wanted.val_fraction, seed=wanted.seed)
+    if show_groups:
+        print_groups(*groups_of(wanted, images))
+        return
+    assert out is not None
     summary = run_training(images, out, wanted, resume=resume, reporter=TrainingConsole())
     if not summary.finished:
         command = shlex.join(["vitral", "train", data, "--out", str(out), "--resume"])

@@ -17,6 +17,7 @@ from vitral.doctor import Diagnosis
 from vitral.evaluate import Evaluation
 from vitral.info import PatchCost, Stage
 from vitral.model import ViTConfig
+from vitral.optim import Group
 from vitral.train import Reporter, Run
 
 # Between two updates of the numbers; reading a loss waits for the device.
@@ -226,6 +227,23 @@ def print_patch_costs(config: ViTConfig, costs: list[PatchCost], placement: Plac
         time_taken = "-" if cost.milliseconds is None else f"{cost.milliseconds:.1f}"
         table.add_row(f"{mark}{cost.patch_size}", f"{cost.patches:,}", *map(_giga, parts), time_taken)
     _print(table)
+
+
+def print_groups(groups: list[Group], frozen: list[str]) -> None:
+    """A row a group, from the head down, every parameter named; then what is not trained."""
+    table = Table(title="what learns, at its peak rate", show_lines=True)
+    for heading in ("level", "learning rate", "weight decay", "update", "parameters"):
+        table.add_column(heading, justify="right")
+    table.add_column("names", overflow="fold")
+    for group in groups:
+        count = sum(parameter.numel() for parameter in group["params"])
+        update = "orthogonal" if group["orthogonal"] else "by element"
+        rate, decay = f"{group['lr']:.3g}", f"{group['weight_decay']:g}"
+        names = ", ".join(group["names"])
+        table.add_row(str(group["level"]), rate, decay, update, f"{count:,}", names)
+    _print(table)
+    if frozen:
+        print(f"not trained: {', '.join(frozen)}")
 
 
 def print_timings(timings: list[Timing], title: str) -> None:

@@ -1,9 +1,10 @@
 """Where a computation runs and in which precision; what differs by machine is chosen here."""
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from vitral.errors import VitralError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,16 @@ class Placement:
         return torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16
         )
+
+    def compiled(self, function: Function, *, wanted: bool | None) -> Function:
+        """`function` through torch.compile: as the user wants, else where it was measured faster.
+
+        On CPUs the compiled step was slower than the eager one (docs/log.md, 2026-11-25), and compiling
+        takes a minute; on GPUs peers measured 9 to 54 % (timm's benchmark tables).
+        """
+        if wanted if wanted is not None else self.device.type == "cuda":
+            return torch.compile(function, dynamic=False)  # pyrefly: ignore[bad-return]
+        return function
 
     def put(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)

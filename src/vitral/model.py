@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vitral.blocks import (
     AttentionPool,
@@ -166,11 +167,16 @@ class VisionTransformer(nn.Module):
     The first nine arguments are the paper's; `options` are the other fields of `ViTConfig`. Images may
     have any height and width that the patch divides: tables of positions are resized by the model's rule.
 
+    `checkpoint_layers` is no part of the function: it keeps only what enters each layer for the backward
+    pass and computes the rest again (arXiv:1604.06174), for the memory of a larger batch.
+
     Raises:
         ValueError: if the numbers do not fit each other (see `ViTConfig`), or `forward` gets images
             that the patch does not divide.
         TypeError: if an option is unknown.
     """
+
+    checkpoint_layers = False
 
     def __init__(  # noqa: PLR0913 - the paper's nine numbers, as its readers expect them
         self,
@@ -241,14 +247,25 @@ class VisionTransformer(nn.Module):
         initialize_weights(self)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        tokens_BTD = self.encode(self.embedding(images_BCHW), self.embedding.grid_of(images_BCHW))
-        return self.classify(tokens_BTD)
+        return self.classify(self._tokens(images_BCHW))
+
+    def heads(self, images_BCHW: Tensor) -> list[Tensor]:
+        """Logits (B, L) of the head and, if there is one, of the distillation head: what training needs."""
+        return self._heads(self._tokens(images_BCHW))
+
+    def _tokens(self, images_BCHW: Tensor) -> Tensor:
+        return self.encode(self.embedding(images_BCHW), self.embedding.grid_of(images_BCHW))
 
     def encode(self, x_BTD: Tensor, grid: Grid | None = None) -> Tensor:
         """The layers and the final norm; `grid` if the images are of another size than the model."""
         for layer, relation in zip(self.layers, self.relations_of_layers(x_BTD, grid), strict=True):
-            x_BTD = layer(x_BTD, relation)
+            x_BTD = self._run(layer, x_BTD, relation)
         return self.norm(x_BTD)
+
+    def _run(self, layer: nn.Module, x_BTD: Tensor, relation: Relation) -> Tensor:
+        if self.checkpoint_layers and self.training:
+            return checkpoint(layer, x_BTD, relation, use_reentrant=False)
+        return layer(x_BTD, relation)
 
     def relations_of_layers(self, x_BTD: Tensor, grid: Grid | None = None) -> list[Relation]:
         """What the attention of each layer knows of places."""
@@ -274,10 +291,14 @@ class VisionTransformer(nn.Module):
 
     def classify(self, tokens_BTD: Tensor) -> Tensor:
         """Logits of encoded tokens; with a distillation head the mean of both heads' (DeiT, §3)."""
+        logits_BL, *distilled = self._heads(tokens_BTD)
+        return (logits_BL + distilled[0]) / 2 if distilled else logits_BL
+
+    def _heads(self, tokens_BTD: Tensor) -> list[Tensor]:
         logits_BL = self.head(self.hidden(self.pool(tokens_BTD)))
         if self.distillation_head is None:
-            return logits_BL
-        return (logits_BL + self.distillation_head(tokens_BTD[:, 1])) / 2
+            return [logits_BL]
+        return [logits_BL, self.distillation_head(tokens_BTD[:, 1])]
 
     def features(self, images_BCHW: Tensor, layers: Sequence[int] = ()) -> Features:
         """The tokens behind the logits.

@@ -1,7 +1,8 @@
 """`Recipe`: the settings of a run; `resolve` picks what the user left open, `start` builds the model."""
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -9,6 +10,7 @@ from pydantic import Field
 from vitral.augment import Crop
 from vitral.blocks import height_and_width
 from vitral.checkpoints import Checkpoint, is_checkpoint, load_checkpoint
+from vitral.config import nested, read_toml
 from vitral.data import ImageData, image_sizes
 from vitral.devices import Device, Precision
 from vitral.errors import VitralError
@@ -20,6 +22,10 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+OptimizerName = Literal["adamw", "muon", "lion", "sgd", "schedule_free"]
+Schedule = Literal["cosine", "linear", "wsd", "constant"]
+Loss = Literal["cross_entropy", "binary"]  # "binary": each class for itself, for several labels an image
+Trained = Literal["all", "head", "lora"]
 
 
 @dataclass(frozen=True)
@@ -29,22 +35,43 @@ class Recipe:
     model: str | None = None  # a variant's name, or a checkpoint to fine-tune
     img_size: int | tuple[int, int] | None = None  # pixels, one number or [height, width]
     pooling: Pooling | None = None  # None: as the variant has it
+    dropout: Share = 0.0
+    drop_path: Share = 0.0  # stochastic depth of the last layer
+    architecture: dict[str, Any] = field(default_factory=dict)  # other fields of `ViTConfig`
+    trained: Trained = "all"  # what learns: everything, a new "head" alone, or "lora" and the head
+    lora_rank: Count = 16  # of "lora" (arXiv:2106.09685)
 
     # The budget: the first of these that is reached ends the run, and the schedule is laid out for it.
     epochs: Positive | None = None
     steps: Count | None = None
     minutes: Positive | None = None
 
-    batch_size: Count | None = None
+    optimizer: OptimizerName | None = None
     learning_rate: Positive | None = None  # at its peak
-    warmup: Share = 0.05  # share of the budget over which the learning rate rises from 0
-    weight_decay: NotNegative = 0.05  # of weight matrices; biases, norms, tokens and positions have none
+    learning_rate_batch: Count | None = None  # batch that it is meant for; None: for any. Scaled linearly
+    schedule: Schedule | None = None
+    warmup: Share | None = None  # share of the budget over which the learning rate rises from 0
+    decay: Share = 0.2  # share of the budget over which the schedule "wsd" falls at the end
+    final_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the peak rate, at the end
+    weight_decay: NotNegative | None = None  # of weight matrices; biases, norms, tokens, positions have none
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None  # learning rate from layer to layer down
-    clip_norm: Positive = 1.0  # largest norm of all gradients together
-    label_smoothing: Share = 0.1
-    dropout: Share = 0.0
-    drop_path: Share = 0.0  # stochastic depth of the last layer
+    betas: tuple[Share, Share] = (0.9, 0.999)  # of Adam and Lion; SGD's momentum is the first
+    muon_momentum: Share = 0.95
+    clip_norm: NotNegative = 1.0  # largest norm of all gradients together; 0: no limit
     ema_decay: Share | None = None  # of the averaged weights: those that are evaluated and kept
+
+    batch_size: Count | None = None
+    accumulate: Count = 1  # parts that a batch is computed in, one after the other, to fit the memory
+    checkpoint_layers: bool = False  # computes activations twice rather than keep them (arXiv:1604.06174)
+
+    loss: Loss = "cross_entropy"
+    label_smoothing: Share = 0.1
+    class_weights: Literal["none", "balanced"] = "none"  # "balanced": rare classes weigh more in the loss
+    sampling: Literal["shuffled", "balanced"] = "shuffled"  # "balanced": each class is drawn as often
+    teacher: str | None = None  # a checkpoint with the same labels, to distil from
+    distillation: Literal["hard", "soft"] = "hard"  # its labels or its probabilities (DeiT, arXiv:2012.12877)
+    distillation_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the loss that is the teacher's
+    distillation_temperature: Positive = 3.0  # of "soft"
 
     crop: Crop | None = None  # "padded", "resized" or "none"
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.35  # smallest part of the area for "resized"
@@ -60,6 +87,7 @@ class Recipe:
     workers: Annotated[int, Field(ge=0)] | None = None  # processes that load images
     device: Device = "auto"
     precision: Precision = "auto"
+    compile: bool | None = None  # torch.compile; None: where it is faster
 
 
 # --- What the user left open ---------------------------------------------------------------------
@@ -81,12 +109,14 @@ _SCALES = (
     _Scale(100, "Conv+ViT-Pico/8", 64),
     _Scale(float("inf"), "Conv+ViT-Ti/16", 128),
 )
-_FROM_SCRATCH = {"learning_rate": 2e-3, "layer_decay": 1.0, "ema_decay": 0.998}
-_FINE_TUNING = {"learning_rate": 5e-4, "layer_decay": 0.75, "ema_decay": 0.99}
+# Packaged recipes: TOML files of settings.
+RECIPES = Path(__file__).parent / "recipes"
 
 
 def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
-    """The recipe with every None that a run needs replaced by a choice from the data.
+    """The recipe with every None that a run needs replaced, from the data and a packaged recipe.
+
+    That is ``finetune`` where the model is a checkpoint, else ``small``.
 
     Raises:
         VitralError: if the model is unknown or the batch larger than the data.
@@ -94,10 +124,10 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
     train = data.split("train")
     side = float(np.median(image_sizes(train).min(axis=1)))
     fine_tuning = recipe.model is not None and is_checkpoint(recipe.model)
-    choices: dict[str, Any] = dict(_FINE_TUNING if fine_tuning else _FROM_SCRATCH)
     model, img_size = _model_and_size(recipe.model, side)
     smallest = min(height_and_width(recipe.img_size or img_size))
-    choices |= {
+    choices: dict[str, Any] = {
+        **read_toml(RECIPES / ("finetune.toml" if fine_tuning else "small.toml")),
         "model": model,
         "img_size": img_size,
         "crop": "padded" if side < 1.5 * smallest else "resized",
@@ -106,6 +136,8 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
         # On two cores, loading in the training process itself was faster (docs/log.md, 2026-11-22).
         "workers": 0 if cpu_count <= 2 else min(cpu_count - 1, 8),
     }
+    if recipe.optimizer == "schedule_free":
+        choices["schedule"] = "constant"  # its average takes the place of a fall
     if recipe.epochs is recipe.steps is recipe.minutes is None:
         choices["epochs"] = 20.0 if fine_tuning else _epochs_from_scratch(len(train))
     open_settings = {key: value for key, value in choices.items() if getattr(recipe, key) is None}
@@ -157,6 +189,7 @@ def start(recipe: Recipe, classes: tuple[str, ...]) -> Checkpoint:
     }
     if recipe.pooling is not None:
         overrides["pooling"] = recipe.pooling
+    overrides |= nested(recipe.architecture)
     if is_checkpoint(recipe.model):
         return _start_from(recipe.model, overrides, classes)
     try:

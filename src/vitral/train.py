@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitral import config
+from vitral.adapt import choose_trained, merged
 from vitral.augment import batch_mixer, training_transform
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
 from vitral.data import (
@@ -39,13 +39,25 @@ from vitral.data import (
 from vitral.devices import Placement, cpu_count
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, evaluate
+from vitral.memory import advice_when_out_of_memory, memory_need
 from vitral.model import VisionTransformer
+from vitral.objective import build_objective
+from vitral.optim import (
+    Group,
+    build_optimizer,
+    learning_rate_at,
+    parameter_groups,
+    peak_learning_rate,
+    set_learning_rate,
+)
 from vitral.recipe import Recipe, resolve, start
 
 EVALUATION_BATCH = 256
 RECIPE_FILE = "recipe.toml"
 # Settings that may change when a run is taken up again, for they do not change what it computes.
-_CHANGEABLE = {"epochs", "steps", "minutes", "checkpoint_steps", "workers", "device"}
+_CHANGEABLE = {
+    "epochs", "steps", "minutes", "checkpoint_steps", "workers", "device", "accumulate", "checkpoint_layers",
+}  # fmt: skip
 
 
 class Reporter:
@@ -97,10 +109,17 @@ class Run:
 
     def __post_init__(self) -> None:
         assert self.recipe.batch_size is not None
+        labels = self.checkpoint.labels
         self.model: VisionTransformer = self.checkpoint.model.to(self.placement.device).train()
+        choose_trained(self.model, self.recipe)
+        self.model.checkpoint_layers = self.recipe.checkpoint_layers
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.recipe), fused=True)
-        self.mix = batch_mixer(self.recipe.mixup, self.recipe.cutmix, len(self.checkpoint.labels))
+        self.forward = self.placement.compiled(self.model.heads, wanted=self.recipe.compile)
+        self.optimizer = build_optimizer(self.model, self.recipe)
+        self.objective = build_objective(
+            self.recipe, self.data.split("train"), self.checkpoint.preprocess, labels, self.placement
+        )
+        self.mix = batch_mixer(self.recipe.mixup, self.recipe.cutmix, len(labels))
         self.steps_per_epoch = len(self.data.split("train")) // self.recipe.batch_size
         self.damage = DamageCount(
             sum(map(len, self.data.splits.values())), self.recipe.max_damaged, self.reporter.message
@@ -111,6 +130,15 @@ class Run:
     @property
     def epoch(self) -> float:
         return self.state.step / self.steps_per_epoch
+
+    @property
+    def images_at_a_time(self) -> int:
+        assert self.recipe.batch_size is not None
+        return math.ceil(self.recipe.batch_size / self.recipe.accumulate)
+
+    def parts(self, tensor_B: Tensor) -> tuple[Tensor, ...]:
+        """A batch in pieces of `images_at_a_time` or less."""
+        return tensor_B.split(self.images_at_a_time)
 
     @property
     def total_steps(self) -> int | None:
@@ -160,8 +188,10 @@ def train(
     run = _open_run(data, folder, recipe, reporter or Reporter(), resume=resume)
     if resume and run.progress >= 1:
         raise VitralError(f"{folder} is finished; name a larger budget to go on, for example epochs=")
-    with _deterministic(), _stop_signal() as stop:
+    with _deterministic(), _stop_signal() as stop, advice_when_out_of_memory(run.images_at_a_time):
+        need = memory_need(run.model, run.images_at_a_time, run.placement)
         run.reporter.begin(run)
+        run.reporter.message(str(need))
         try:
             finished = _loop(run, stop)
         finally:
@@ -190,20 +220,21 @@ def _loop(run: Run, stop: "StopSignal") -> bool:
 
 
 def step(run: Run, batch: Batch) -> None:
-    """One update: forward, loss, backward, clip, AdamW, averaged weights."""
-    labels_B = run.placement.put(batch.labels)
+    """One update: forward, loss, backward for each part of the batch; clip, optimizer, averaged weights."""
     with seeded(run.recipe.seed, run.state.step, device=run.placement.device):
-        images_BCHW, targets_BL = run.mix(run.placement.put(batch.images), labels_B)
-        with run.placement.autocast():
-            logits_BL = run.model(images_BCHW)
-        loss = F.cross_entropy(logits_BL.float(), targets_BL, label_smoothing=run.recipe.label_smoothing)
-        loss.backward()
-    nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
+        images_BCHW, targets_BL = run.mix(run.placement.put(batch.images), run.placement.put(batch.labels))
+        for images_PCHW, targets_PL in zip(run.parts(images_BCHW), run.parts(targets_BL), strict=True):
+            with run.placement.autocast():
+                heads = run.forward(images_PCHW)
+            loss = run.objective(heads, targets_PL, images_PCHW)
+            (loss * (len(images_PCHW) / len(images_BCHW))).backward()
+            run.recent.add(loss.detach(), (heads[0].argmax(1) == targets_PL.argmax(1)).sum(), len(targets_PL))
+    if run.recipe.clip_norm:
+        nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
     set_learning_rate(run.optimizer, learning_rate_at(run.progress, run.recipe))
     run.optimizer.step()
     run.optimizer.zero_grad()
     update_average(run)
-    run.recent.add(loss.detach(), (logits_BL.argmax(1) == targets_BL.argmax(1)).sum(), len(labels_B))
 
 
 def _finish_epoch(run: Run) -> None:
@@ -213,6 +244,7 @@ def _finish_epoch(run: Run) -> None:
             f"the loss is {run.recent.loss} after step {run.state.step}; lower learning_rate "
             f"(it is {run.recipe.learning_rate}) or set precision=float32, and start again"
         )
+    _take_optimizers_average(run)
     evaluation = _evaluate_split(run, "val")
     if (evaluation.top1, -evaluation.loss) > (run.state.best_top1, -run.state.best_loss):
         run.state.best_top1, run.state.best_loss = evaluation.top1, evaluation.loss
@@ -227,8 +259,7 @@ def _conclude(run: Run, *, finished: bool) -> Summary:
     test = None
     if finished and "test" in run.data.splits:
         # The one look at the test split, with the weights that validation chose.
-        best = load_checkpoint(run.folder)
-        run.average.load_state_dict(best.model.state_dict())
+        run.average = load_checkpoint(run.folder).model.to(run.placement.device).eval()
         test = _evaluate_split(run, "test").to_dict()
     summary = Summary(
         finished,
@@ -277,62 +308,21 @@ def _training_batches(run: Run) -> Generator[Batch]:
     )
 
 
-# --- Optimization --------------------------------------------------------------------------------
+def groups_of(recipe: Recipe, data: ImageData) -> tuple[list[Group], list[str]]:
+    """The parameter groups of a run that is not begun, and the names of what it would not train.
 
-
-def parameter_groups(model: VisionTransformer, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters by depth and decay, for AdamW.
-
-    Weight matrices decay; biases, norms, scales, tokens and positions do not (BEiT,
-    arXiv:2106.08254, appendix). A layer `d` levels below the head learns at `layer_decay ** d` times
-    the rate: the head is level 0, the last layer 1, the embedding `num_layers + 1`.
+    Raises:
+        VitralError: as `train`.
     """
-    assert recipe.layer_decay is not None
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        level = _levels_below_head(name, model)
-        # Tokens, tables, scales and frequencies are no weights, whatever their number of axes.
-        decays = parameter.ndim > 1 and name.endswith(".weight")
-        group = groups.setdefault(
-            (level, decays),
-            {
-                "params": [],
-                "names": [],
-                "scale": recipe.layer_decay**level,
-                "weight_decay": recipe.weight_decay if decays else 0.0,
-            },
-        )
-        group["params"].append(parameter)
-        group["names"].append(name)
-    return list(groups.values())
+    recipe = resolve(recipe, data, cpu_count())
+    model = start(recipe, data.classes).model
+    choose_trained(model, recipe)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    rate = peak_learning_rate(recipe)
+    return [{**group, "lr": rate * group["scale"]} for group in parameter_groups(model, recipe)], frozen
 
 
-def _levels_below_head(name: str, model: VisionTransformer) -> int:
-    part, _, rest = name.partition(".")
-    num_layers = len(model.layers)
-    match part:
-        case "head" | "distillation_head" | "hidden" | "norm" | "attention_pool" | "pooled_norm":
-            return 0
-        case "layers" | "relations":  # a relation that all layers share is as deep as the first
-            return num_layers - int(rest.partition(".")[0])
-        case "embedding":
-            return num_layers + 1
-    raise AssertionError(f"no depth is known for {name}")
-
-
-def learning_rate_at(progress: float, recipe: Recipe) -> float:
-    """Linear warm-up, then half a cosine down to 0; `progress` is the share of the budget spent."""
-    assert recipe.learning_rate is not None
-    if progress < recipe.warmup:
-        # From the second step's rate on; at exactly 0 the first batch would teach nothing.
-        return recipe.learning_rate * max(progress / recipe.warmup, 1e-3)
-    decayed = (progress - recipe.warmup) / (1 - recipe.warmup)
-    return recipe.learning_rate * (1 + math.cos(math.pi * decayed)) / 2
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["scale"]
+# --- Averages --------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -343,6 +333,19 @@ def update_average(run: Run) -> None:
     averages: list[Tensor] = list(run.average.parameters())
     currents: list[Tensor] = list(run.model.parameters())
     torch._foreach_lerp_(averages, currents, 1 - decay)
+
+
+@torch.no_grad()
+def _take_optimizers_average(run: Run) -> None:
+    """A schedule-free optimizer keeps the average itself; the weights are left to the bit as they were."""
+    if run.recipe.optimizer != "schedule_free":
+        return
+    weights: list[Tensor] = list(run.model.parameters())
+    before = [weight.clone() for weight in weights]
+    run.optimizer.average(on=True)
+    torch._foreach_copy_(list(run.average.parameters()), weights)
+    run.optimizer.average(on=False)
+    torch._foreach_copy_(weights, before)
 
 
 class RunningMean:
@@ -424,7 +427,7 @@ def _write_recipe(folder: Path, recipe: Recipe, data: ImageData) -> None:
 
 
 def _averaged_checkpoint(run: Run) -> Checkpoint:
-    return replace(run.checkpoint, model=run.average)
+    return replace(run.checkpoint, model=merged(run.average))
 
 
 def _state_file(folder: Path) -> Path:
@@ -437,6 +440,7 @@ def _checkpoint_is_due(run: Run) -> bool:
 
 def save(run: Run) -> None:
     """Writes all that a resume needs; one file, so that it is never half of one step and half of another."""
+    _take_optimizers_average(run)
     save_checkpoint(run.folder / "last", _averaged_checkpoint(run))
     content = io.BytesIO()
     torch.save(

@@ -1,0 +1,120 @@
+"""What a training step needs of memory, told before it begins; and advice where it was too much."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vitral.devices import Placement
+from vitral.errors import VitralError
+
+# Kernels' own workspace, gradients in flight and fragmentation, on top of what autograd keeps.
+# Measured peaks over this estimate: docs/log.md, 2026-11-25.
+_MARGIN = 1.25
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes of a training step, estimated."""
+
+    fixed: int  # weights, their average, gradients, optimizer state
+    per_image: int  # what the forward pass keeps for the backward pass
+    images: int  # computed at a time
+    available: int  # on the device, now
+
+    @property
+    def total(self) -> int:
+        return self.fixed + self.images * self.per_image
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.available
+
+    @property
+    def most_images(self) -> int:
+        """As many at a time as would fit."""
+        return max((self.available - self.fixed) // self.per_image, 0)
+
+    def __str__(self) -> str:
+        gigabytes = [f"{value / 2**30:,.2f}" for value in (self.total, self.available)]
+        return (
+            f"memory: about {gigabytes[0]} of {gigabytes[1]} GiB free; {self.images:,} images at a time "
+            f"({self.per_image / 2**20:,.1f} MiB each), room for {self.most_images:,}"
+        )
+
+
+def memory_need(model: nn.Module, images_at_a_time: int, placement: Placement) -> MemoryNeed:
+    """Counts what one image leaves for the backward pass, by running it forward once.
+
+    Args:
+        model: on the placement's device, in training mode, with an `embedding.img_size`.
+        images_at_a_time: the batch, or its parts where gradients are accumulated.
+        placement: device and precision.
+    """
+    parameters = list(model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    everything = sum(p.numel() * p.element_size() for p in parameters)
+    # Weights and their average; gradients and two moments of what is trained.
+    fixed = 2 * everything + 3 * trained
+    per_image = int(_MARGIN * saved_bytes(model, placement))
+    return MemoryNeed(fixed, max(per_image, 1), images_at_a_time, available_bytes(placement.device))
+
+
+def saved_bytes(model: nn.Module, placement: Placement) -> int:
+    """Bytes that autograd keeps of one image, parameters not counted."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    sizes: dict[int, int] = {}
+    kept: list[Tensor] = []  # alive until the count is done, so that no address serves twice
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    height, width = model.embedding.img_size  # pyrefly: ignore
+    # Two images less one: what does not grow with the batch, such as weights cast by autocast, drops out.
+    totals = []
+    for images in (1, 2):
+        sizes.clear()
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+            placement.autocast(),
+        ):
+            shape = images, model.embedding.in_channels, height, width  # pyrefly: ignore
+            model(torch.zeros(shape, device=placement.device))
+        totals.append(sum(sizes.values()))
+        kept.clear()
+    return totals[1] - totals[0]
+
+
+def available_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+@contextmanager
+def advice_when_out_of_memory(images_at_a_time: int) -> Iterator[None]:
+    """Turns the device's refusal into one line that says what to change."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise VitralError(
+            f"out of memory with {images_at_a_time} images at a time; go on with accumulate=2 or more (the "
+            "same result in parts), checkpoint_layers=true (a third slower), or begin again with a smaller "
+            "batch_size, img_size or model"
+        ) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)

@@ -1,0 +1,133 @@
+"""What training minimizes: cross-entropy or binary, weighted by class, with or without a teacher.
+
+Axes: B batch, L classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitral.classifier import Classifier, load
+from vitral.data import Split
+from vitral.devices import Placement
+from vitral.errors import VitralError
+from vitral.preprocess import Preprocess
+from vitral.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The mean loss of a batch.
+
+    Args:
+        recipe: the kind of loss, smoothing and the share of the teacher.
+        weights_L: of the classes, with mean 1 over the training images; None for all alike.
+        teacher: what to distil from, if anything.
+    """
+
+    recipe: Recipe
+    weights_L: Tensor | None = None
+    teacher: "Teacher | None" = None
+
+    def __call__(self, heads: Sequence[Tensor], targets_BL: Tensor, images_BCHW: Tensor) -> Tensor:
+        """The loss of each head's logits (B, L), in float32, as a scalar.
+
+        Args:
+            heads: the logits of the head and, for DeiT's token, of the distillation head.
+            targets_BL: probabilities of the classes; for "binary", those above 0 are present.
+            images_BCHW: what the model saw, for the teacher.
+        """
+        loss = self.supervised(heads[0].float(), targets_BL)
+        if self.teacher is None:
+            return loss
+        share = self.recipe.distillation_share
+        # The last head is the distillation token's, where there is one (DeiT, §4).
+        return (1 - share) * loss + share * self.distilled(heads[-1].float(), self.teacher(images_BCHW))
+
+    def supervised(self, logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
+        smoothing = self.recipe.label_smoothing
+        if self.recipe.loss == "cross_entropy":
+            return F.cross_entropy(logits_BL, targets_BL, self.weights_L, label_smoothing=smoothing)
+        # Mixed images show both classes (ResNet strikes back, arXiv:2110.00476, §2.2; DeiT-III's code).
+        present_BL = (targets_BL > 0).float()
+        smoothed_BL = present_BL * (1 - smoothing) + smoothing / targets_BL.shape[1]
+        return F.binary_cross_entropy_with_logits(logits_BL, smoothed_BL, self.weights_L)
+
+    def distilled(self, logits_BL: Tensor, teacher_BL: Tensor) -> Tensor:
+        """DeiT's eq. 3 ("hard": the teacher's label) or eq. 2 ("soft": its probabilities)."""
+        if self.recipe.distillation == "hard":
+            return F.cross_entropy(logits_BL, teacher_BL.argmax(1))
+        temperature = self.recipe.distillation_temperature
+        return temperature**2 * F.kl_div(
+            (logits_BL / temperature).log_softmax(1),
+            (teacher_BL / temperature).log_softmax(1),
+            reduction="batchmean",
+            log_target=True,
+        )
+
+
+class Teacher:
+    """A classifier's logits for images that were preprocessed for another model.
+
+    Args:
+        classifier: the teacher.
+        seen: how the images were preprocessed.
+        labels: the student's, in its order.
+
+    Raises:
+        VitralError: if the teacher lacks one of the labels.
+    """
+
+    def __init__(self, classifier: Classifier, seen: Preprocess, labels: Sequence[str]) -> None:
+        missing = sorted(set(labels) - set(classifier.labels))
+        if missing:
+            raise VitralError(
+                f"the teacher lacks the class {missing[0]!r}; its labels are "
+                f"{', '.join(classifier.labels[:5])}, ...; distil from a model of the same labels"
+            )
+        self.classifier = classifier
+        device = classifier.placement.device
+        self.columns = torch.tensor([classifier.labels.index(label) for label in labels], device=device)
+        wanted = classifier.preprocess
+        mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (seen.mean, seen.std))
+        own_mean, own_std = (
+            torch.tensor(values, device=device)[:, None, None] for values in (wanted.mean, wanted.std)
+        )
+        self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
+
+    @torch.no_grad()
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        own_BCHW = images_BCHW * self.scale + self.shift
+        size = self.classifier.preprocess.img_size
+        if own_BCHW.shape[2:] != torch.Size(size):
+            own_BCHW = F.interpolate(own_BCHW, size, mode="bicubic", antialias=True)
+        with self.classifier.placement.autocast():
+            logits_BL = self.classifier.model(own_BCHW)
+        return logits_BL.float()[:, self.columns]
+
+
+def build_objective(
+    recipe: Recipe, train: Split, preprocess: Preprocess, labels: Sequence[str], placement: Placement
+) -> Objective:
+    """The recipe's objective for the training images.
+
+    Raises:
+        VitralError: if the teacher cannot be loaded or has other labels.
+    """
+    weights_L = None
+    if recipe.class_weights == "balanced":
+        weights_L = placement.put(torch.from_numpy(balanced_weights(train.labels, len(labels))).float())
+    teacher = None
+    if recipe.teacher is not None:
+        classifier = load(recipe.teacher, device=placement.device.type)  # pyrefly: ignore[bad-argument-type]
+        teacher = Teacher(classifier, preprocess, labels)
+    return Objective(recipe, weights_L, teacher)
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """N / (L n_c) for each class, scikit-learn's "balanced" (King and Zeng, 2001)."""
+    return len(labels) / (num_classes * np.bincount(labels, minlength=num_classes))

@@ -1,0 +1,84 @@
+"""What a step needs is counted right, and running out of memory ends in advice."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitral.blocks import PatchEmbedding
+from vitral.devices import Placement
+from vitral.errors import VitralError
+from vitral.memory import MemoryNeed, advice_when_out_of_memory, memory_need, saved_bytes
+from vitral.model import VisionTransformer
+
+CPU = Placement.choose("cpu", "float32")
+
+
+class Counted(nn.Module):
+    """Two maps and a ReLU, of which it is easy to say what autograd keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = PatchEmbedding(4, 4, 3, 2)
+        self.first, self.second = nn.Linear(48, 100), nn.Linear(100, 10)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.second(self.first(images_BCHW.flatten(1)).relu())
+
+
+def test_bytes_kept_of_an_image_by_hand() -> None:
+    # The input of the first map (48 floats), and the ReLU's output (100), which is the second's input too.
+    assert saved_bytes(Counted(), CPU) == 4 * (48 + 100)
+
+
+def test_checkpointed_layers_keep_far_less() -> None:
+    model = VisionTransformer(32, 4, embed_dim=32, num_layers=6, num_heads=2, num_classes=2).train()
+    everything = saved_bytes(model, CPU)
+    model.checkpoint_layers = True
+    assert saved_bytes(model, CPU) < everything / 4
+
+
+def test_counting_draws_nothing_and_leaves_no_gradient() -> None:
+    model = VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=2, dropout=0.5)
+    before = torch.get_rng_state()
+    memory_need(model.train(), 4, CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_line_says_what_is_needed_and_what_fits() -> None:
+    need = MemoryNeed(fixed=2**30, per_image=2**24, images=64, available=3 * 2**30)
+    assert need.total == 2 * 2**30
+    assert need.fits
+    assert need.most_images == 128
+    assert "about 2.00 of 3.00 GiB" in str(need)
+    assert not MemoryNeed(fixed=2**30, per_image=2**24, images=129, available=3 * 2**30).fits
+
+
+def test_a_frozen_model_needs_no_gradients_or_moments() -> None:
+    model = VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=2)
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    assert memory_need(model, 1, CPU).fixed == 5 * weights
+    model.requires_grad_(False)
+    model.head.requires_grad_(True)
+    head = sum(p.numel() * 4 for p in model.head.parameters())
+    assert memory_need(model, 1, CPU).fixed == 2 * weights + 3 * head
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:126] DefaultCPUAllocator: not enough memory: you tried"),
+    ],
+)
+def test_running_out_of_memory_ends_in_advice(error: Exception) -> None:
+    with (
+        pytest.raises(VitralError, match=r"with 32 images at a time.*accumulate=2"),
+        advice_when_out_of_memory(32),
+    ):
+        raise error
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), advice_when_out_of_memory(32):
+        raise RuntimeError("shapes do not fit")
