@@ -546,6 +546,45 @@ def test_workers_change_nothing() -> None:
     assert_same_bits(stream(7, workers=2), stream(7))
 
 
+def repeated(
+    steps: int, repeats: int, *, count: int = 13, first_step: int = 0, workers: int = 0
+) -> list[Batch]:
+    batches = training_batches(
+        greys(count), noisy, batch_size=4, seed=0, first_step=first_step, repeats=repeats, workers=workers
+    )
+    return list(islice(batches, steps))
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3, 5])
+def test_repeated_augmentation_orders_images_as_timms_sampler_does(repeats: int) -> None:
+    samplers = pytest.importorskip("timm.data.distributed_sampler")
+    # Our order without repeats is what the sampler shuffles; without shuffling it only repeats.
+    once = labels(repeated(3, 1, count=12))
+    sampler = samplers.RepeatAugSampler(
+        range(12), num_replicas=1, rank=0, shuffle=False, num_repeats=repeats, selected_round=0
+    )
+    assert labels(repeated(3, repeats, count=12)) == [once[place] for place in sampler]
+
+
+def test_each_copy_of_an_image_is_altered_anew_and_the_first_as_ever() -> None:
+    images = torch.cat([batch.images for batch in repeated(3, 3)])
+    copies = images.reshape(4, 3, *images.shape[1:])
+    for first, second, third in copies:
+        assert not torch.equal(first, second)
+        assert not torch.equal(second, third)
+    once = torch.cat([batch.images for batch in repeated(1, 1)])
+    assert torch.equal(copies[:, 0], once)
+
+
+@pytest.mark.parametrize("first_step", [1, 2, 3, 4])
+def test_repeated_augmentation_can_start_anywhere(first_step: int) -> None:
+    assert_same_bits(repeated(5, 3, first_step=first_step), repeated(5 + first_step, 3)[first_step:])
+
+
+def test_repeated_augmentation_is_the_same_with_workers() -> None:
+    assert_same_bits(repeated(7, 3, workers=2), repeated(7, 3))
+
+
 def test_evaluation_sees_every_image_once_in_order() -> None:
     batches = list(evaluation_batches(greys(13), opened, batch_size=4))
     assert [len(batch.labels) for batch in batches] == [4, 4, 4, 1]

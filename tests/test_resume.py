@@ -32,6 +32,11 @@ ALL_THAT_IS_RANDOM: dict[str, Any] = {
     "dropout": 0.1,
     "drop_path": 0.3,
     "rand_augment": 7,
+    "rand_augment_share": 0.5,
+    "three_augment": True,
+    "color_jitter": 0.3,
+    "erasing": 0.5,
+    "repeats": 3,
 }
 
 

@@ -453,7 +453,10 @@ def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 class _Images(Dataset):
-    """Loads one image; its key is (epoch, index), and a damaged image gives its name and the reason."""
+    """Loads one image; its key is (epoch, index), or (epoch, index, copy) from the second copy on.
+
+    A damaged image gives its name and the reason.
+    """
 
     def __init__(self, split: Split, transform: Transform, seed: int) -> None:
         self.split, self.transform, self.seed = split, transform, seed
@@ -461,34 +464,40 @@ class _Images(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int] | tuple[str, str]:
-        epoch, row = index
+    def __getitem__(self, index: tuple[int, ...]) -> tuple[Tensor, int] | tuple[str, str]:
+        row = index[1]
         try:
-            with seeded(self.seed, epoch, row):
+            with seeded(self.seed, *index):
                 return self.transform(self.split.images[row]), int(self.split.labels[row])
         except ImageError as error:
             return self.split.names[row], str(error)
 
 
-class _ShuffledBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) without end, from any step on; an epoch's remainder is left out."""
+class _ShuffledBatches(Sampler[list[tuple[int, ...]]]):
+    """Batches of keys without end, from any step on; an epoch's remainder is left out.
 
-    def __init__(self, count: int, batch_size: int, seed: int, first_step: int) -> None:
-        self.count, self.batch_size, self.seed, self.first_step = (
-            count,
-            batch_size,
-            seed,
-            first_step,
-        )
+    With `repeats` above 1, each image of the epoch's order comes that many times in a row, altered
+    anew each time, and the epoch is as long as before: it sees a part of the images (repeated
+    augmentation, arXiv:1901.09335, as in DeiT, arXiv:2012.12877, §5).
+    """
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __init__(self, count: int, batch_size: int, seed: int, first_step: int, repeats: int = 1) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.first_step, self.repeats = first_step, repeats
+
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         steps_per_epoch = self.count // self.batch_size
         epoch, step = divmod(self.first_step, steps_per_epoch)
         while True:
             order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
             for first in range(step * self.batch_size, steps_per_epoch * self.batch_size, self.batch_size):
-                yield [(epoch, int(index)) for index in order[first : first + self.batch_size]]
+                places = range(first, first + self.batch_size)
+                yield [_key(epoch, *divmod(place, self.repeats), order) for place in places]
             epoch, step = epoch + 1, 0
+
+
+def _key(epoch: int, place: int, copy: int, order: np.ndarray) -> tuple[int, ...]:
+    return (epoch, int(order[place]), *([copy] if copy else []))
 
 
 def training_batches(
@@ -498,11 +507,15 @@ def training_batches(
     batch_size: int,
     seed: int,
     first_step: int = 0,
+    repeats: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[Batch]:
-    """Shuffled batches without end, the same for the same seed whatever the step it starts from."""
-    batches = _ShuffledBatches(len(split), batch_size, seed, first_step)
+    """Shuffled batches without end, the same for the same seed whatever the step it starts from.
+
+    `repeats` is how many times in a row an image comes, each time altered anew.
+    """
+    batches = _ShuffledBatches(len(split), batch_size, seed, first_step, repeats)
     return _loader(_Images(split, transform, seed), batches, workers, pin_memory=pin_memory)
 
 

@@ -1,12 +1,12 @@
 """`Recipe`: the settings of a run; `resolve` picks what the user left open, `start` builds the model."""
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from vitral.augment import Crop
+from vitral.augment import Augmentation, Crop
 from vitral.blocks import height_and_width
 from vitral.checkpoints import Checkpoint, is_checkpoint, load_checkpoint
 from vitral.data import ImageData, image_sizes
@@ -36,22 +36,42 @@ class Recipe:
     minutes: Positive | None = None
 
     batch_size: Count | None = None
+    accumulate: Count = 1  # batches whose gradients make one update
+    optimizer: Literal["adamw", "muon", "lion", "sgd", "schedule_free"] | None = None
+    betas: tuple[float, float] = (0.9, 0.999)  # for "sgd" the first is the momentum
     learning_rate: Positive | None = None  # at its peak
+    learning_rate_batch: Count | None = None  # the batch size it is meant for; scaled linearly to another
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     warmup: Share = 0.05  # share of the budget over which the learning rate rises from 0
+    final_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # learning rate at the end, of its peak
+    decay: Share = 0.2  # share of the budget over which "wsd" falls
     weight_decay: NotNegative = 0.05  # of weight matrices; biases, norms, tokens and positions have none
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None  # learning rate from layer to layer down
-    clip_norm: Positive = 1.0  # largest norm of all gradients together
+    clip_norm: NotNegative = 1.0  # largest norm of all gradients together; 0 is off
+    loss: Literal["cross_entropy", "binary"] = "cross_entropy"
+    class_weights: Literal["none", "balanced"] = "none"
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    teacher: str | None = None  # a checkpoint to learn from
+    distillation: Literal["hard", "soft"] = "hard"
     label_smoothing: Share = 0.1
     dropout: Share = 0.0
     drop_path: Share = 0.0  # stochastic depth of the last layer
     ema_decay: Share | None = None  # of the averaged weights: those that are evaluated and kept
 
-    crop: Crop | None = None  # "padded", "resized" or "none"
+    crop: Crop | None = None  # "padded", "resized", "simple" or "none"
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.35  # smallest part of the area for "resized"
+    # Centre kept in evaluation; None: in fine-tuning the checkpoint's, else 0.9 for "resized" and 1.
+    crop_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     flip: bool | None = None
-    rand_augment: Annotated[float, Field(ge=0, le=30)] = 0.0  # magnitude; 0 is off
+    three_augment: bool = False  # DeiT-III's: grey, solarized or blurred
+    color_jitter: NotNegative = 0.0  # largest change of brightness, contrast and saturation; 0 is off
+    rand_augment: Annotated[float, Field(ge=0, le=30)] = 0.0  # magnitude, 30 for level 10; 0 is off
+    rand_augment_ops: Count = 2
+    rand_augment_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # probability of each operation
+    erasing: Share = 0.0  # probability of a rectangle of noise
+    repeats: Count = 1  # times that an image is taken in a row, each time altered anew
     mixup: NotNegative = 0.0  # alpha; 0 is off
-    cutmix: NotNegative = 0.0  # alpha; 0 is off
+    cutmix: NotNegative = 0.0  # alpha; 0 is off. With both on, each batch takes one by chance
 
     val_fraction: Share = 0.2  # held out where the data has no validation split
     max_damaged: Share = 0.01  # share of unreadable images past which the run stops
@@ -60,6 +80,13 @@ class Recipe:
     workers: Annotated[int, Field(ge=0)] | None = None  # processes that load images
     device: Device = "auto"
     precision: Precision = "auto"
+
+    architecture: dict[str, Any] = field(default_factory=dict)  # further fields of `ViTConfig`
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """Of a resolved recipe."""
+        return Augmentation(**{part.name: getattr(self, part.name) for part in fields(Augmentation)})
 
 
 # --- What the user left open ---------------------------------------------------------------------
@@ -158,12 +185,15 @@ def start(recipe: Recipe, classes: tuple[str, ...]) -> Checkpoint:
     if recipe.pooling is not None:
         overrides["pooling"] = recipe.pooling
     if is_checkpoint(recipe.model):
-        return _start_from(recipe.model, overrides, classes)
+        base = _start_from(recipe.model, overrides, classes)
+        if recipe.crop_fraction is None:
+            return base
+        return replace(base, preprocess=replace(base.preprocess, crop_fraction=recipe.crop_fraction))
     try:
         model = create(recipe.model, num_classes=len(classes), **overrides)
     except ValueError as error:
         raise VitralError(f"model={recipe.model}: {error}") from error
-    margin = 0.9 if recipe.crop == "resized" else 1.0
+    margin = recipe.crop_fraction or (0.9 if recipe.crop == "resized" else 1.0)
     return Checkpoint(model, Preprocess(overrides["img_size"], crop_fraction=margin), classes)
 
 

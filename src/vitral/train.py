@@ -198,7 +198,8 @@ def step(run: Run, batch: Batch) -> None:
             logits_BL = run.model(images_BCHW)
         loss = F.cross_entropy(logits_BL.float(), targets_BL, label_smoothing=run.recipe.label_smoothing)
         loss.backward()
-    nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
+    if run.recipe.clip_norm:
+        nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
     set_learning_rate(run.optimizer, learning_rate_at(run.progress, run.recipe))
     run.optimizer.step()
     run.optimizer.zero_grad()
@@ -258,20 +259,14 @@ def _evaluate_split(run: Run, name: str) -> Evaluation:
 def _training_batches(run: Run) -> Generator[Batch]:
     recipe = run.recipe
     assert recipe.batch_size is not None
-    assert recipe.crop is not None
-    transform = training_transform(
-        run.checkpoint.preprocess,
-        recipe.crop,
-        recipe.crop_scale,
-        flip=bool(recipe.flip),
-        rand_augment=recipe.rand_augment,
-    )
+    transform = training_transform(run.checkpoint.preprocess, recipe.augmentation)
     return training_batches(
         run.data.split("train"),
         transform,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         first_step=run.state.step,
+        repeats=recipe.repeats,
         workers=recipe.workers or 0,
         pin_memory=run.placement.device.type == "cuda",
     )
