@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model", "augment"),
     ("variants", "checkpoints", "info", "bench"),
     ("classifier", "recipe"),
-    ("evaluate",),
+    ("evaluate", "recipes"),
     ("doctor",),
     ("train",),
     ("console", "demo"),

@@ -88,7 +88,10 @@ def train(
     data: DataArgument,
     out: Annotated[Path, typer.Option(help="Folder for the run.")],
     settings: SettingsArgument = None,
-    recipe: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME_OR_FILE", help="A recipe that comes with Vitral, or a file of settings."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
     r"""Train or fine-tune on DATA; settings that you leave out are chosen from the data and printed.
@@ -96,16 +99,18 @@ def train(
     \b
     vitral train photos/ --out runs/photos minutes=30
     vitral train photos/ --out runs/tuned model=runs/photos img_size=192
+    vitral train imagenet/ --out runs/deit3 --recipe deit3 batch_size=512
     """
-    from vitral import config
+    from vitral import config, recipes
     from vitral.console import TrainingConsole, clock
     from vitral.data import open_data
     from vitral.recipe import Recipe
     from vitral.train import resumed_recipe
     from vitral.train import train as run_training
 
-    values = config.read_toml(recipe) if recipe else {}
-    wanted = config.build(Recipe, {**values, **config.parse_overrides(settings or [])})
+    values = recipes.read(recipe) if recipe else {}
+    words = config.nested(config.parse_overrides(settings or []))
+    wanted = config.build(Recipe, config.merged(values, words))
     if resume:
         wanted = resumed_recipe(out, wanted)
     images = open_data(data, val_fraction=wanted.val_fraction, seed=wanted.seed)
@@ -287,6 +292,56 @@ def bench(
         print(json.dumps({"placement": str(placement), "timings": [asdict(timing) for timing in timings]}))
     else:
         print_timings(timings, f"{what} ({placement})")
+
+
+# --- Recipes ---------------------------------------------------------------------------------------
+
+recipe_app = typer.Typer(help="Recipes of the papers: list, show and compare them.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+
+RecipeArgument = typer.Argument(
+    metavar="NAME_OR_FILE", help="A recipe that comes with Vitral, a file of settings, or a run's folder."
+)
+
+
+@recipe_app.command("list")
+def recipe_list() -> None:
+    """The recipes that come with Vitral."""
+    from vitral import recipes
+
+    for name in recipes.names():
+        print(f"{name:<14} {recipes.title(name)}")
+
+
+@recipe_app.command("show")
+def recipe_show(recipe: Annotated[str, RecipeArgument]) -> None:
+    """A recipe's file: command, expected accuracy, and each number with its source."""
+    from vitral import recipes
+
+    recipes.settings(recipe)  # says what is wrong with a file that no run would take
+    print(recipes.find(recipe).read_text(encoding="utf-8"), end="")
+
+
+@recipe_app.command("diff")
+def recipe_diff(
+    a: Annotated[str, RecipeArgument], b: Annotated[str, RecipeArgument], json_output: JsonOption = False
+) -> None:
+    r"""The settings in which two recipes differ, and where each has its number from.
+
+    \b
+    vitral recipe diff deit deit3
+    vitral recipe diff deit3 runs/mine
+    """
+    from dataclasses import asdict
+
+    from vitral import recipes
+    from vitral.console import print_recipe_diff
+
+    differences = recipes.diff(a, b)
+    if json_output:
+        print(json.dumps({"a": a, "b": b, "differences": [asdict(item) for item in differences]}))
+    else:
+        print_recipe_diff(differences, a, b)
 
 
 # --- Helpers of the commands -----------------------------------------------------------------------
