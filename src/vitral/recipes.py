@@ -49,6 +49,8 @@ def title(name: str) -> str:
 def find(name_or_file: str) -> Path:
     """The file of a recipe: one that comes with Vitral by its name, any other by its path or its run.
 
+    A name goes before a path; `./deit` is the folder or file called deit.
+
     Raises:
         VitralError: if there is no such recipe; it names the nearest ones.
     """
