@@ -217,6 +217,20 @@ def scales(model: VisionTransformer) -> list[float]:
     return torch.cat(found).tolist()
 
 
+@every_paper
+def test_a_recipe_trains(name: str, tmp_path: Path) -> None:
+    data = open_data(str(write_images(tmp_path / "data", {"ant": 6, "bee": 6}, size=(40, 40))))
+    machine: dict[str, Any] = {"workers": 0, "device": "cpu", "precision": "float32"}
+    small: dict[str, Any] = {"model": "ViT-Pico/16", "img_size": 32, "batch_size": 4, "epochs": None, "steps": 3}
+    summary = train(data, tmp_path / "run", replace(built(name), **small, **machine))
+    assert summary.finished
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1:]
+    assert np.isfinite(json.loads(line)["train_loss"])
+    ran = config.build(Recipe, config.read_toml(tmp_path / "run" / "recipe.toml"))
+    changed = {key for key, value in vars(built(name)).items() if value != getattr(ran, key)}
+    assert changed <= {*small, *machine}
+
+
 def test_fine_tuning_recipes_start_from_a_checkpoint(tmp_path: Path) -> None:
     model = VisionTransformer(32, 16, embed_dim=16, num_layers=2, num_heads=2, num_classes=0)
     save_checkpoint(tmp_path / "base", Checkpoint(model, Preprocess((32, 32)), ()))
