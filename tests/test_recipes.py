@@ -221,7 +221,13 @@ def scales(model: VisionTransformer) -> list[float]:
 def test_a_recipe_trains(name: str, tmp_path: Path) -> None:
     data = open_data(str(write_images(tmp_path / "data", {"ant": 6, "bee": 6}, size=(40, 40))))
     machine: dict[str, Any] = {"workers": 0, "device": "cpu", "precision": "float32"}
-    small: dict[str, Any] = {"model": "ViT-Pico/16", "img_size": 32, "batch_size": 4, "epochs": None, "steps": 3}
+    small: dict[str, Any] = {
+        "model": "ViT-Pico/16",
+        "img_size": 32,
+        "batch_size": 4,
+        "epochs": None,
+        "steps": 3,
+    }
     summary = train(data, tmp_path / "run", replace(built(name), **small, **machine))
     assert summary.finished
     (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1:]

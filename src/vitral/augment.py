@@ -19,15 +19,15 @@ class Augmentation:
     """How a training image is altered at random, in the order of the fields; the defaults alter nothing.
 
     `crop` is "resized", a random part enlarged to the model's size (Inception's, arXiv:1409.4842);
-    "simple", the whole image reduced to the model's size and shifted by up to 4 pixels (DeiT-III,
-    arXiv:2204.07118, §3); "padded", shifted by up to an eighth, for images already as small as the
-    model takes; or "none".
+    "simple", the image reduced until its shorter side fits and cut anywhere, up to 4 mirrored pixels
+    over its edge (DeiT-III, arXiv:2204.07118); "padded", shifted by up to an eighth, for images already
+    as small as the model takes; or "none".
     """
 
     crop: Crop = "none"
     crop_scale: float = 0.35  # smallest part of the area that "resized" keeps
     flip: bool = False  # mirror every other image
-    three_augment: bool = False  # one of grey, solarized and blurred (DeiT-III, §3)
+    three_augment: bool = False  # one of grey, solarized and blurred (DeiT-III)
     # RandAugment (arXiv:1909.13719): magnitude, 0 to 30, where 30 is level 10 of the paper's code and
     # of timm; 0 is off. Then how many operations, and the probability of each.
     rand_augment: float = 0.0
@@ -89,7 +89,7 @@ def _shifted_crop(size: tuple[int, int], padding: list[int]) -> v2.Transform:
 
 
 def _three_augment(size: tuple[int, int]) -> v2.Transform:
-    """DeiT-III's 3-Augment (arXiv:2204.07118, §3), with the numbers of the authors' `augment.py`."""
+    """DeiT-III's 3-Augment (arXiv:2204.07118), with the numbers of the authors' `augment.py`."""
     # Three standard deviations to each side; no wider than a picture can be mirrored.
     kernel = min(13, 2 * min(size) - 1)
     blur = v2.GaussianBlur(kernel, sigma=(0.1, 2.0))

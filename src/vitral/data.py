@@ -478,7 +478,7 @@ class _ShuffledBatches(Sampler[list[tuple[int, ...]]]):
 
     With `repeats` above 1, each image of the epoch's order comes that many times in a row, altered
     anew each time, and the epoch is as long as before: it sees a part of the images (repeated
-    augmentation, arXiv:1901.09335, as in DeiT, arXiv:2012.12877, §5).
+    augmentation, arXiv:1901.09335, as in DeiT, arXiv:2012.12877, §6).
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, first_step: int, repeats: int = 1) -> None:
