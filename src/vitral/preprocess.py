@@ -137,15 +137,20 @@ class Preprocess:
 
     def fit(self, image: Image.Image) -> Image.Image:
         """The picture at exactly `img_size`: resized, its centre cut out, or padded with the mean colour."""
-        height, width = self._resized(image)
-        if height * width > _MAX_RESIZED_PIXELS:
-            raise ImageError(f"is too narrow to be resized, {image.width}x{image.height} pixels")
-        resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        resized = self.resized(image)
         target_h, target_w = self.img_size
         fill = tuple(round(255 * m) for m in self.mean)
         canvas = Image.new("RGB", (target_w, target_h), fill)
-        canvas.paste(resized, (self._offset(width - target_w), self._offset(height - target_h)))
+        place = self._offset(resized.width - target_w), self._offset(resized.height - target_h)
+        canvas.paste(resized, place)
         return canvas
+
+    def resized(self, image: Image.Image) -> Image.Image:
+        """The picture before its centre is cut out, or before it is padded."""
+        height, width = self._resized_size(image)
+        if height * width > _MAX_RESIZED_PIXELS:
+            raise ImageError(f"is too narrow to be resized, {image.width}x{image.height} pixels")
+        return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
 
     def normalize(self, image: Image.Image) -> Tensor:
         """8-bit RGB -> (3, H, W), (value / 255 - mean) / std."""
@@ -158,7 +163,7 @@ class Preprocess:
         rounded = round if self.crop_rounding == "even" and excess > 0 else int
         return -rounded(excess / 2)
 
-    def _resized(self, image: Image.Image) -> tuple[int, int]:
+    def _resized_size(self, image: Image.Image) -> tuple[int, int]:
         """(height, width) to resize to before the centre is cut out."""
         target_h, target_w = (math.floor(side / self.crop_fraction + 1e-6) for side in self.img_size)
         if self.resize == "squash":

@@ -1,13 +1,13 @@
 """`Recipe`: the settings of a run; `resolve` picks what the user left open, `start` builds the model."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from vitral.augment import Crop
+from vitral.augment import Augmentation, Crop
 from vitral.blocks import height_and_width
 from vitral.checkpoints import Checkpoint, is_checkpoint, load_checkpoint
 from vitral.config import nested, read_toml
@@ -73,12 +73,20 @@ class Recipe:
     distillation_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the loss that is the teacher's
     distillation_temperature: Positive = 3.0  # of "soft"
 
-    crop: Crop | None = None  # "padded", "resized" or "none"
+    crop: Crop | None = None  # "padded", "resized", "simple" or "none"
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.35  # smallest part of the area for "resized"
+    # Centre kept in evaluation; None: in fine-tuning the checkpoint's, else 0.9 for "resized" and 1.
+    crop_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     flip: bool | None = None
-    rand_augment: Annotated[float, Field(ge=0, le=30)] = 0.0  # magnitude; 0 is off
+    three_augment: bool = False  # DeiT-III's: grey, solarized or blurred
+    color_jitter: NotNegative = 0.0  # largest change of brightness, contrast and saturation; 0 is off
+    rand_augment: Annotated[float, Field(ge=0, le=30)] = 0.0  # magnitude, 30 for level 10; 0 is off
+    rand_augment_ops: Count = 2
+    rand_augment_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # probability of each operation
+    erasing: Share = 0.0  # probability of a rectangle of noise
+    repeats: Count = 1  # times that an image is taken in a row, each time altered anew
     mixup: NotNegative = 0.0  # alpha; 0 is off
-    cutmix: NotNegative = 0.0  # alpha; 0 is off
+    cutmix: NotNegative = 0.0  # alpha; 0 is off. With both on, each batch takes one by chance
 
     val_fraction: Share = 0.2  # held out where the data has no validation split
     max_damaged: Share = 0.01  # share of unreadable images past which the run stops
@@ -88,6 +96,11 @@ class Recipe:
     device: Device = "auto"
     precision: Precision = "auto"
     compile: bool | None = None  # torch.compile; None: where it is faster
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """Of a resolved recipe."""
+        return Augmentation(**{part.name: getattr(self, part.name) for part in fields(Augmentation)})
 
 
 # --- What the user left open ---------------------------------------------------------------------
@@ -191,12 +204,15 @@ def start(recipe: Recipe, classes: tuple[str, ...]) -> Checkpoint:
         overrides["pooling"] = recipe.pooling
     overrides |= nested(recipe.architecture)
     if is_checkpoint(recipe.model):
-        return _start_from(recipe.model, overrides, classes)
+        base = _start_from(recipe.model, overrides, classes)
+        if recipe.crop_fraction is None:
+            return base
+        return replace(base, preprocess=replace(base.preprocess, crop_fraction=recipe.crop_fraction))
     try:
         model = create(recipe.model, num_classes=len(classes), **overrides)
     except ValueError as error:
         raise VitralError(f"model={recipe.model}: {error}") from error
-    margin = 0.9 if recipe.crop == "resized" else 1.0
+    margin = recipe.crop_fraction or (0.9 if recipe.crop == "resized" else 1.0)
     return Checkpoint(model, Preprocess(overrides["img_size"], crop_fraction=margin), classes)
 
 

@@ -30,6 +30,7 @@ from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, wri
 from vitral.data import (
     Batch,
     DamageCount,
+    Draw,
     ImageData,
     evaluation_batches,
     fingerprint,
@@ -39,7 +40,7 @@ from vitral.data import (
 from vitral.devices import Placement, cpu_count
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, evaluate
-from vitral.memory import advice_when_out_of_memory, memory_need
+from vitral.memory import MemoryNeed, advice_when_out_of_memory, memory_need
 from vitral.model import VisionTransformer
 from vitral.objective import build_objective
 from vitral.optim import (
@@ -106,6 +107,7 @@ class Run:
     placement: Placement
     reporter: Reporter
     state: RunState = field(default_factory=RunState)
+    memory: MemoryNeed | None = None  # known once the run begins
 
     def __post_init__(self) -> None:
         assert self.recipe.batch_size is not None
@@ -189,9 +191,8 @@ def train(
     if resume and run.progress >= 1:
         raise VitralError(f"{folder} is finished; name a larger budget to go on, for example epochs=")
     with _deterministic(), _stop_signal() as stop, advice_when_out_of_memory(run.images_at_a_time):
-        need = memory_need(run.model, run.images_at_a_time, run.placement)
+        run.memory = memory_need(run.model, run.images_at_a_time, run.placement)
         run.reporter.begin(run)
-        run.reporter.message(str(need))
         try:
             finished = _loop(run, stop)
         finally:
@@ -289,20 +290,14 @@ def _evaluate_split(run: Run, name: str) -> Evaluation:
 def _training_batches(run: Run) -> Generator[Batch]:
     recipe = run.recipe
     assert recipe.batch_size is not None
-    assert recipe.crop is not None
-    transform = training_transform(
-        run.checkpoint.preprocess,
-        recipe.crop,
-        recipe.crop_scale,
-        flip=bool(recipe.flip),
-        rand_augment=recipe.rand_augment,
-    )
+    transform = training_transform(run.checkpoint.preprocess, recipe.augmentation)
     return training_batches(
         run.data.split("train"),
         transform,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         first_step=run.state.step,
+        draw=Draw(balanced=recipe.sampling == "balanced", repeats=recipe.repeats),
         workers=recipe.workers or 0,
         pin_memory=run.placement.device.type == "cuda",
     )
