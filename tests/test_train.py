@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import threading
 from dataclasses import replace
@@ -217,6 +218,40 @@ def test_layers_computed_twice_give_the_same_bits(base: str, data: ImageData) ->
             run.state.step += 1
         after.append(copied(run.model))
     assert all(torch.equal(tensor, after[1][name]) for name, tensor in after[0].items())
+
+
+def test_in_bfloat16_weights_and_moments_stay_float32_and_gradients_agree(base: str, data: ImageData) -> None:
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        run = opened(data, small(base, warmup=0.0))
+        run.placement = Placement.choose("cpu", precision)
+        # Kept from being zeroed, to be compared.
+        run.optimizer.zero_grad = lambda: None
+        step(run, random_batches(1)[0])
+        assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+        moments = [v for part in run.optimizer.parts for state in part.state.values() for v in state.values()]
+        assert {moment.dtype for moment in moments} == {torch.float32}
+        gradients.append({n: p.grad for n, p in run.model.named_parameters() if p.grad is not None})
+    exact = torch.cat([g.flatten() for g in gradients[0].values()])
+    rounded = torch.cat([g.flatten() for g in gradients[1].values()])
+    # bfloat16 keeps 8 bits: 2^-8 a rounding, and a few dozen on the way, with random signs.
+    assert (rounded - exact).norm() < 0.03 * exact.norm()
+    assert not torch.equal(exact, rounded)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_eager_one(base: str, data: ImageData) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    after = []
+    for compiled in (False, True):
+        run = opened(data, small(base, compile=compiled, warmup=0.0, optimizer="sgd", learning_rate=0.1))
+        for batch in random_batches(3):
+            step(run, batch)
+            run.state.step += 1
+        after.append(copied(run.model))
+    for name, tensor in after[0].items():
+        torch.testing.assert_close(after[1][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_dropout_differs_from_step_to_step(base: str, data: ImageData) -> None:
