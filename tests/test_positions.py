@@ -487,3 +487,23 @@ def test_resized_biases_equal_transformers(new: Grid) -> None:
     bias, peer = relative_bias((7, 7), "bilinear"), module.BeitRelativePositionBias(config)
     peer.relative_position_bias_table.data = bias.table.data
     assert_close(biases(bias, new), peer(new)[0].detach(), **SAME)
+
+
+def test_a_local_start_looks_at_one_neighbour_a_head() -> None:
+    # Attention of the bias alone, for the middle patch of 5x5: most of the weight on the head's neighbour.
+    relation = RelativeBias((5, 5), 8, "geometric", "local")
+    relation.draw()
+    bias = relation((5, 5), torch.device("cpu")).bias_ATT
+    assert bias is not None
+    weights = bias[:, 1:, 1:].softmax(-1)[:, 12].unflatten(1, (5, 5))
+    looked_at = {tuple((weights[head] == weights[head].max()).nonzero()[0].tolist()) for head in range(8)}
+    assert looked_at == {(1, 1), (1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2), (3, 3)}
+    # exp(-d^2), of the taps themselves by hand: the four heads that look straight have one neighbour at a
+    # distance of 1 on each side, and so on.
+    total = sum(math.exp(-(y * y + x * x)) for y in range(-1, 4) for x in range(-2, 3))
+    assert weights[0].max().item() == pytest.approx(1 / total, rel=1e-3)
+
+
+def test_a_grid_with_fewer_neighbours_than_heads_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than the neighbours"):
+        RelativeBias((1, 2), 4, "geometric", "local").draw()

@@ -27,6 +27,7 @@ from vitral.positions import (
     PositionalEncoding2d,
     Relation,
     RelativeBias,
+    RelativeStart,
     Resize,
     RotaryOptions,
     RotaryPositions,
@@ -82,6 +83,7 @@ class AttentionOptions:
     # BEiT's: a table for each layer, or one that all layers share.
     relative_bias: Literal["none", "layer", "shared"] = "none"
     relative_resize: Resize = "geometric"  # of those tables, at another image size
+    relative_start: RelativeStart = "zero"  # "local": a head looks at one neighbour, as in ConViT
 
 
 @dataclass(frozen=True)

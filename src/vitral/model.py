@@ -357,7 +357,8 @@ def _relations(config: ViTConfig) -> list[nn.Module]:
         ]
     if options.relative_bias != "none":
         count = config.num_layers if options.relative_bias == "layer" else 1
-        return [RelativeBias(config.grid, config.num_heads, options.relative_resize) for _ in range(count)]
+        resize, begin = options.relative_resize, options.relative_start
+        return [RelativeBias(config.grid, config.num_heads, resize, begin) for _ in range(count)]
     return []
 
 

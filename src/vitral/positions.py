@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 INIT_STD = 0.02  # of all weights, truncated normal
 Grid = tuple[int, int]  # rows and columns of patches
+RelativeStart = Literal["zero", "local"]
 Resize = Literal[
     "bilinear", "bilinear_antialias", "bilinear_corners",
     "bicubic", "bicubic_antialias", "bicubic_corners", "bicubic_offset", "geometric",
@@ -345,15 +346,25 @@ class RelativeBias(nn.Module):
 
     BEiT (arXiv:2106.08254) after Swin. The last three rows of the table (M, A) are for the class
     token: to a patch, from a patch, to itself.
+
+    Args:
+        grid: rows and columns of patches.
+        num_heads: A.
+        resize: rule for the table at another image size.
+        start: "zero", BEiT's, or "local": each head begins by looking at one neighbour of every patch
+            (`local_bias`), the locality that few images cannot teach.
     """
 
-    def __init__(self, grid: Grid, num_heads: int, resize: Resize) -> None:
+    def __init__(self, grid: Grid, num_heads: int, resize: Resize, start: RelativeStart = "zero") -> None:
         super().__init__()
-        self.grid, self.resize = grid, resize
+        self.grid, self.resize, self.start = grid, resize, start
         self.table = nn.Parameter(torch.empty((2 * grid[0] - 1) * (2 * grid[1] - 1) + 3, num_heads))
 
     def draw(self) -> None:
         nn.init.zeros_(self.table)
+        if self.start == "local":
+            with torch.no_grad():
+                self.table[:-3] = local_bias(self.grid, self.table.shape[1])
 
     def forward(self, grid: Grid, device: torch.device) -> Relation:
         table_MA = self.resized(grid)
@@ -367,6 +378,23 @@ class RelativeBias(nn.Module):
             return self.table
         patches, class_token = self.table[:-3], self.table[-3:]
         return torch.cat([resize_grid(patches, old, new, self.resize), class_token])
+
+
+def local_bias(grid: Grid, num_heads: int) -> Tensor:
+    """Rows (M, A) that centre each head's attention on one of its patch's nearest neighbours.
+
+    -(distance to that neighbour)^2, the start of ConViT's positional attention (arXiv:2103.10697, eq. 5
+    and 6, locality strength 1): a softmax of it is a blurred 3x3 filter with a single tap.
+    """
+    rows, columns = grid
+    steps = torch.cartesian_prod(torch.arange(1 - rows, rows), torch.arange(1 - columns, columns)).float()
+    # The table's row is "query minus key", and the key stands where the head looks.
+    places = -steps
+    nearest = places[places.norm(dim=1).argsort(stable=True)][1 : num_heads + 1]
+    if len(nearest) < num_heads:
+        raise ValueError(f"{num_heads} heads are more than the neighbours that {rows}x{columns} patches have")
+    # What is further than a few patches has weight nought in any case, and may be learnt from there.
+    return -torch.cdist(places, nearest).square().clamp(max=12)
 
 
 def _distances(grid: Grid) -> Tensor:

@@ -33,6 +33,14 @@ PUBLISHED = (
     "ViT-H/14", "ViT-g/14",
 )  # fmt: skip
 
+# What few images need beside the stem: heads that begin by looking at neighbours, and the patches' mean.
+# The class token is one more to attend to, a register (docs/log.md, 2026-11-25).
+_HYBRID = {
+    "pooling": "mean",
+    "embedding": {"class_token": True},
+    "layer": {"attention": {"relative_bias": "layer", "relative_start": "local"}},
+}
+
 # Channels of the last stage, halved for each stage before it.
 _STEM_CHANNELS = 128
 
@@ -43,7 +51,8 @@ def parse(name: str) -> ViTConfig:
     """The config that a name stands for: ``[Conv+]ViT-SIZE/PATCH[@PIXELS | @HEIGHTxWIDTH]``.
 
     "Conv+" is the hybrid: convolutions that halve the image until one patch is one position of
-    their feature map, as in the paper's §3.1, so PATCH is still the stride in image pixels.
+    their feature map, as in the paper's §3.1, so PATCH is still the stride in image pixels. Its heads
+    begin by looking at one neighbour each (ConViT, arXiv:2103.10697), and it pools the mean of the patches.
 
     Raises:
         ValueError: if the name cannot be read; it names the nearest one that can.
@@ -57,7 +66,7 @@ def parse(name: str) -> ViTConfig:
     if match["img"]:
         options["img_size"] = (int(match["img"]), int(match["w"] or match["img"]))
     if match["stem"]:
-        options["stem"] = _stem(patch_size)
+        options |= _HYBRID | {"stem": _stem(patch_size)}
     return ViTConfig(**options)
 
 

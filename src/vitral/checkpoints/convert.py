@@ -42,7 +42,10 @@ LAYOUTS = ("vitral", *WRITERS)
 # What a target may round: a norm's eps and the kind of GELU change results little, and no loader says them.
 _ROUNDED = {"norm.eps", "layer.feed_forward.activation"}
 # What a target keeps in its own code, or for training only.
-_UNWRITTEN = {"dropout", "drop_path", "embedding.resize", "layer.attention.relative_resize", "mlp_ratio"}
+_UNWRITTEN = {
+    "dropout", "drop_path", "embedding.resize", "layer.attention.relative_resize",
+    "layer.attention.relative_start", "mlp_ratio",
+}  # fmt: skip
 _TOLERANCE = 1e-4  # relative; what float32 sums in another order differ by, with room
 
 
