@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,3 +103,11 @@ def test_modules_import_with_the_base_dependencies_alone() -> None:
     for name, _ in modules():
         if name != "__main__":
             importlib.import_module(f"vitral.{name}".removesuffix(".__init__"))
+
+
+def test_prediction_does_without_libraries_that_are_slow_to_import() -> None:
+    """Each of them takes a second or more, before the first answer."""
+    code = "import sys, vitral; vitral.load; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    slow = {"huggingface_hub", "pandas", "pyarrow", "scipy", "sklearn", "timm", "torchvision", "transformers"}
+    assert not slow & set(loaded.split())

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torchvision import ops
 
 from vitral import blocks
 from vitral.blocks import (
@@ -24,6 +25,7 @@ from vitral.blocks import (
     Position,
     PositionalEncoding,
     PositionalEncoding2d,
+    StochasticDepth,
     ViTEmbedding,
 )
 
@@ -558,3 +560,12 @@ def test_a_branch_keeps_its_expected_value_under_drop_path() -> None:
 def test_drop_path_does_nothing_in_eval(tokens: Tensor) -> None:
     ours = layer(drop_path=0.9).eval()
     close(ours(tokens), torch_layer(ours).eval()(tokens))
+
+
+def test_drop_path_draws_the_bits_that_torchvision_draws(tokens: Tensor) -> None:
+    ours, theirs = StochasticDepth(0.4), ops.StochasticDepth(0.4, mode="row")
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        dropped = ours(tokens)
+        torch.manual_seed(7)
+        assert torch.equal(dropped, theirs(tokens))

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.models import VisionTransformer as TorchvisionViT
-from torchvision.ops import StochasticDepth
 
-from vitral.blocks import EncoderLayer
+from vitral.blocks import EncoderLayer, StochasticDepth
 from vitral.model import Features, VisionTransformer, ViTConfig
 
 BATCH, CHANNELS, PATCH, ROWS, COLUMNS = 2, 3, 4, 5, 7

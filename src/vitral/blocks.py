@@ -17,7 +17,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
 from vitral.positions import (
     INIT_STD,
@@ -508,7 +507,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward_norm = nn.Identity() if one_norm else norm.build(embed_dim)
         self.feed_forward = FeedForward(embed_dim, hidden_dim, dropout, options.feed_forward, norm)
         self.feed_forward_scale = nn.Identity() if one_norm else _scale(embed_dim, options.layer_scale)
-        self.drop_path = StochasticDepth(drop_path, mode="row") if drop_path else nn.Identity()
+        self.drop_path = StochasticDepth(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x_BTD: Tensor, relation: Relation = Relation()) -> Tensor:
         match self.order:
@@ -530,6 +529,23 @@ class EncoderLayer(nn.Module):
 
     def _feed_forward_branch(self, branch_BTD: Tensor) -> Tensor:
         return self.drop_path(self.feed_forward_scale(branch_BTD))
+
+
+class StochasticDepth(nn.Module):
+    """In training, 0 or x / (1 - p) for each image (arXiv:1603.09382): (B, ...) -> (B, ...).
+
+    torchvision has one too, which takes as long to import as torch itself (docs/log.md, 2026-11-25).
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p  # probability that an image's branch is dropped
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training:
+            return branch
+        kept = branch.new_empty(branch.shape[0], *[1] * (branch.ndim - 1)).bernoulli_(1 - self.p)
+        return branch * kept.div_(1 - self.p)
 
 
 def _scale(embed_dim: int, start: float | None) -> nn.Module:
