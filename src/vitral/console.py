@@ -243,8 +243,14 @@ def print_report(report: Report) -> None:
         title = task if peak is None else f"{task}; GEMM {_giga(peak)} GFLOP/s at best"
         table = Table(title=title, box=SIMPLE_HEAD, padding=0)
         for name, _ in columns:
-            words = name in _WORDS
-            table.add_column(name, justify="left" if words else "right", no_wrap=name != "agreement")
+            # The last column alone gives way on a narrow terminal.
+            last = name == "agreement"
+            table.add_column(
+                name,
+                justify="left" if name in _WORDS else "right",
+                no_wrap=not last,
+                min_width=12 if last else None,
+            )
         for row in group:
             table.add_row(*(cell(row) for _, cell in columns))
         _print(table)
@@ -288,9 +294,9 @@ _CELLS: dict[str, Callable[[Row], str]] = {
     "of GEMM": lambda row: f"{row.peak_share:.0%}" if row.peak_share else "",
     **{
         part: lambda row, part=part: f"{row.parts[part]:.2f} s" if part in row.parts else ""
-        for part in ("import", "load", "predict")
+        for part in ("load", "predict")
     },
-    "memory": lambda row: f"{row.peak_bytes / 2**20:,.0f} MiB" if row.peak_bytes else "",
+    "MiB": lambda row: f"{row.peak_bytes / 2**20:,.0f}" if row.peak_bytes else "",
     "agreement": _agreement,
 }
 

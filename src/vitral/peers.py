@@ -162,8 +162,8 @@ def vit_pytorch(**arguments: int | str) -> nn.Module:
 class Program:
     """A whole program that predicts one photograph, as the library's documentation writes it.
 
-    `folder`, `photo` and `device` are given. It ends with `label`, a class's name or index, and
-    `probability`.
+    `folder`, `photo`, `device` and `preprocess`, the fields of our `Preprocess`, are given. It ends with
+    `label`, a class's name or index, and `probability`.
     """
 
     configuration: str
@@ -215,12 +215,20 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 import torch
 from PIL import Image
 from torchvision.models import VisionTransformer
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification""",
             """arguments = json.load(open(f"{folder}/vision_transformer.json"))
 model = VisionTransformer(**arguments).eval()
 model.load_state_dict(torch.load(f"{folder}/model.pth", weights_only=True))
 model.to(device)
-transform = ImageClassification(crop_size=arguments["image_size"])""",
+side = arguments["image_size"]
+transform = ImageClassification(
+    crop_size=side,
+    resize_size=int(side / preprocess["crop_fraction"]),
+    mean=preprocess["mean"],
+    std=preprocess["std"],
+    interpolation=InterpolationMode(preprocess["interpolation"]),
+)""",
             """with torch.inference_mode():
     image = transform(Image.open(photo).convert("RGB"))[None].to(device)
     probability, label = (x.item() for x in model(image).softmax(1)[0].max(0))""",

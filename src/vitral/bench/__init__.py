@@ -99,18 +99,20 @@ def interleaved(
     contenders: Mapping[str, Call],
     rounds: int = ROUNDS,
     *,
+    warm_up: bool = True,
     synchronize: Call = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, tuple[float, ...]]:
     """Seconds of one call of each contender, a number a round.
 
-    After a round to warm up, every round runs each contender once, forwards and backwards in turn, so that
-    a machine that grows slower does so for all alike. A contender that is quick is called several times a
-    reading.
+    After a round to warm up, every round reads each contender once, forwards and backwards in turn, so that
+    a machine that grows slower does so for all alike. A contender that was quick in warming up is called
+    several times a reading.
 
     Args:
         contenders: what to call.
         rounds: readings of each, at least 1.
+        warm_up: False if all have been called before; a reading is then one call.
         synchronize: waits for the device; called before and after a reading only.
         clock: seconds.
     """
@@ -124,8 +126,7 @@ def interleaved(
         return (clock() - began_at) / calls
 
     names = list(contenders)
-    warm = {name: read(run, 1) for name, run in contenders.items()}
-    calls = {name: _calls(seconds) for name, seconds in warm.items()}
+    calls = {name: _calls(read(run, 1)) if warm_up else 1 for name, run in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         for name in reversed(names) if number % 2 else names:

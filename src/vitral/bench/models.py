@@ -164,7 +164,7 @@ def contenders(checkpoint: Checkpoint, folder: Path, settings: Settings) -> tupl
     absent = []
     save_checkpoint(folder / "vitral", checkpoint)
     for library in peers.LIBRARIES:
-        settings.say(f"building {library}'s model")
+        settings.say(f"writing the model for {library}")
         try:
             make = _maker(library, checkpoint, folder)
         except VitralError as error:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from vitral import peers
 from vitral.bench import Report, Row, Settings, describe_machine, interleaved
 from vitral.bench.models import with_ratios
 from vitral.bench.subject import Subject
-from vitral.checkpoints import save_checkpoint
+from vitral.checkpoints import Checkpoint, save_checkpoint
 from vitral.checkpoints.convert import convert
 from vitral.errors import VitralError
 from vitral.peers import Program
@@ -30,18 +30,23 @@ _OURS = Program(
     "classifier = vitral.load(folder, device=device, precision='float32')",
     "label, probability = classifier.predict(photo)[0].top[0]",
 )
-_TEMPLATE = """import json, sys, time
-folder, photo, device = sys.argv[1:]
+_TEMPLATE = """import json, os, sys, time
+folder, photo, device, preprocess = sys.argv[1:]
+preprocess = json.loads(preprocess)
 began_at = time.perf_counter()
 {imports}
-imported_at = time.perf_counter()
 {load}
 loaded_at = time.perf_counter()
 {predict}
 ended_at = time.perf_counter()
-parts = {{"import": imported_at - began_at, "load": loaded_at - imported_at, "predict": ended_at - loaded_at}}
-print(json.dumps({{"label": label, "probability": probability, "parts": parts}}))
+answer = {{"label": label, "probability": probability, "load": loaded_at - began_at}}
+answer["predict"] = ended_at - loaded_at
+if os.path.exists("/proc/self/status"):  # Linux; getrusage would tell the larger parent's peak
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+    answer["peak_bytes"] = 1024 * int(lines["VmHWM"].split()[0])
+print(json.dumps(answer))
 """
+_PYTHON = [sys.executable]
 _PIXELS = (375, 500)  # of the photograph, (height, width); ImageNet's commonest size
 
 
@@ -55,7 +60,6 @@ class _Process:
     row: Row
     command: list[str]
     answers: list[dict[str, Any]] = field(default_factory=list)
-    peaks: list[int] = field(default_factory=list)  # bytes
 
     @property
     def name(self) -> str:
@@ -63,46 +67,37 @@ class _Process:
 
     def run(self) -> None:
         """Raises VitralError with the last line of what it said if it fails."""
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            # Nothing is fetched: the hub's clients would ask whether there is something newer.
-            environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-            process = subprocess.Popen(self.command, stdout=out, stderr=err, env=environment)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            texts = []
-            for file in (out, err):
-                file.seek(0)
-                texts.append(file.read().decode(errors="replace"))
-        printed, said = texts
-        if process.returncode:
-            last = (said.strip() or f"exit status {process.returncode}").splitlines()[-1]
+        # Nothing is fetched: the hub's clients would ask whether there is something newer.
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(self.command, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
             raise VitralError(last[:200])
-        # In bytes on macOS, in KiB elsewhere (getrusage(2)).
-        self.peaks.append(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
         if self.row.task == _FIRST:
-            self.answers.append(json.loads(printed.splitlines()[-1]))
+            self.answers.append(json.loads(done.stdout.splitlines()[-1]))
 
     def measured(
         self, seconds: tuple[float, ...], reference: list[dict[str, Any]], labels: tuple[str, ...]
     ) -> Row:
         """The row with numbers; agreement is with the answer of the contender `reference`."""
-        row = replace(self.row, seconds=seconds, peak_bytes=max(self.peaks))
+        row = replace(self.row, seconds=seconds)
         if not self.answers:
             return row
-        parts = {
-            part: statistics.median(answer["parts"][part] for answer in self.answers[-len(seconds) :])
-            for part in ("import", "load", "predict")
-        }
-        ours, theirs = reference[-1], self.answers[-1]
+        kept = self.answers[-len(seconds) :]
+        parts = {part: statistics.median(answer[part] for answer in kept) for part in ("load", "predict")}
+        ours, theirs = reference[-1], kept[-1]
         agreement = {
-            "top1": float(_index(theirs["label"], labels) == _index(ours["label"], labels)),
             "probability": abs(theirs["probability"] - ours["probability"]) / ours["probability"],
+            "top1": float(_index(theirs["label"], labels) == _index(ours["label"], labels)),
         }
-        return replace(row, parts=parts, agreement=agreement)
+        peak = max((answer["peak_bytes"] for answer in kept if "peak_bytes" in answer), default=None)
+        return replace(row, parts=parts, agreement=agreement, peak_bytes=peak)
 
 
 def _index(label: str | int, labels: tuple[str, ...]) -> int:
-    return labels.index(label) if isinstance(label, str) else label
+    if isinstance(label, int):
+        return label
+    return labels.index(label) if label in labels else -1
 
 
 def start(subject: Subject, settings: Settings) -> Report:
@@ -112,10 +107,8 @@ def start(subject: Subject, settings: Settings) -> Report:
     every prediction consists in part.
 
     Raises:
-        VitralError: if the system does not tell a process's memory.
+        VitralError: if Vitral itself cannot predict.
     """
-    if not hasattr(os, "wait4"):
-        raise VitralError("bench start needs Linux or macOS, which tell the memory that a process used")
     machine = describe_machine(settings.placement, settings.command)
     rows: list[Row] = []
     runnable: dict[str, _Process] = {}
@@ -126,10 +119,12 @@ def start(subject: Subject, settings: Settings) -> Report:
                 process.run()
                 runnable[process.name] = process
             except VitralError as error:
+                if process.row.contender == "vitral":  # what the others are compared with
+                    raise
                 rows.append(replace(process.row, reason=str(error)))
         settings.say(f"{settings.rounds} rounds of {len(runnable)} processes")
         calls = {name: process.run for name, process in runnable.items()}
-        seconds = interleaved(calls, settings.rounds)
+        seconds = interleaved(calls, settings.rounds, warm_up=False)
     reference = next(iter(runnable.values())).answers
     labels = subject.checkpoint.labels
     measured = [runnable[name].measured(readings, reference, labels) for name, readings in seconds.items()]
@@ -145,11 +140,11 @@ def _processes(subject: Subject, folder: Path, settings: Settings, absent: list[
     photo = folder / "photo.jpg"
     pixels = np.random.default_rng(0).integers(0, 256, (*_PIXELS, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(photo)
-    save_checkpoint(folder / "vitral", subject.checkpoint)
-    yield _first_prediction("vitral", _OURS, folder, settings)
-    python = [sys.executable]
-    yield _Process(Row(_START, "vitral", "--help"), [*python, "-m", "vitral", "--help"])
-    yield _Process(Row(_START, "torch", "import"), [*python, "-c", "import torch"])
+    checkpoint, device = subject.checkpoint, settings.placement.device.type
+    save_checkpoint(folder / "vitral", checkpoint)
+    yield _first_prediction("vitral", _OURS, folder, checkpoint, device)
+    yield _Process(Row(_START, "vitral", "--help"), [*_PYTHON, "-m", "vitral", "--help"])
+    yield _Process(Row(_START, "torch", "import"), [*_PYTHON, "-c", "import torch"])
     for library, programs in peers.FIRST_PREDICTIONS.items():
         try:
             if not peers.is_installed(library):
@@ -159,11 +154,14 @@ def _processes(subject: Subject, folder: Path, settings: Settings, absent: list[
             absent.append(Row(_FIRST, library, reason=str(error)))
             continue
         for program in programs:
-            yield _first_prediction(library, program, folder, settings)
+            yield _first_prediction(library, program, folder, checkpoint, device)
 
 
-def _first_prediction(library: str, program: Program, folder: Path, settings: Settings) -> _Process:
+def _first_prediction(
+    library: str, program: Program, folder: Path, checkpoint: Checkpoint, device: str
+) -> _Process:
     row = Row(_FIRST, library, program.configuration, program.detail)
     code = _TEMPLATE.format(imports=program.imports, load=program.load, predict=program.predict)
-    given = [str(folder / library), str(folder / "photo.jpg"), settings.placement.device.type]
-    return _Process(row, [sys.executable, "-c", code, *given])
+    preprocess = json.dumps(asdict(checkpoint.preprocess))
+    given = [str(folder / library), str(folder / "photo.jpg"), device, preprocess]
+    return _Process(row, [*_PYTHON, "-c", code, *given])
