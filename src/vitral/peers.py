@@ -124,14 +124,11 @@ class _Logits(nn.Module):
         return self.model(pixel_values=images_BCHW).logits
 
 
-# What each library's documentation recommends for speed beyond its default, with the page that does.
+# What each library recommends for speed beyond its defaults.
 BEST_DOCUMENTED = {
-    # timm's README, "Train, Validation, Inference Scripts": benchmark.py --torchcompile; fused attention is
-    # the default.
-    "timm": "torch.compile",
-    # huggingface.co/docs/transformers, "Attention backends" and "torch.compile".
-    "transformers": 'attn_implementation="sdpa", torch.compile',
-    # pytorch.org/docs, torch.compile; torchvision's and vit-pytorch's own name nothing.
+    "timm": "torch.compile",  # as in its published results (results/benchmark-*.csv, "dynamo")
+    "transformers": 'attn_implementation="sdpa", torch.compile',  # its documentation, perf_torch_compile
+    # These two name nothing; PyTorch's own documentation does.
     "torchvision": "torch.compile",
     "vit-pytorch": "torch.compile",
 }
