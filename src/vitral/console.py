@@ -260,7 +260,8 @@ def print_report(report: Report) -> None:
         )
         print(f"{len(measured[0].seconds)} rounds; agreement: relative difference from Vitral's in float32")
     details = {f"{row.contender}, {row.configuration}: {row.detail}": None for row in measured if row.detail}
-    print("\n".join(details))
+    if details:
+        print("\n".join(details))
     for row in report.rows:
         if row.reason:
             print(f"without numbers: {' '.join((row.contender, row.configuration)).strip()}: {row.reason}")
@@ -276,7 +277,8 @@ def _agreement(row: Row) -> str:
     """Relative differences, and the share of equal likeliest classes."""
     if row.speed_ratio is not None and not row.agreement:
         return "other weights"
-    shown = [f"{name} {value:.0e}" for name, value in row.agreement.items() if name != "top1"]
+    numbers = {name: f"{value:.0e}" for name, value in row.agreement.items() if name != "top1"}
+    shown = [f"{name} {text}" if len(numbers) > 1 else text for name, text in numbers.items()]
     if "top1" in row.agreement:
         shown.append(f"top-1 {row.agreement['top1']:.0%}")
     return ", ".join(shown)
@@ -293,7 +295,7 @@ _CELLS: dict[str, Callable[[Row], str]] = {
     "ratio": lambda row: f"{row.speed_ratio:.2f}" if row.speed_ratio else "",
     "of GEMM": lambda row: f"{row.peak_share:.0%}" if row.peak_share else "",
     **{
-        part: lambda row, part=part: f"{row.parts[part]:.2f} s" if part in row.parts else ""
+        f"{part} s": lambda row, part=part: f"{row.parts[part]:.2f}" if part in row.parts else ""
         for part in ("load", "predict")
     },
     "MiB": lambda row: f"{row.peak_bytes / 2**20:,.0f}" if row.peak_bytes else "",
