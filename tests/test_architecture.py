@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +19,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("positions", "preprocess", "data", "config", "devices", "pictures"),
     ("blocks",),
     ("model", "augment"),
-    ("variants", "checkpoints", "info", "bench"),
+    ("variants", "checkpoints", "info"),
     ("classifier", "recipe"),
-    ("evaluate", "optim", "adapt", "objective", "memory", "recipes"),
+    ("evaluate", "optim", "adapt", "objective", "memory", "recipes", "bench"),
     ("calibrate", "features"),
     ("doctor", "probe"),
     ("train",),
@@ -102,3 +104,11 @@ def test_modules_import_with_the_base_dependencies_alone() -> None:
     for name, _ in modules():
         if name != "__main__":
             importlib.import_module(f"vitral.{name}".removesuffix(".__init__"))
+
+
+def test_prediction_does_without_libraries_that_are_slow_to_import() -> None:
+    """Each of them takes a second or more, before the first answer."""
+    code = "import sys, vitral; vitral.load; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    slow = {"huggingface_hub", "pandas", "pyarrow", "scipy", "sklearn", "timm", "torchvision", "transformers"}
+    assert not slow & set(loaded.split())

@@ -347,27 +347,51 @@ def push(
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="kernels: the two routes of patches and of attention.")
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="train: steps; infer: forward passes; start: a fresh process to its first prediction; "
+            "kernels: our two routes of patches and of attention.",
+        ),
     ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [KEY=VALUE...]",
+            help="A variant's name or a checkpoint; batch_size, also a list, and fields of ViTConfig.",
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved readings of each contender.")] = 7,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the report.")] = None,
     json_output: JsonOption = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="With the contenders that need torch.compile.")
+    ] = True,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
-    """Speed, measured side by side on this machine."""
-    from dataclasses import asdict
+    r"""Speed beside timm, transformers, torchvision and vit-pytorch, whichever are installed.
 
-    from vitral import bench as benchmarks
-    from vitral.console import print_timings
+    \b
+    vitral bench train ViT-Ti/4 img_size=32 batch_size=256 --out bench.json
+    vitral bench infer ViT-B/16 "batch_size=[1, 32]" --no-compile
+    """
+    from vitral.bench import Settings
+    from vitral.bench.run import run
+    from vitral.checkpoints import write_atomically
+    from vitral.console import print_report
     from vitral.devices import Placement
 
-    if what != "kernels":
-        raise VitralError(f"there is no benchmark {what!r}; there is 'kernels'")
     placement = Placement.choose(device, precision)  # type: ignore[arg-type]
-    timings = benchmarks.kernels(placement)
+    command = shlex.join(["vitral", *sys.argv[1:]])
+    report = run(what, words or [], Settings(placement, rounds, compiled, command, _warn))
+    content = json.dumps(report.to_dict(), indent=1)
+    if out is not None:
+        write_atomically(out, f"{content}\n".encode())
     if json_output:
-        print(json.dumps({"placement": str(placement), "timings": [asdict(timing) for timing in timings]}))
+        print(content)
     else:
-        print_timings(timings, f"{what} ({placement})")
+        print_report(report)
 
 
 # --- Recipes ---------------------------------------------------------------------------------------
@@ -457,28 +481,15 @@ def _print_prediction(prediction: "Prediction", *, as_json: bool) -> None:
 
 def _describe_model(model: str, settings: list[str]) -> "tuple[ViTConfig, str]":
     """The architecture of a name or a folder, and a line or more about it."""
-    from dataclasses import asdict
-
-    from vitral.blocks import patch_grid
     from vitral.checkpoints import is_checkpoint, load_checkpoint
-    from vitral.config import build, nested, parse_overrides
-    from vitral.model import ViTConfig
-    from vitral.variants import parse
+    from vitral.config import nested, parse_overrides
+    from vitral.variants import configure
 
     overrides = nested(parse_overrides(settings))
     if is_checkpoint(model):
         checkpoint = load_checkpoint(model, **overrides)
         return checkpoint.model.config, _about(model, checkpoint)
-    try:
-        config, about = parse(model), f"{model}"
-    except ValueError as error:
-        raise VitralError(f"{model} is no checkpoint, and {error}") from error
-    wanted = build(ViTConfig, {**asdict(config), **overrides})
-    try:
-        patch_grid(wanted.img_size, wanted.patch_size)
-    except ValueError as error:
-        raise VitralError(f"{model}: {error}") from error
-    return wanted, about
+    return configure(model, overrides), model
 
 
 def _about(model: str, checkpoint: "Checkpoint") -> str:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from vitral.bench import Timing
+from vitral.bench import Report, Row
 from vitral.blocks import height_and_width
 from vitral.devices import Placement
 from vitral.doctor import Diagnosis
@@ -274,11 +275,78 @@ def print_groups(groups: list[Group], frozen: list[str]) -> None:
         print(f"not trained: {', '.join(frozen)}")
 
 
-def print_timings(timings: list[Timing], title: str) -> None:
-    table = Table("task", "contender", "ms (median)", "spread", title=title)
-    for timing in timings:
-        table.add_row(timing.task, timing.contender, f"{timing.milliseconds:.2f}", f"{timing.spread:.0%}")
-    _print(table)
+def print_report(report: Report) -> None:
+    """A table a task, then who is not in it and why."""
+    machine = report.machine
+    print(f"{report.benchmark}: {report.subject} ({report.placement})")
+    print(f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads on {machine['cores']} cores")
+    print(", ".join(f"{name} {number}" for name, number in machine["versions"].items()))
+    measured = [row for row in report.rows if row.seconds]
+    for task, rows in groupby(measured, key=lambda row: row.task):
+        group = list(rows)
+        columns = [(name, cell) for name, cell in _CELLS.items() if any(cell(row) for row in group)]
+        peak = report.facts.get("gemm_flops_per_second", {}).get(task)
+        title = task if peak is None else f"{task}; GEMM {_giga(peak)} GFLOP/s at best"
+        table = Table(title=title, box=SIMPLE_HEAD, padding=0)
+        for name, _ in columns:
+            # The last column alone gives way on a narrow terminal.
+            last = name == "agreement"
+            table.add_column(
+                name,
+                justify="left" if name in _WORDS else "right",
+                no_wrap=not last,
+                min_width=12 if last else None,
+            )
+        for row in group:
+            table.add_row(*(cell(row) for _, cell in columns))
+        _print(table)
+    if any(row.speed_ratio for row in measured):
+        print(
+            "ratio: speed over that of the fastest of the other libraries' defaults; median and spread over"
+        )
+        print(f"{len(measured[0].seconds)} rounds; agreement: relative difference from Vitral's in float32")
+    details = {f"{row.contender}, {row.configuration}: {row.detail}": None for row in measured if row.detail}
+    if details:
+        print("\n".join(details))
+    for row in report.rows:
+        if row.reason:
+            print(f"without numbers: {' '.join((row.contender, row.configuration)).strip()}: {row.reason}")
+
+
+def _time(row: Row) -> str:
+    if row.images:  # images/s says it
+        return ""
+    return f"{1e3 * row.median:.2f} ms" if row.median < 0.1 else f"{row.median:.2f} s"
+
+
+def _agreement(row: Row) -> str:
+    """Relative differences, and the share of equal likeliest classes."""
+    if row.speed_ratio is not None and not row.agreement:
+        return "other weights"
+    numbers = {name: f"{value:.0e}" for name, value in row.agreement.items() if name != "top1"}
+    shown = [f"{name} {text}" if len(numbers) > 1 else text for name, text in numbers.items()]
+    if "top1" in row.agreement:
+        shown.append(f"top-1 {row.agreement['top1']:.0%}")
+    return ", ".join(shown)
+
+
+_WORDS = {"contender", "configuration", "agreement"}
+# A column is shown if a row has something in it.
+_CELLS: dict[str, Callable[[Row], str]] = {
+    "contender": lambda row: row.contender,
+    "configuration": lambda row: row.configuration,
+    "time": _time,
+    "images/s": lambda row: f"{row.images_per_second:,.1f}" if row.images_per_second else "",
+    "spread": lambda row: f"{row.spread:.0%}",
+    "ratio": lambda row: f"{row.speed_ratio:.2f}" if row.speed_ratio else "",
+    "of GEMM": lambda row: f"{row.peak_share:.0%}" if row.peak_share else "",
+    **{
+        f"{part} s": lambda row, part=part: f"{row.parts[part]:.2f}" if part in row.parts else ""
+        for part in ("load", "predict")
+    },
+    "MiB": lambda row: f"{row.peak_bytes / 2**20:,.0f}" if row.peak_bytes else "",
+    "agreement": _agreement,
+}
 
 
 def print_recipe_diff(differences: list[Difference], a: str, b: str) -> None:

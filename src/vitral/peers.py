@@ -1,6 +1,7 @@
 """The other libraries' own models, to compare with where they are installed; no other module knows them.
 
-`vitral convert` certifies what it writes by loading it with the target's strict loader.
+`vitral convert` certifies what it writes by loading it with the target's strict loader, and `vitral bench`
+measures the same weights in each library.
 """
 
 import importlib
@@ -14,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# vit-pytorch's ViT has norms around its patches that no other has, so that no weights fit both.
+LIBRARIES = ("timm", "transformers", "torchvision", "vit-pytorch")
 
 
 @dataclass(frozen=True)
@@ -103,4 +107,128 @@ _LOADERS: dict[str, Callable[[Path], Loaded]] = {
     "timm": _timm,
     "transformers": _transformers,
     "torchvision": _torchvision,
+}
+
+
+# --- For `vitral bench` ----------------------------------------------------------------------------
+
+
+class _Logits(nn.Module):
+    """A model of transformers as a function: images (B, C, H, W) -> logits (B, L)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.model(pixel_values=images_BCHW).logits
+
+
+# What each library recommends for speed beyond its defaults.
+BEST_DOCUMENTED = {
+    "timm": "torch.compile",  # as in its published results (results/benchmark-*.csv, "dynamo")
+    "transformers": 'attn_implementation="sdpa", torch.compile',  # its documentation, perf_torch_compile
+    # These two name nothing; PyTorch's own documentation does.
+    "torchvision": "torch.compile",
+    "vit-pytorch": "torch.compile",
+}
+
+
+def classifier(library: str, folder: Path, *, best_documented: bool) -> nn.Module:
+    """The model that `vitral convert` wrote for `library`, as the library builds it: images -> logits.
+
+    `best_documented` sets what can be set on the model; compiling it is left to the caller.
+    """
+    loaded = load(library, folder)
+    if loaded is None:
+        raise RuntimeError(f"{library} is not installed")
+    if library != "transformers":
+        return loaded.model
+    model: Any = loaded.model
+    if best_documented:
+        model.set_attn_implementation("sdpa")
+    return _Logits(model)
+
+
+def vit_pytorch(**arguments: int | str) -> nn.Module:
+    """vit-pytorch's `ViT` with random weights: images -> logits."""
+    return importlib.import_module("vit_pytorch").ViT(**arguments)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A whole program that predicts one photograph, as the library's documentation writes it.
+
+    `folder`, `photo`, `device` and `preprocess`, the fields of our `Preprocess`, are given. It ends with
+    `label`, a class's name or index, and `probability`.
+    """
+
+    configuration: str
+    detail: str
+    imports: str
+    load: str
+    predict: str
+
+
+FIRST_PREDICTIONS = {
+    "transformers": (
+        Program(
+            "default",
+            "pipeline",
+            "from transformers import pipeline",
+            "classify = pipeline('image-classification', model=folder, device=device)",
+            "best = classify(photo)[0]\nlabel, probability = best['label'], best['score']",
+        ),
+        Program(
+            "best documented",
+            "AutoModel and AutoImageProcessor",
+            """import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification""",
+            """processor = AutoImageProcessor.from_pretrained(folder)
+model = AutoModelForImageClassification.from_pretrained(folder).to(device)""",
+            """with torch.inference_mode():
+    inputs = processor(Image.open(photo).convert("RGB"), return_tensors="pt").to(device)
+    probability, label = (x.item() for x in model(**inputs).logits.softmax(1)[0].max(0))""",
+        ),
+    ),
+    "timm": (
+        Program(
+            "default",
+            "create_model and create_transform",
+            "import timm, torch\nfrom PIL import Image",
+            """model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(device)
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))""",
+            """with torch.inference_mode():
+    image = transform(Image.open(photo).convert("RGB"))[None].to(device)
+    probability, label = (x.item() for x in model(image).softmax(1)[0].max(0))""",
+        ),
+    ),
+    "torchvision": (
+        Program(
+            "default",
+            "VisionTransformer and ImageClassification",
+            """import json
+import torch
+from PIL import Image
+from torchvision.models import VisionTransformer
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms._presets import ImageClassification""",
+            """arguments = json.load(open(f"{folder}/vision_transformer.json"))
+model = VisionTransformer(**arguments).eval()
+model.load_state_dict(torch.load(f"{folder}/model.pth", weights_only=True))
+model.to(device)
+side = arguments["image_size"]
+transform = ImageClassification(
+    crop_size=side,
+    resize_size=int(side / preprocess["crop_fraction"]),
+    mean=preprocess["mean"],
+    std=preprocess["std"],
+    interpolation=InterpolationMode(preprocess["interpolation"]),
+)""",
+            """with torch.inference_mode():
+    image = transform(Image.open(photo).convert("RGB"))[None].to(device)
+    probability, label = (x.item() for x in model(image).softmax(1)[0].max(0))""",
+        ),
+    ),
 }

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from vitral.errors import ImageError
 
@@ -154,8 +153,10 @@ class Preprocess:
 
     def normalize(self, image: Image.Image) -> Tensor:
         """8-bit RGB -> (3, H, W), (value / 255 - mean) / std."""
-        pixels = F.pil_to_tensor(image).to(torch.float32) / 255
-        return F.normalize(pixels, list(self.mean), list(self.std))
+        # Not torchvision's functions, which take as long to import as torch itself.
+        pixels_CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32).contiguous() / 255
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return (pixels_CHW - mean) / std
 
     def _offset(self, excess: int) -> int:
         """Where the picture begins on the canvas; half of what is too much is cut before it."""

@@ -2,8 +2,13 @@
 
 import difflib
 import re
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
+from vitral.blocks import patch_grid
+from vitral.config import build
+from vitral.errors import VitralError
 from vitral.model import VisionTransformer, ViTConfig
 
 
@@ -79,6 +84,24 @@ def create(name: str, **overrides: Any) -> VisionTransformer:
     """
     config = parse(name)
     return VisionTransformer(**{**vars(config), **overrides})
+
+
+def configure(name: str, overrides: Mapping[str, Any]) -> ViTConfig:
+    """The config of a name with fields of `ViTConfig` changed, groups as mappings.
+
+    Raises:
+        VitralError: if the name or an override cannot be used.
+    """
+    try:
+        config = parse(name)
+    except ValueError as error:
+        raise VitralError(f"{name} is no checkpoint, and {error}") from error
+    wanted = build(ViTConfig, {**asdict(config), **overrides})
+    try:
+        patch_grid(wanted.img_size, wanted.patch_size)
+    except ValueError as error:
+        raise VitralError(f"{name}: {error}") from error
+    return wanted
 
 
 def names() -> tuple[str, ...]:

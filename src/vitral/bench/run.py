@@ -1,0 +1,39 @@
+"""Every benchmark by its name, as `vitral bench` knows it."""
+
+from collections.abc import Callable, Sequence
+
+from vitral.bench import Report, Settings
+from vitral.bench.kernels import kernels
+from vitral.bench.models import infer, train
+from vitral.bench.start import start
+from vitral.bench.subject import Subject, choose_subject
+from vitral.errors import VitralError
+
+_OF_MODELS: dict[str, Callable[[Subject, Settings], Report]] = {
+    "train": train,
+    "infer": infer,
+    "start": start,
+}
+
+
+def run(benchmark: str, words: Sequence[str], settings: Settings) -> Report:
+    """One of the benchmarks.
+
+    Args:
+        benchmark: "train", "infer", "start" or "kernels".
+        words: the model and settings, such as ``["ViT-Ti/4", "img_size=32", "batch_size=64"]``; "kernels"
+            takes none.
+        settings: how to run it.
+
+    Raises:
+        VitralError: if there is no such benchmark, or a word cannot be used.
+    """
+    if settings.rounds < 1:
+        raise VitralError(f"rounds={settings.rounds}: it is at least 1")
+    if benchmark in _OF_MODELS:
+        return _OF_MODELS[benchmark](choose_subject(benchmark, words, settings.placement), settings)
+    if benchmark != "kernels":
+        raise VitralError(f"there is no benchmark {benchmark!r}; there are train, infer, start and kernels")
+    if words:
+        raise VitralError(f"bench kernels takes no model and no setting; it was given {words[0]!r}")
+    return kernels(settings)
