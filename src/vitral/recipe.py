@@ -145,7 +145,7 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
         "img_size": img_size,
         "crop": "padded" if side < 1.5 * smallest else "resized",
         "flip": data.mirror_safe,
-        "batch_size": min(int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 128)), len(train)),
+        "batch_size": min(int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 64)), len(train)),
         # On two cores, loading in the training process itself was faster (docs/log.md, 2026-11-22).
         "workers": 0 if cpu_count <= 2 else min(cpu_count - 1, 8),
     }
