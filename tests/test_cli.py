@@ -92,7 +92,8 @@ def assert_failed_in_one_line(result: Result, text: str) -> None:
         ((), ["demo", "train", "eval", "predict", "info", "--version"]),
         (("train",), ["DATA", "--out", "--recipe", "--resume", "KEY=VALUE"]),
         (("eval",), ["MODEL", "DATA", "--split", "--json"]),
-        (("predict",), ["MODEL", "IMAGES", "--top", "--json"]),
+        (("predict",), ["MODEL", "IMAGES", "--top", "--json", "--tta"]),
+        (("probe",), ["MODEL", "DATA", "--img-size", "--layer", "--per-class", "--cache", "--out", "--json"]),
         (("info",), ["MODEL", "--device"]),
         (("demo",), ["--out"]),
     ],
@@ -239,6 +240,18 @@ def test_a_test_split_is_reported(vitral: Vitral, quick: list[str], tmp_path: Pa
     assert "test accuracy" in result.out
 
 
+def test_training_says_how_it_calibrated(vitral: Vitral, quick: list[str], tmp_path: Path) -> None:
+    for split, count in (("train", 12), ("val", 50)):
+        write_images(tmp_path / "data" / split, {"x": count, "y": count})
+    result = vitral("train", tmp_path / "data", "--out", tmp_path / "run", *quick)
+    temperature = load_checkpoint(tmp_path / "run").temperature
+    (line,) = (line for line in result.out.splitlines() if "calibration" in line)
+    assert line.startswith("val calibration error ")
+    assert line.endswith(f"% at temperature {temperature:.3f}")
+    assert temperature != 1
+    assert f"softmax(logits / {temperature:.3f})" in vitral("info", tmp_path / "run", "--no-measure").out
+
+
 def test_words_win_over_the_recipe_file(
     vitral: Vitral, quick: list[str], image_folder: Path, tmp_path: Path
 ) -> None:
@@ -313,6 +326,79 @@ def test_evaluation_for_people_names_the_split_and_every_class(
     assert "accuracy" in result.out
     assert "95 % interval" in result.out
     assert all(name in result.out for name in ("ant", "bee", "cat"))
+
+
+def test_evaluation_says_that_it_averages_mirrors(vitral: Vitral, run: Path, image_folder: Path) -> None:
+    plain = vitral("eval", run, image_folder)
+    mirrored = vitral("eval", run, image_folder, "--tta", "flip")
+    assert "(cpu, float32)" in plain.out.replace("bfloat16", "float32")
+    assert "test-time augmentation flip" in mirrored.out.splitlines()[0]
+    assert_failed_in_one_line(
+        vitral("eval", run, image_folder, "--tta", "up"), "tta=up: it is one of none, flip"
+    )
+
+
+def test_predictions_average_mirrors_on_request(vitral: Vitral, run: Path, image_folder: Path) -> None:
+    image = image_folder / "ant" / "000.png"
+    printed = json.loads(vitral("predict", run, image, "--tta", "flip", "--json").out)
+    (expected,) = load(run, tta="flip").predict(image, top=3)
+    assert [(item["label"], item["probability"]) for item in printed["top"]] == [
+        (label, pytest.approx(value)) for label, value in expected.top
+    ]
+
+
+# --- probe ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def probed(vitral: Vitral, run: Path, image_folder: Path, tmp_path: Path) -> Callable[..., Result]:
+    return lambda *words: vitral("probe", run, image_folder, "--cache", tmp_path / "cache", *words)
+
+
+def test_a_probe_prints_both_results_and_a_model(
+    probed: Callable[..., Result], vitral: Vitral, image_folder: Path, tmp_path: Path
+) -> None:
+    result = probed("--out", tmp_path / "probe", "--img-size", 24)
+    assert result.status == 0
+    assert "split val (24x24 pixels, cpu" in result.out
+    assert "linear" in result.out
+    assert "k-NN" in result.out
+    assert (
+        result.out.splitlines()[-1]
+        == f"model: {tmp_path / 'probe'}; try: vitral predict {tmp_path / 'probe'} IMAGE..."
+    )
+    # The second time features are read, as a message says, and results are the same.
+    again = probed("--img-size", 24, "--json")
+    assert "the features of 30 of 30 images were in " in again.err
+    found = json.loads(again.out)
+    evaluation = json.loads(vitral("eval", tmp_path / "probe", image_folder, "--json").out)
+    assert evaluation["top1"] == found["linear"]["evaluation"]["top1"]
+    assert f"{evaluation['top1']:.2%}" in result.out
+    assert vitral("predict", tmp_path / "probe", image_folder / "bee").status == 0
+
+
+def test_a_probe_takes_several_layers_and_few_images(probed: Callable[..., Result]) -> None:
+    result = probed(
+        "--layer", -1, "--layer", 0, "--per-class", 4, "--limit", 5, "--features", "mean", "--json"
+    )
+    found = json.loads(result.out)
+    assert (found["labelled"], found["linear"]["evaluation"]["n"]) == (12, 5)
+    assert {found[kind]["features"] for kind in ("linear", "neighbours")} == {"mean"}
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--features", "best"), "features='best'"),
+        (("--layer", "9"), "there is no layer 9; this model has 0 to 0"),
+        (("--img-size", "23"), "23"),
+    ],
+    ids=str,
+)
+def test_a_probe_of_what_is_not_there_fails(
+    words: tuple[str, ...], text: str, probed: Callable[..., Result]
+) -> None:
+    assert_failed_in_one_line(probed(*words), text)
 
 
 def test_a_damaged_image_is_warned_of_on_standard_error(

@@ -18,9 +18,9 @@ from tests.conftest import write_images
 from vitral import doctor
 from vitral import evaluate as evaluation_module
 from vitral.classifier import Classifier
-from vitral.data import Split, open_data
+from vitral.data import Split, open_data, sample
 from vitral.devices import Placement
-from vitral.doctor import Diagnosis, Finding, diagnose, mcnemar, paired, sample
+from vitral.doctor import Diagnosis, Finding, diagnose, mcnemar, paired
 from vitral.errors import VitralError
 from vitral.evaluate import evaluate_classifier
 from vitral.model import VisionTransformer, ViTConfig

@@ -1,11 +1,12 @@
 """`Classifier`: model, preprocessing and labels as one object; what predict, explain and serve all hold."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from os import PathLike
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from vitral.model import Features, VisionTransformer
 from vitral.preprocess import ImageSource, Preprocess
 
 _DECODING_THREADS = 4
+
+# "flip": probabilities are the mean over the image and its mirror.
+Augmentation = Literal["none", "flip"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,12 @@ class Classifier:
     labels: tuple[str, ...]
     placement: Placement
     metadata: dict = field(default_factory=dict)
+    temperature: float = 1.0  # probabilities are softmax(logits / temperature)
+    tta: Augmentation = "none"  # what is averaged over, test-time augmentation
+
+    def __post_init__(self) -> None:
+        if self.tta not in get_args(Augmentation):
+            raise VitralError(f"tta={self.tta}: it is one of {', '.join(get_args(Augmentation))}")
 
     def predict(
         self, images: ImageSource | Iterable[ImageSource], *, top: int = 5, batch_size: int = 32
@@ -62,7 +72,7 @@ class Classifier:
             raise VitralError("this model has no labels to predict; train it, or ask for features")
         for names, loaded in self._batches(images, batch_size):
             tensors = [item for item in loaded if isinstance(item, Tensor)]
-            rows = iter(self._probabilities(torch.stack(tensors)) if tensors else ())
+            rows = iter(self.log_probabilities(torch.stack(tensors)).exp().cpu() if tensors else ())
             for name, item in zip(names, loaded, strict=True):
                 if isinstance(item, Tensor):
                     yield Prediction(name, self._likeliest(next(rows), top))
@@ -83,22 +93,35 @@ class Classifier:
             ImageError: if an image cannot be read.
         """
         parts = []
-        for names, loaded in self._batches(_as_sequence(images), batch_size):
-            for name, item in zip(names, loaded, strict=True):
-                if isinstance(item, ImageError):
-                    raise ImageError(f"{name}: {item}")
-            images_BCHW = torch.stack([item for item in loaded if isinstance(item, Tensor)])
+        for images_BCHW in self._readable_batches(images, batch_size):
             with self.placement.autocast():
-                parts.append(self.model.features(self.placement.put(images_BCHW), layers))
-        if not parts:
-            raise VitralError("no images were given")
+                parts.append(self.model.features(images_BCHW, layers))
         return _concatenate(parts)
 
     @torch.inference_mode()
-    def _probabilities(self, images_BCHW: Tensor) -> Tensor:
+    def logits(self, images: ImageSource | Iterable[ImageSource], *, batch_size: int = 32) -> Tensor:
+        """The model's raw answers (B, L), on the CPU: no temperature, no test-time augmentation.
+
+        Raises:
+            ImageError: if an image cannot be read.
+        """
+        parts = [self._logits(batch).cpu() for batch in self._readable_batches(images, batch_size)]
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def log_probabilities(self, images_BCHW: Tensor) -> Tensor:
+        """Preprocessed images -> (B, L), the logarithm of what `predict` gives.
+
+        Probabilities are softmax(logits / temperature), their mean over the views of `tta`.
+        """
+        images_BCHW = self.placement.put(images_BCHW)
+        views = (images_BCHW,) if self.tta == "none" else (images_BCHW, images_BCHW.flip(-1))
+        answers = [(self._logits(view_BCHW) / self.temperature).log_softmax(1) for view_BCHW in views]
+        return torch.stack(answers).logsumexp(0) - math.log(len(views))
+
+    def _logits(self, images_BCHW: Tensor) -> Tensor:
         with self.placement.autocast():
-            logits_BL = self.model(self.placement.put(images_BCHW))
-        return logits_BL.float().softmax(1).cpu()
+            return self.model(images_BCHW).float()
 
     def _likeliest(self, probabilities_L: Tensor, top: int) -> tuple[tuple[str, float], ...]:
         values, indices = probabilities_L.topk(min(top, len(self.labels)))
@@ -125,6 +148,20 @@ class Classifier:
                 yield names, [future.result() for future in reading]
                 names, reading = following
 
+    def _readable_batches(
+        self, images: ImageSource | Iterable[ImageSource], batch_size: int
+    ) -> Iterator[Tensor]:
+        """Preprocessed images (B, C, H, W), at least one batch, on the model's device."""
+        given = False
+        for names, loaded in self._batches(_as_sequence(images), batch_size):
+            for name, item in zip(names, loaded, strict=True):
+                if isinstance(item, ImageError):
+                    raise ImageError(f"{name}: {item}")
+            given = True
+            yield self.placement.put(torch.stack([item for item in loaded if isinstance(item, Tensor)]))
+        if not given:
+            raise VitralError("no images were given")
+
     def _read(self, image: ImageSource) -> Tensor | ImageError:
         try:
             return self.preprocess(image)
@@ -140,6 +177,7 @@ def load(
     patch_size: int | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    tta: Augmentation = "none",
     **options: Any,
 ) -> Classifier:
     """A `Classifier` from a checkpoint of any known layout.
@@ -152,6 +190,8 @@ def load(
         patch_size: pixels, if other than the model's; the projection is resized (FlexiViT, arXiv:2212.08013).
         device: where to compute.
         precision: of matrix products.
+        tta: "flip" averages probabilities over an image and its mirror, at twice the time; not for what
+            a mirror changes, such as digits.
         options: other fields of `ViTConfig`, for what a bare file does not say, such as
             ``num_heads=12`` or ``layer={"feed_forward": {"activation": "quick_gelu"}}``.
 
@@ -161,16 +201,18 @@ def load(
     asked = {"img_size": img_size, "num_classes": num_classes, "patch_size": patch_size}
     overrides = {name: value for name, value in asked.items() if value is not None}
     checkpoint = load_checkpoint(str(source), **overrides, **options)
-    return as_classifier(checkpoint, Placement.choose(device, precision))
+    return as_classifier(checkpoint, Placement.choose(device, precision), tta)
 
 
-def as_classifier(checkpoint: Checkpoint, placement: Placement) -> Classifier:
+def as_classifier(checkpoint: Checkpoint, placement: Placement, tta: Augmentation = "none") -> Classifier:
     return Classifier(
         checkpoint.model.to(placement.device).eval(),
         checkpoint.preprocess,
         checkpoint.labels,
         placement,
         checkpoint.metadata,
+        checkpoint.temperature,
+        tta,
     )
 
 

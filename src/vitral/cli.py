@@ -47,6 +47,9 @@ SettingsArgument = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+TtaOption = Annotated[
+    str, typer.Option(help="none, or flip: the mean probabilities of each image and its mirror.")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -118,6 +121,12 @@ def train(
         f"trained {summary.epochs:.1f} epochs in {clock(summary.seconds)}; "
         f"val accuracy {summary.val_top1:.2%} (step {summary.best_step})"
     )
+    if summary.calibration:
+        print(
+            "val calibration error {raw_ece:.2%}, {ece:.2%} at temperature {temperature:.3f}".format_map(
+                summary.calibration
+            )
+        )
     if summary.test:
         low, high = summary.test["ci95"]
         print(f"test accuracy {summary.test['top1']:.2%} (95 % interval {low:.2%} to {high:.2%})")
@@ -133,6 +142,7 @@ def evaluate(
     ] = None,
     json_output: JsonOption = False,
     max_damaged: Annotated[float, typer.Option(help="Share of unreadable images allowed.")] = 0.01,
+    tta: TtaOption = "none",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
@@ -140,7 +150,7 @@ def evaluate(
     from vitral.console import print_evaluation, progress_bar
     from vitral.evaluate import evaluate_classifier
 
-    classifier = _load(model, device, precision)
+    classifier = _load(model, device, precision, tta)
     with progress_bar("evaluating") as bar:
         name, evaluation = evaluate_classifier(
             classifier, data, split=split, max_damaged=max_damaged, warn=_warn, on_images=bar
@@ -148,7 +158,8 @@ def evaluate(
     if json_output:
         print(json.dumps(evaluation.to_dict()))
     else:
-        print_evaluation(evaluation, f"{model} on {data}, split {name} ({classifier.placement})")
+        how = f"{classifier.placement}" + ("" if tta == "none" else f", test-time augmentation {tta}")
+        print_evaluation(evaluation, f"{model} on {data}, split {name} ({how})")
 
 
 @app.command()
@@ -158,6 +169,7 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 3,
     json_output: JsonOption = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    tta: TtaOption = "none",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
@@ -165,7 +177,7 @@ def predict(
     from vitral.data import find_images
 
     files = find_images(images)
-    classifier = _load(model, device, precision)
+    classifier = _load(model, device, precision, tta)
     failed = 0
     for prediction in classifier.predictions(files, top=top, batch_size=batch_size):
         failed += prediction.error is not None
@@ -221,6 +233,60 @@ def doctor(
     else:
         title = f"{model} on {data}, split {diagnosis.split} ({classifier.placement})"
         print_diagnosis(diagnosis, title)
+
+
+@app.command()
+def probe(  # noqa: PLR0913 - a command's options
+    model: ModelArgument,
+    data: DataArgument,
+    img_size: Annotated[
+        int | None, typer.Option(help="Pixels; by default those the model was trained with.")
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(help="class, mean, class_mean or map; by default what is usual for the model."),
+    ] = None,
+    layer: Annotated[
+        list[int] | None, typer.Option(help="Whose output to take, by default -1; the best of several.")
+    ] = None,
+    per_class: Annotated[int | None, typer.Option(min=1, help="Labelled images of each class.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images of any split at most; with --per-class, of the test split."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn and held out.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="New folder for the model with the probe as head.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for features; by default in $VITRAL_CACHE or ~/.cache/vitral.")
+    ] = None,
+    json_output: JsonOption = False,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+) -> None:
+    r"""What a model's features are worth on DATA: a linear probe and nearest neighbours, nothing trained.
+
+    \b
+    vitral probe hf://facebook/dinov2-small photos/ --per-class 10
+    vitral probe hf://facebook/dinov2-small photos/ --out runs/probe   # a model, for eval and predict
+    """
+    from vitral.config import build
+    from vitral.console import print_probe, progress_bar
+    from vitral.probe import ProbeOptions
+    from vitral.probe import probe as run_probe
+
+    asked = {"features": features, "per_class": per_class, "limit": limit, "seed": seed}
+    options = build(ProbeOptions, {**asked, "layers": tuple(layer or (-1,))})
+    classifier = _load(model, device, precision, img_size=img_size)
+    with progress_bar("features") as bar:
+        result = run_probe(classifier, data, options, cache=cache, out=out, warn=_warn, on_images=bar)
+    if json_output:
+        print(json.dumps(result.to_dict()))
+        return
+    height, width = classifier.preprocess.img_size
+    title = f"{model} on {data}, split {result.split} ({height}x{width} pixels, {classifier.placement})"
+    print_probe(result, title)
+    if out is not None:
+        print(f"model: {out}; try: vitral predict {out} IMAGE...")
 
 
 @app.command()
@@ -292,10 +358,12 @@ def bench(
 # --- Helpers of the commands -----------------------------------------------------------------------
 
 
-def _load(model: str, device: str, precision: str) -> "Classifier":
+def _load(
+    model: str, device: str, precision: str, tta: str = "none", img_size: int | None = None
+) -> "Classifier":
     from vitral.classifier import load
 
-    return load(model, device=device, precision=precision)  # type: ignore[arg-type]
+    return load(model, img_size=img_size, device=device, precision=precision, tta=tta)  # type: ignore[arg-type]
 
 
 def _warn(message: str) -> None:
@@ -357,6 +425,8 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
     lines.append(f"images: {checkpoint.preprocess}")
     options = checkpoint.model.config.embedding
     lines.append(f"at another size: positions {options.resize}")
+    if checkpoint.temperature != 1:
+        lines.append(f"probabilities: softmax(logits / {checkpoint.temperature:.3f})")
     if "source" in metadata:
         how = f"read as {metadata['layout']}'s layout" if "layout" in metadata else "trained further"
         lines.append(f"weights: from {metadata['source']}, {how}")

@@ -17,6 +17,7 @@ from vitral.doctor import Diagnosis
 from vitral.evaluate import Evaluation
 from vitral.info import PatchCost, Stage
 from vitral.model import ViTConfig
+from vitral.probe import ProbeResult
 from vitral.train import Reporter, Run
 
 # Between two updates of the numbers; reading a loss waits for the device.
@@ -165,6 +166,21 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
         taken_for = f"{names[mistakes.index(count)]} ({count})" if count else ""
         accuracy, precision = f"{result.accuracy:.1%}", f"{result.precision:.1%}"
         table.add_row(name, f"{result.n:,}", accuracy, precision, taken_for)
+    _print(table)
+
+
+def print_probe(result: ProbeResult, title: str) -> None:
+    """A row for the linear probe and one for the neighbours, with what was chosen and how well it did."""
+    linear, near = result.linear, result.neighbours
+    print(f"{title}: {linear.evaluation.n:,} images, after {result.labelled:,} labelled ones")
+    table = Table("probe", "features", "layer", "chosen", "held out", "accuracy", "95 % interval")
+    for name, row, chosen, top1, ci95 in (
+        ("linear", linear, f"L2 {linear.penalty:.1e}", linear.evaluation.top1, linear.evaluation.ci95),
+        ("k-NN", near, f"k {near.k}", near.top1, near.ci95),
+    ):
+        held_out = "-" if row.held_out_top1 is None else f"{row.held_out_top1:.2%}"
+        interval = f"{ci95[0]:.1%} to {ci95[1]:.1%}"
+        table.add_row(name, row.features, str(row.layer), chosen, held_out, f"{top1:.2%}", interval)
     _print(table)
 
 

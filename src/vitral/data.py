@@ -192,6 +192,28 @@ def fingerprint(split: Split) -> str:
     return hashlib.sha256("\n".join(sorted(split.names)).encode()).hexdigest()
 
 
+def sample(split: Split, limit: int, seed: int) -> Split:
+    """At most `limit` images, drawn evenly over the classes, in the split's order; a function of the seed."""
+    order, turns = _turns(split, seed)
+    return split.take(np.sort(order[np.argsort(turns[order], kind="stable")[:limit]]))
+
+
+def few_shot(split: Split, per_class: int, seed: int) -> Split:
+    """At most `per_class` images of each class; a larger number adds to the images of a smaller one."""
+    _, turns = _turns(split, seed)
+    return split.take(np.flatnonzero(turns < per_class))
+
+
+def _turns(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A random order of the images, and of each image how many of its class come before it there."""
+    order = np.random.default_rng(seed).permutation(len(split))
+    turns = np.empty(len(split), dtype=np.int64)
+    for label in np.unique(split.labels):
+        members = order[split.labels[order] == label]
+        turns[members] = np.arange(len(members))
+    return order, turns
+
+
 def image_sizes(split: Split, at_most: int = 200) -> np.ndarray:
     """(height, width) of evenly chosen images, (n, 2); unreadable ones are passed over."""
     sizes = []

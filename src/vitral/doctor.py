@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 from vitral.blocks import ACTIVATIONS, FeedForward, Gated, LearnedPositions, patch_grid
 from vitral.checkpoints.layout import CLIP, IMAGENET
 from vitral.classifier import Classifier
-from vitral.data import Batch, DamageCount, Split, evaluation_batches
+from vitral.data import Batch, DamageCount, evaluation_batches, sample
 from vitral.devices import cpu_count
 from vitral.errors import VitralError
 from vitral.evaluate import choose_split
@@ -216,17 +216,6 @@ def diagnose(
     batches = evaluation_batches(images, views, batch_size=batch_size, workers=cpu_count())
     answers = _answers(classifier, changes, views, batches, on_batch)
     return _conclude(name, len(damage.reasons), changes, answers)
-
-
-def sample(split: Split, limit: int, seed: int) -> Split:
-    """At most `limit` images, drawn evenly over the classes, in the split's order; a function of the seed."""
-    order = np.random.default_rng(seed).permutation(len(split))
-    turn = np.empty(len(split), dtype=np.int64)
-    for label in np.unique(split.labels):
-        members = order[split.labels[order] == label]
-        turn[members] = np.arange(len(members))
-    chosen = order[np.argsort(turn[order], kind="stable")[:limit]]
-    return split.take(np.sort(chosen))
 
 
 # --- What can be changed -------------------------------------------------------------------------------
@@ -437,7 +426,7 @@ def _batch_answers(
             continue
         with change.applied(), placement.autocast():
             logits_BL = classifier.model(images_BCHW)
-        found.append(_Answers.of(logits_BL, labels_B))
+        found.append(_Answers.of(logits_BL.float() / classifier.temperature, labels_B))
     return found
 
 

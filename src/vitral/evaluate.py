@@ -1,6 +1,6 @@
 """How well a model does: `Outcomes` of single images, which merge, and the `Evaluation` drawn from them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -119,13 +119,14 @@ def calibration_error(confidences: np.ndarray, correct: np.ndarray) -> float:
     return float(np.abs(gaps).sum() / len(confidences))
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
     classes: Iterable[str],
     placement: Placement,
     on_batch: Callable[[Batch], None] = lambda _: None,
+    *,
+    temperature: float = 1.0,
 ) -> Evaluation:
     """Runs `model` over every batch.
 
@@ -135,23 +136,46 @@ def evaluate(
         classes: the names of the L classes.
         placement: device and precision to compute with.
         on_batch: told of each batch, for progress and damaged images.
+        temperature: loss and calibration error are of softmax(logits / temperature).
 
     Raises:
         VitralError: if no image could be read.
     """
     was_training = model.training
-    model.eval()
-    parts = []
+    answers = answered(model.eval(), batches, placement, on_batch)
+    parts = [Outcomes.of(logits_BL / temperature, labels_B) for logits_BL, labels_B in answers]
+    model.train(was_training)
+    return Evaluation.of(Outcomes.merge(parts), classes)
+
+
+@torch.inference_mode()
+def answered(
+    answer: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    placement: Placement,
+    on_batch: Callable[[Batch], None] = lambda _: None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `answer` says, (B, L) in float32, and labels (B,), of each batch that holds a readable image.
+
+    Args:
+        answer: images (B, C, H, W) -> logits (B, L); a model in evaluation mode, for one.
+        batches: as in `evaluate`, and so are `placement` and `on_batch`.
+        placement: device and precision.
+        on_batch: told of each batch.
+
+    Raises:
+        VitralError: if no image could be read.
+    """
+    found = False
     for batch in batches:
         on_batch(batch)
         if len(batch.labels):
+            found = True
             with placement.autocast():
-                logits_BL = model(placement.put(batch.images))
-            parts.append(Outcomes.of(logits_BL, placement.put(batch.labels)))
-    model.train(was_training)
-    if not parts:
+                logits_BL = answer(placement.put(batch.images))
+            yield logits_BL.float(), placement.put(batch.labels)
+    if not found:
         raise VitralError("not one of the images could be read, so there is nothing to evaluate")
-    return Evaluation.of(Outcomes.merge(parts), classes)
 
 
 # --- A classifier on a data source ----------------------------------------------------------------
@@ -168,6 +192,9 @@ def evaluate_classifier(
     on_images: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[str, Evaluation]:
     """The name of the split that was taken, and how the classifier does on it.
+
+    Loss and calibration error are of the probabilities that `Classifier.predict` gives: at the model's
+    temperature, averaged over the views of its test-time augmentation.
 
     Args:
         classifier: a model with labels.
@@ -193,7 +220,9 @@ def evaluate_classifier(
         on_images(done, len(images))
 
     batches = evaluation_batches(images, classifier.preprocess, batch_size=batch_size, workers=cpu_count())
-    return name, evaluate(classifier.model, batches, classifier.labels, classifier.placement, on_batch)
+    answers = answered(classifier.log_probabilities, batches, classifier.placement, on_batch)
+    outcomes = Outcomes.merge(Outcomes.of(answer_BL, labels_B) for answer_BL, labels_B in answers)
+    return name, Evaluation.of(outcomes, classifier.labels)
 
 
 def choose_split(

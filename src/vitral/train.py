@@ -26,19 +26,22 @@ from torch.nn import functional as F
 
 from vitral import config
 from vitral.augment import batch_mixer, training_transform
+from vitral.calibrate import CALIBRATION_IMAGES, Calibration, calibrate
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
 from vitral.data import (
     Batch,
     DamageCount,
     ImageData,
+    Split,
     evaluation_batches,
     fingerprint,
+    sample,
     seeded,
     training_batches,
 )
 from vitral.devices import Placement, cpu_count
 from vitral.errors import VitralError
-from vitral.evaluate import Evaluation, evaluate
+from vitral.evaluate import Evaluation, answered, evaluate
 from vitral.model import VisionTransformer
 from vitral.recipe import Recipe, resolve, start
 
@@ -81,6 +84,7 @@ class Summary:
     best_step: int
     val_top1: float
     test: dict[str, Any] | None  # the evaluation of the test split, if there is one
+    calibration: dict[str, Any] | None = None  # `Calibration`, on the validation images; None: too few
 
 
 @dataclass
@@ -224,12 +228,16 @@ def _finish_epoch(run: Run) -> None:
 
 
 def _conclude(run: Run, *, finished: bool) -> Summary:
-    test = None
-    if finished and "test" in run.data.splits:
-        # The one look at the test split, with the weights that validation chose.
+    test = calibration = None
+    if finished:
         best = load_checkpoint(run.folder)
         run.average.load_state_dict(best.model.state_dict())
-        test = _evaluate_split(run, "test").to_dict()
+        calibration = _calibrate(run)
+        temperature = calibration.temperature if calibration else 1.0
+        save_checkpoint(run.folder, replace(best, temperature=temperature))
+        if "test" in run.data.splits:
+            # The one look at the test split, with the weights and the temperature that validation chose.
+            test = _evaluate_split(run, "test", temperature).to_dict()
     summary = Summary(
         finished,
         run.state.step,
@@ -238,6 +246,7 @@ def _conclude(run: Run, *, finished: bool) -> Summary:
         run.state.best_step,
         run.state.best_top1,
         test,
+        asdict(calibration) if calibration else None,
     )
     if finished:
         content = json.dumps(asdict(summary), indent=1) + "\n"
@@ -245,14 +254,24 @@ def _conclude(run: Run, *, finished: bool) -> Summary:
     return summary
 
 
-def _evaluate_split(run: Run, name: str) -> Evaluation:
-    batches = evaluation_batches(
-        run.data.split(name),
-        run.checkpoint.preprocess,
-        batch_size=EVALUATION_BATCH,
-        workers=run.recipe.workers or 0,
+def _evaluate_split(run: Run, name: str, temperature: float = 1.0) -> Evaluation:
+    batches = _evaluation_batches(run, run.data.split(name))
+    return evaluate(
+        run.average, batches, run.data.classes, run.placement, run.damage.add, temperature=temperature
     )
-    return evaluate(run.average, batches, run.data.classes, run.placement, on_batch=run.damage.add)
+
+
+def _calibrate(run: Run) -> Calibration | None:
+    """Of the averaged weights, on the validation images."""
+    images = sample(run.data.split("val"), CALIBRATION_IMAGES, run.recipe.seed)
+    answers = answered(run.average, _evaluation_batches(run, images), run.placement, run.damage.add)
+    return calibrate(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
+
+
+def _evaluation_batches(run: Run, split: Split) -> Generator[Batch]:
+    return evaluation_batches(
+        split, run.checkpoint.preprocess, batch_size=EVALUATION_BATCH, workers=run.recipe.workers or 0
+    )
 
 
 def _training_batches(run: Run) -> Generator[Batch]:

@@ -5,6 +5,7 @@ executes what it reads, and files are replaced as a whole or not at all.
 """
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -50,6 +51,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "architecture": asdict(checkpoint.model.config),
         "preprocess": asdict(checkpoint.preprocess),
         "labels": list(checkpoint.labels),
+        "temperature": checkpoint.temperature,
         "metadata": checkpoint.metadata,
     }
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=1) + "\n").encode())
@@ -127,6 +129,7 @@ def _load_ours(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any
         saved = build(ViTConfig, config["architecture"])
         preprocess = build(Preprocess, config["preprocess"])
         labels, metadata = tuple(config["labels"]), dict(config["metadata"])
+        temperature = _temperature(config.get("temperature", 1.0))
     except KeyError as error:
         raise VitralError(f"{described} cannot be used: it has no {error}") from error
     except (TypeError, ValueError, VitralError) as error:
@@ -136,8 +139,14 @@ def _load_ours(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any
         raise VitralError(f"{path} is missing; the model folder is incomplete")
     weights = open_weights(path)
     _refuse_endless(described, saved, weights)
-    found = Checkpoint(_without_weights(described, saved), preprocess, labels, metadata)
+    found = Checkpoint(_without_weights(described, saved), preprocess, labels, metadata, temperature)
     return _fill(found, dict(weights), overrides, described, str(path))
+
+
+def _temperature(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"temperature is {value!r}; it is a positive number, and 1 changes nothing")
+    return float(value)
 
 
 def _open_source(name: str, path: Path, weights: Path, config: Mapping[str, Any]) -> Source:
@@ -260,15 +269,15 @@ def _fill(
     model.load_state_dict(state, assign=True)
     # Fixed positions are not in the file; they compute in the type of the weights that are.
     model.requires_grad_().to(next(model.parameters()).dtype)
-    labels, preprocess = found.labels, found.preprocess
+    labels, preprocess, temperature = found.labels, found.preprocess, found.temperature
     if num_classes is not None:
         model.replace_head(num_classes)
-        labels = ()
+        labels, temperature = (), 1.0
     if labels and len(labels) != model.config.num_classes:
         raise VitralError(
             f"{described} cannot be used: it has {len(labels)} labels for {saved.num_classes} classes"
         )
-    return Checkpoint(model, _fitting(preprocess, saved, wanted), labels, found.metadata)
+    return Checkpoint(model, _fitting(preprocess, saved, wanted), labels, found.metadata, temperature)
 
 
 def _fitting(preprocess: Preprocess, saved: ViTConfig, wanted: ViTConfig) -> Preprocess:

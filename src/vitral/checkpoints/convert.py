@@ -60,6 +60,7 @@ class Certificate:
     rounded: tuple[str, ...]  # settings that the target has otherwise
     versions: dict[str, str]
     licence: str | None
+    temperature: float = 1.0  # the source's, by which the written head is divided; so are its logits here
 
     @property
     def worst(self) -> float:
@@ -97,10 +98,11 @@ def _convert_into(folder: Path, checkpoint: Checkpoint, source: str, to: str) ->
     if to == "vitral":
         save_checkpoint(folder, checkpoint)
         return _certify(folder, checkpoint, source, to, ())
-    adapted = _adapted(checkpoint, to)
+    cooled = _temperature_folded(checkpoint)
+    adapted = _adapted(cooled, to)
     _write(folder, adapted, WRITERS[to].write(adapted), to)
     rounded = _check_expressed(folder, adapted, to)
-    return _certify(folder, checkpoint, source, to, rounded)
+    return replace(_certify(folder, cooled, source, to, rounded), temperature=checkpoint.temperature)
 
 
 def _write(folder: Path, checkpoint: Checkpoint, writing: Writing, to: str) -> None:
@@ -130,6 +132,15 @@ def _serialized(state: Mapping[str, Tensor], file: str) -> bytes:
 
 
 # --- What a target can express ---------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _temperature_folded(checkpoint: Checkpoint) -> Checkpoint:
+    """The same probabilities without a temperature, of which no foreign layout knows: a cooler head."""
+    heads = (checkpoint.model.head, checkpoint.model.distillation_head)
+    for parameter in (parameter for head in heads if head is not None for parameter in head.parameters()):
+        parameter /= checkpoint.temperature
+    return replace(checkpoint, temperature=1.0)
 
 
 def _adapted(checkpoint: Checkpoint, to: str) -> Checkpoint:
