@@ -58,6 +58,7 @@ def test_the_factor_that_made_logits_too_large_is_found(factor: float) -> None:
 
 
 def test_probabilities_are_scikit_learns() -> None:
+    pytest.importorskip("sklearn", minversion="1.8")  # the first with temperatures
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
@@ -80,7 +81,7 @@ def test_probabilities_are_scikit_learns() -> None:
             return True
 
     logits_BL, labels_B = overconfident(1000, 2.5)
-    theirs = CalibratedClassifierCV(FrozenEstimator(Given()), method="temperature", ensemble=False)
+    theirs = CalibratedClassifierCV(FrozenEstimator(Given()), method="temperature", ensemble=False)  # pyrefly: ignore
     theirs.fit(logits_BL.double().numpy(), labels_B.numpy())
     expected = theirs.predict_proba(logits_BL.double().numpy())
     found = (logits_BL / fit_temperature(logits_BL, labels_B)).softmax(1)
