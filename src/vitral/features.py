@@ -2,7 +2,7 @@
 
 An image is known by the digest of its bytes, so a few-shot draw, a renamed folder and a larger part of
 the same data all find what an earlier run computed. Every `SHARD_IMAGES` images are a file of their own,
-written atomically: an interrupted run loses at most that many.
+written atomically: a killed run loses at most that many, an interrupted one none.
 """
 
 import hashlib
@@ -130,16 +130,18 @@ def extract(
     missing = np.array([row for row, digest in enumerate(digests) if digest not in complete], dtype=np.int64)
     done = len(split) - len(missing)
     on_images(done, len(split))
-    for batch, vectors, rows in _computed(classifier, split.take(missing), layers, batch_size):
-        damage.add(batch)
-        of_batch = [digests[missing[row]] for row in rows]
-        for layer, vectors_BP in vectors.items():
-            known[layer] |= zip(of_batch, vectors_BP, strict=True)
-            stores[layer].add(of_batch, vectors_BP)
-        done += len(batch.labels) + len(batch.damaged)
-        on_images(done, len(split))
-    for store in stores.values():
-        store.flush()
+    try:
+        for batch, vectors, rows in _computed(classifier, split.take(missing), layers, batch_size):
+            damage.add(batch)
+            of_batch = [digests[missing[row]] for row in rows]
+            for layer, vectors_BP in vectors.items():
+                known[layer] |= zip(of_batch, vectors_BP, strict=True)
+                stores[layer].add(of_batch, vectors_BP)
+            done += len(batch.labels) + len(batch.damaged)
+            on_images(done, len(split))
+    finally:
+        for store in stores.values():
+            store.flush()
     return _assembled(classifier.model, split, digests, known, len(split) - len(missing))
 
 
