@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.conftest import write_images
+from vitral import evaluate as evaluation_module
 from vitral.calibrate import LEAST_IMAGES, calibrate, fit_temperature
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.checkpoints.convert import convert
@@ -107,6 +108,12 @@ def test_few_images_leave_probabilities_as_they_are() -> None:
 def test_nothing_to_fit_on_is_said(logits_BL: Tensor) -> None:
     with pytest.raises(VitralError, match="finite logits of some images"):
         fit_temperature(logits_BL, torch.zeros(len(logits_BL), dtype=torch.long))
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few images are read before a process to load them has started."""
+    monkeypatch.setattr(evaluation_module, "cpu_count", lambda: 0)
 
 
 # --- In a model folder ---------------------------------------------------------------------------------

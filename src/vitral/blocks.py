@@ -402,7 +402,9 @@ def attention_weights(q_BATK: Tensor, k_BATK: Tensor, bias_ATT: Tensor | None = 
 
 def attend(q_BATK: Tensor, k_BATK: Tensor, v_BATK: Tensor, bias_ATT: Tensor | None = None) -> Tensor:
     """Values mixed by the attention weights, (B, A, T, K), by the kernel that is faster here."""
-    if prefers_explicit_attention(q_BATK):
+    # The fused kernels have no gradient for a bias: torch would fall back to a slower explicit form.
+    learned_bias = bias_ATT is not None and bias_ATT.requires_grad
+    if learned_bias or prefers_explicit_attention(q_BATK):
         return attention_weights(q_BATK, k_BATK, bias_ATT).to(v_BATK.dtype) @ v_BATK
     mask = None if bias_ATT is None else bias_ATT.to(q_BATK.dtype)
     return F.scaled_dot_product_attention(q_BATK, k_BATK, v_BATK, mask)

@@ -29,7 +29,6 @@ from vitral.model import Pooling, VisionTransformer
 # Of half the squared weights of standardized features, beside the mean cross-entropy.
 PENALTIES = tuple(10.0 ** (step / 2) for step in range(-8, 3))
 NEIGHBOURS = (10, 20)
-_WITHOUT_CHOICE = 0.1, 10  # penalty and neighbours where one image a class leaves none to choose by
 _VOTE_TEMPERATURE = 0.07  # DINO's (arXiv:2104.14294, appendix F.1; Wu et al., arXiv:1805.01978, §3.4)
 _FOLDS = 5
 _ENOUGH_HELD_OUT = 500  # images; with as many in one fold, the other folds say nothing new
@@ -65,6 +64,7 @@ class LinearResult:
     layer: int
     penalty: float  # one of PENALTIES
     held_out_top1: float | None  # of the held-out labelled images; None: there were none
+    held_out_loss: float | None  # the least among what was tried
     temperature: float  # fitted on them; loss and calibration error are of the probabilities at it
     evaluation: Evaluation
 
@@ -135,8 +135,8 @@ def probe(
         return found
 
     labelled = _Labelled([features_of(split) for split in parts[:-1]], data.classes, options.seed)
-    linear = _choose(labelled, kinds[0], options.layers, PENALTIES, _linear_answers)
-    neighbours = _choose(labelled, kinds[1], options.layers, NEIGHBOURS, neighbour_votes)
+    linear = _choose(labelled, kinds[0], options.layers, _LINEAR)
+    neighbours = _choose(labelled, kinds[1], options.layers, _NEIGHBOURS)
     head = LinearHead.fit(labelled.of(linear), labelled.labels, len(data.classes), linear.setting)
     judged = features_of(parts[-1])
     if out is not None:
@@ -235,40 +235,45 @@ class _Choice:
 
     @property
     def held_out_top1(self) -> float | None:
-        return self._score()[0] if self.answers_NL is not None else None
+        if self.answers_NL is None or self.labels_N is None:
+            return None
+        return float((self.answers_NL.argmax(1) == self.labels_N).double().mean())
 
-    def _score(self) -> tuple[float, float]:
-        """Accuracy; among equals, the loss decides."""
-        assert self.answers_NL is not None
-        assert self.labels_N is not None
-        right = (self.answers_NL.argmax(1) == self.labels_N).double().mean()
-        return float(right), -float(F.cross_entropy(self.answers_NL, self.labels_N))
-
-
-_Answers = Callable[[Tensor, np.ndarray, Tensor, int, Sequence[float]], list[Tensor]]
+    @property
+    def held_out_loss(self) -> float | None:
+        if self.answers_NL is None or self.labels_N is None:
+            return None
+        return float(F.cross_entropy(self.answers_NL, self.labels_N))
 
 
-def _choose(
-    labelled: _Labelled,
-    kind: Pooling,
-    layers: Sequence[int],
-    settings: Sequence[float],
-    answers: _Answers,
-) -> _Choice:
+@dataclass(frozen=True)
+class _Method:
+    """A way to answer, and how it is set."""
+
+    settings: Sequence[float]
+    default: float  # where one image a class leaves none to choose by
+    # Vectors (N, D), labels (N,), queries (Q, D), number of classes, settings -> logits (Q, L) of each.
+    answers: Callable[[Tensor, np.ndarray, Tensor, int, Sequence[float]], list[Tensor]]
+    merit: Callable[[_Choice], Any]  # of what is held out; the largest wins
+
+
+def _choose(labelled: _Labelled, kind: Pooling, layers: Sequence[int], method: _Method) -> _Choice:
     if not labelled.folds:
-        return _Choice(kind, layers[0], _WITHOUT_CHOICE[answers is neighbour_votes])
+        return _Choice(kind, layers[0], method.default)
     held_out = np.concatenate([rows for _, rows in labelled.folds])
     labels_N = torch.from_numpy(labelled.labels[held_out])
     choices = []
     for layer in layers:
         vectors = labelled.vectors(layer, kind)
         of_folds = [
-            answers(vectors[fit], labelled.labels[fit], vectors[held], labelled.num_classes, settings)
+            method.answers(
+                vectors[fit], labelled.labels[fit], vectors[held], labelled.num_classes, method.settings
+            )
             for fit, held in labelled.folds
         ]
-        for setting, parts in zip(settings, zip(*of_folds, strict=True), strict=True):
+        for setting, parts in zip(method.settings, zip(*of_folds, strict=True), strict=True):
             choices.append(_Choice(kind, layer, setting, torch.cat(parts), labels_N))
-    return max(choices, key=_Choice._score)
+    return max(choices, key=method.merit)
 
 
 # --- The linear probe --------------------------------------------------------------------------------
@@ -318,6 +323,10 @@ def _linear_answers(
     return [LinearHead.fit(vectors_ND, labels_N, num_classes, p)(queries_QD) for p in penalties]
 
 
+# By the loss: of a few held-out images it tells more than their accuracy does (docs/log.md).
+_LINEAR = _Method(PENALTIES, 0.1, _linear_answers, lambda choice: -(choice.held_out_loss or 0.0))
+
+
 def _judge_linear(
     choice: _Choice, head: LinearHead, judged: PooledFeatures, classes: Sequence[str]
 ) -> LinearResult:
@@ -325,7 +334,13 @@ def _judge_linear(
     logits_NL = head(judged.of(choice.layer, choice.features)) / temperature
     evaluation = Evaluation.of(Outcomes.of(logits_NL, torch.from_numpy(judged.labels)), classes)
     return LinearResult(
-        choice.features, choice.layer, choice.setting, choice.held_out_top1, temperature, evaluation
+        choice.features,
+        choice.layer,
+        choice.setting,
+        choice.held_out_top1,
+        choice.held_out_loss,
+        temperature,
+        evaluation,
     )
 
 
@@ -359,6 +374,11 @@ def neighbour_votes(
             votes_QL.scatter_add_(1, labels[nearest.indices[:, :k]], weights_QK[:, :k])
             shares.append(votes_QL / votes_QL.sum(1, keepdim=True))
     return [torch.cat(shares).clamp_min(1e-6).log() for shares in found]
+
+
+_NEIGHBOURS = _Method(
+    NEIGHBOURS, 10, neighbour_votes, lambda choice: (choice.held_out_top1, -(choice.held_out_loss or 0.0))
+)
 
 
 def _judge_neighbours(
