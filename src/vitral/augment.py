@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -69,12 +71,12 @@ def _cropper(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[Im
         case "none":
             return preprocess.fit
         case "padded":
-            shift = _shifted_crop((height, width), [width // 8, height // 8])
+            shift = _ShiftedCrop((height, width), (height // 8, width // 8))
             return v2.Compose([preprocess.fit, shift])
         case "simple":
             cover = replace(preprocess, resize="shortest", crop_fraction=1.0)
-            margin = [min(4, width // 8), min(4, height // 8)]
-            return v2.Compose([cover.resized, _shifted_crop((height, width), margin)])
+            margin = min(4, height // 8), min(4, width // 8)
+            return v2.Compose([cover.resized, _ShiftedCrop((height, width), margin)])
         case "resized":
             return v2.RandomResizedCrop(
                 (height, width),
@@ -83,9 +85,28 @@ def _cropper(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[Im
             )
 
 
-def _shifted_crop(size: tuple[int, int], padding: list[int]) -> v2.Transform:
-    """Anywhere on the picture with mirrored edges; `padding` is [left and right, top and bottom]."""
-    return v2.RandomCrop(size, padding=padding, padding_mode="reflect")
+class _ShiftedCrop:
+    """`size` pixels cut out anywhere, up to `margin` of them over the edge, where the picture is mirrored.
+
+    As torchvision's RandomCrop with reflecting padding; by indices, for padding each small image took a
+    sixth of a step (docs/log.md, 2026-11-25).
+    """
+
+    def __init__(self, size: tuple[int, int], margin: tuple[int, int]) -> None:
+        self.size, self.margin = size, margin  # (height, width)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        pixels_HWC = np.asarray(image)
+        rows, columns = (
+            self._places(*sides) for sides in zip(pixels_HWC.shape, self.size, self.margin, strict=False)
+        )
+        return Image.fromarray(pixels_HWC[rows[:, None], columns])
+
+    def _places(self, side: int, wanted: int, margin: int) -> np.ndarray:
+        """Which of `side` pixels to take, in order."""
+        first = int(torch.randint(-margin, side - wanted + margin + 1, ()))
+        places = np.abs(np.arange(first, first + wanted))
+        return np.where(places < side, places, 2 * (side - 1) - places)
 
 
 def _three_augment(size: tuple[int, int]) -> v2.Transform:

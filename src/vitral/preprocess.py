@@ -1,5 +1,6 @@
 """`Preprocess`: what a checkpoint expects of an image, as data and as a callable; and `open_image`."""
 
+import functools
 import io
 import math
 import warnings
@@ -21,6 +22,11 @@ CropRounding = Literal["even", "down"]
 
 # "shortest" makes 1x100,000 pixels 22 million wide: a few bytes in a file, 15 GB in memory.
 _MAX_RESIZED_PIXELS = 100_000_000
+
+
+@functools.lru_cache
+def _channels(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values).view(-1, 1, 1)
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -154,9 +160,10 @@ class Preprocess:
     def normalize(self, image: Image.Image) -> Tensor:
         """8-bit RGB -> (3, H, W), (value / 255 - mean) / std."""
         # Not torchvision's functions, which take as long to import as torch itself.
-        pixels_CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32).contiguous() / 255
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-        return (pixels_CHW - mean) / std
+        pixels_HWC = torch.from_numpy(np.array(image))
+        pixels_CHW = pixels_HWC.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        pixels_CHW /= 255
+        return pixels_CHW.sub_(_channels(self.mean)).div_(_channels(self.std))
 
     def _offset(self, excess: int) -> int:
         """Where the picture begins on the canvas; half of what is too much is cut before it."""
