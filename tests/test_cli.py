@@ -479,3 +479,60 @@ def test_the_demo_learns_to_read_digits(tmp_path: Path) -> None:
     assert result.evaluation.top1 >= 0.97
     assert result.picture.exists()
     assert (tmp_path / "demo" / "digit-1.png").exists()
+
+
+# --- What a run learns from ------------------------------------------------------------------------
+
+
+def test_groups_name_every_parameter_and_train_nothing(
+    vitral: Vitral, quick: list[str], image_folder: Path, tmp_path: Path
+) -> None:
+    result = vitral("train", image_folder, "--show-groups", *quick, "layer_decay=0.5", "learning_rate=0.01")
+    assert result.status == 0
+    model = load_checkpoint(tmp_path / "base").model
+    told = result.out.replace("│", " ").replace("\n", " ")
+    assert not [name for name, _ in model.named_parameters() if name not in told]
+    # The head at the rate itself, the one layer at half of it, the embedding at a quarter.
+    assert all(rate in told for rate in ("0.01", "0.005", "0.0025"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_groups_name_what_is_frozen(vitral: Vitral, quick: list[str], image_folder: Path) -> None:
+    result = vitral("train", image_folder, "--show-groups", *quick, "trained=head")
+    learns, frozen = result.out.split("not trained: ")
+    assert "head.weight" in learns
+    assert "layers.0.attention.qkv.weight" in frozen
+    assert "head.weight" not in frozen
+
+
+def test_a_run_needs_a_folder(vitral: Vitral, quick: list[str], image_folder: Path) -> None:
+    result = vitral("train", image_folder, *quick)
+    assert result.status == 2
+    assert "--out" in result.err
+
+
+def test_a_model_learns_from_another_run(
+    vitral: Vitral, quick: list[str], run: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    for number, words in enumerate(([], ["distillation=soft", "accumulate=2", "mixup=0.5"])):
+        result = vitral(
+            "train", image_folder, "--out", tmp_path / str(number), *quick, f"teacher={run}", *words
+        )
+        assert result.status == 0, result.err
+
+
+def test_a_teacher_of_other_labels_is_refused(
+    vitral: Vitral, quick: list[str], image_folder: Path, tmp_path: Path
+) -> None:
+    result = vitral("train", image_folder, "--out", tmp_path / "r", *quick, f"teacher={tmp_path / 'base'}")
+    assert result.status == 1
+    assert result.err.count("vitral: ") == 1
+    assert "the teacher lacks the class" in result.err
+
+
+def test_training_says_what_it_needs_of_memory(
+    vitral: Vitral, quick: list[str], image_folder: Path, tmp_path: Path
+) -> None:
+    result = vitral("train", image_folder, "--out", tmp_path / "r", *quick, "accumulate=2")
+    assert "4 images at a time" in result.err
+    assert "GiB free" in result.err
