@@ -278,3 +278,9 @@ def test_tuning_with_another_pooling_is_refused(base: str) -> None:
         VitralError, match=r"with .*pooling=mean: embedding\.class_token is not of this model"
     ):
         tuned(base, pooling="mean")
+
+
+@pytest.mark.parametrize("trained", ["head", "lora"])
+def test_what_adapts_a_trained_model_needs_one(trained: Any) -> None:
+    with pytest.raises(VitralError, match=f"trained={trained} adapts a trained model; name one"):
+        resolved(pictures(), trained=trained)

@@ -61,7 +61,7 @@ class TrainingConsole(Reporter):
         self.console.print(describe_recipe(run), markup=False)
         if run.memory is not None:
             self.console.print(str(run.memory), markup=False)
-        if run.checkpoint.metadata.get("base") is None and len(run.data.split("train")) < _FEW_IMAGES:
+        if _had_better_be_tuned(run):
             self.console.print(_FEW_IMAGES_ADVICE, markup=False)
         self.pace.start(run)
         self.progress.start()
@@ -91,6 +91,13 @@ class TrainingConsole(Reporter):
 
     def end(self) -> None:
         self.progress.stop()
+
+
+def _had_better_be_tuned(run: Run) -> bool:
+    """Whether a run begins from scratch on few photographs, which icons of a few pixels are not."""
+    from_scratch = run.checkpoint.metadata.get("base") is None
+    photographs = min(run.checkpoint.preprocess.img_size) >= 64
+    return from_scratch and photographs and len(run.data.split("train")) < _FEW_IMAGES
 
 
 def describe_recipe(run: Run) -> str:

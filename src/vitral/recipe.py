@@ -137,6 +137,8 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
     train = data.split("train")
     side = float(np.median(image_sizes(train).min(axis=1)))
     fine_tuning = recipe.model is not None and is_checkpoint(recipe.model)
+    if recipe.trained != "all" and not fine_tuning:
+        raise VitralError(f"trained={recipe.trained} adapts a trained model; name one with model=CHECKPOINT")
     model, img_size = _model_and_size(recipe.model, side)
     smallest = min(height_and_width(recipe.img_size or img_size))
     choices: dict[str, Any] = {
