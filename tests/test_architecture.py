@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("blocks",),
     ("model", "augment"),
     ("variants", "checkpoints", "info", "bench"),
-    ("classifier", "recipe"),
+    ("classifier", "recipe", "multilabel"),
     ("evaluate", "optim", "adapt", "objective", "memory", "recipes"),
     ("calibrate", "features"),
     ("doctor", "probe"),

@@ -491,10 +491,9 @@ def _has_lists(table: Any) -> bool:
 
 def _label_values(table: Any) -> Any:
     """The labels of all rows as one column; of lists, their elements."""
-    import pyarrow.compute as pc
     import pyarrow.types as types
 
-    values = pc.list_flatten(table["label"]) if _has_lists(table) else table["label"]
+    values = table["label"].combine_chunks().flatten() if _has_lists(table) else table["label"]
     if types.is_nested(values.type):
         raise VitralError(f"the labels are {table['label'].type}; they are numbers, text, or lists of those")
     return values

@@ -58,6 +58,7 @@ class Checkpoint:
     labels: tuple[str, ...]  # empty for a model without a head
     metadata: dict[str, Any] = field(default_factory=dict)  # where it comes from, how data was split
     temperature: float = 1.0  # probabilities are softmax(logits / temperature); fitted on held-out images
+    multi_label: bool = False  # each class for itself: probabilities are sigmoid(logits / temperature)
 
 
 @dataclass(frozen=True)
