@@ -85,10 +85,12 @@ class Teacher:
         labels: the student's, in its order.
 
     Raises:
-        VitralError: if the teacher lacks one of the labels.
+        VitralError: if the teacher lacks one of the labels, or is multi-label.
     """
 
     def __init__(self, classifier: Classifier, seen: Preprocess, labels: Sequence[str]) -> None:
+        if classifier.multi_label:
+            raise VitralError("the teacher is multi-label; distil from a model of one class an image")
         missing = sorted(set(labels) - set(classifier.labels))
         if missing:
             raise VitralError(

@@ -245,7 +245,10 @@ def step(run: Run, batch: Batch) -> None:
 
 
 def _hits(run: Run, logits_PL: Tensor, targets_PL: Tensor) -> Tensor:
-    """How many images' likeliest class is the target's; of multi-label data, one that the image shows."""
+    """How many images' likeliest class is the target's; of multi-label data, one that the image shows.
+
+    An image of no class is never among them.
+    """
     likeliest_P = logits_PL.argmax(1)
     if run.data.multi_label:
         return (targets_PL.gather(1, likeliest_P[:, None]) > 0).sum()

@@ -223,7 +223,9 @@ def _load_foreign(source: Source, overrides: dict[str, Any]) -> Checkpoint:
         "licence": source.licence or _pretrained_licence(source),
         "origin": dict(reading.origin),
     }
-    found = Checkpoint(_without_weights(described, saved), preprocess, labels, metadata)
+    found = Checkpoint(
+        _without_weights(described, saved), preprocess, labels, metadata, multi_label=reading.multi_label
+    )
     return _fill(found, state, overrides, described, source.name)
 
 

@@ -47,6 +47,7 @@ class Reading:
     labels: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)  # what the way back needs
     ignored: str = "(?!)"  # a pattern of keys that are no part of the model
+    multi_label: bool = False  # whether it was trained with a sigmoid, where the source says
 
 
 @dataclass(frozen=True)
