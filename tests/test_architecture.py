@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("blocks",),
     ("model", "augment"),
     ("variants", "checkpoints", "info"),
-    ("classifier", "recipe"),
+    ("classifier", "recipe", "multilabel"),
     ("evaluate", "optim", "adapt", "objective", "memory", "recipes", "bench"),
     ("calibrate", "features"),
     ("doctor", "probe"),

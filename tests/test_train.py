@@ -21,6 +21,7 @@ from vitral.devices import Placement
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation
 from vitral.model import VisionTransformer
+from vitral.multilabel import MultiLabelEvaluation
 from vitral.optim import learning_rate_at, parameter_groups
 from vitral.preprocess import Preprocess
 from vitral.recipe import Recipe, resolve, start
@@ -41,7 +42,7 @@ class Recorder(Reporter):
     def step(self, run: Run) -> None:
         self.steps.append(run.state.step)
 
-    def epoch(self, run: Run, evaluation: Evaluation) -> None:
+    def epoch(self, run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
         self.averages[run.state.step] = copied(run.average)
 
 

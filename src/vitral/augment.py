@@ -129,7 +129,10 @@ def _rand_augment(augmentation: Augmentation, fill: list[int]) -> list[v2.Transf
 def batch_mixer(
     mixup: float, cutmix: float, num_classes: int
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Images (B, C, H, W) and labels (B,) -> mixed images and target probabilities (B, L).
+    """Images (B, C, H, W) and labels -> mixed images and target probabilities (B, L).
+
+    Labels are indices (B,), or 0 and 1 for each class, (B, L); the images of a pair give each class their
+    shares, so that a class in both keeps 1.
 
     Args:
         mixup: alpha of mixup (arXiv:1710.09412); 0 is off.
@@ -145,4 +148,8 @@ def batch_mixer(
         mixers.append(v2.CutMix(alpha=float(cutmix), num_classes=num_classes))
     if mixers:
         return v2.RandomChoice(mixers)
-    return lambda images, labels: (images, F.one_hot(labels, num_classes).to(images.dtype))
+    return lambda images, labels: (images, _targets(labels, num_classes).to(images.dtype))
+
+
+def _targets(labels: Tensor, num_classes: int) -> Tensor:
+    return F.one_hot(labels, num_classes) if labels.ndim == 1 else labels

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from vitral.blocks import Size
 from vitral.checkpoints import Checkpoint, load_checkpoint
@@ -28,7 +29,10 @@ Augmentation = Literal["none", "flip"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest labels of one image, or why there are none."""
+    """The likeliest labels of one image, or why there are none.
+
+    Of a multi-label model, each probability is of that label alone, and they need not add up to 1.
+    """
 
     image: str  # the path, or "image 3" for what has no name
     top: tuple[tuple[str, float], ...]  # (label, probability), likeliest first
@@ -53,6 +57,7 @@ class Classifier:
     metadata: dict = field(default_factory=dict)
     temperature: float = 1.0  # probabilities are softmax(logits / temperature)
     tta: Augmentation = "none"  # what is averaged over, test-time augmentation
+    multi_label: bool = False  # an image shows any number of the labels: sigmoid in softmax's place
 
     def __post_init__(self) -> None:
         if self.tta not in get_args(Augmentation):
@@ -61,7 +66,10 @@ class Classifier:
     def predict(
         self, images: ImageSource | Iterable[ImageSource], *, top: int = 5, batch_size: int = 32
     ) -> list[Prediction]:
-        """The likeliest labels of each image, in order; an unreadable image gives its error instead."""
+        """The likeliest labels of each image, in order; an unreadable image gives its error instead.
+
+        A multi-label model too gives the `top` likeliest; those above 0.5 are the ones it says are there.
+        """
         return list(self.predictions(_as_sequence(images), top=top, batch_size=batch_size))
 
     def predictions(
@@ -112,11 +120,15 @@ class Classifier:
     def log_probabilities(self, images_BCHW: Tensor) -> Tensor:
         """Preprocessed images -> (B, L), the logarithm of what `predict` gives.
 
-        Probabilities are softmax(logits / temperature), their mean over the views of `tta`.
+        Probabilities are softmax(logits / temperature), or for a multi-label model its sigmoid, each label
+        for itself; and their mean over the views of `tta`.
         """
         images_BCHW = self.placement.put(images_BCHW)
         views = (images_BCHW,) if self.tta == "none" else (images_BCHW, images_BCHW.flip(-1))
-        answers = [(self._logits(view_BCHW) / self.temperature).log_softmax(1) for view_BCHW in views]
+        logits = [self._logits(view_BCHW) / self.temperature for view_BCHW in views]
+        answers = [
+            F.logsigmoid(view_BL) if self.multi_label else view_BL.log_softmax(1) for view_BL in logits
+        ]
         return torch.stack(answers).logsumexp(0) - math.log(len(views))
 
     def _logits(self, images_BCHW: Tensor) -> Tensor:
@@ -213,6 +225,7 @@ def as_classifier(checkpoint: Checkpoint, placement: Placement, tta: Augmentatio
         checkpoint.metadata,
         checkpoint.temperature,
         tta,
+        checkpoint.multi_label,
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vitral.checkpoints import Checkpoint
     from vitral.classifier import Classifier, Prediction
     from vitral.model import ViTConfig
+    from vitral.train import Summary
 
 app = typer.Typer(
     help="Vitral: the plain Vision Transformer, end to end.",
@@ -109,7 +110,7 @@ def train(
     vitral train imagenet/ --out runs/deit3 --recipe deit3 batch_size=512
     """
     from vitral import config, recipes
-    from vitral.console import TrainingConsole, clock, print_groups
+    from vitral.console import TrainingConsole, print_groups
     from vitral.data import open_data
     from vitral.recipe import Recipe
     from vitral.train import groups_of, resumed_recipe
@@ -132,19 +133,7 @@ def train(
         command = shlex.join(["vitral", "train", data, "--out", str(out), "--resume"])
         print(f"stopped after step {summary.steps}; go on with: {command}")
         return
-    print(
-        f"trained {summary.epochs:.1f} epochs in {clock(summary.seconds)}; "
-        f"val accuracy {summary.val_top1:.2%} (step {summary.best_step})"
-    )
-    if summary.calibration:
-        print(
-            "val calibration error {raw_ece:.2%}, {ece:.2%} at temperature {temperature:.3f}".format_map(
-                summary.calibration
-            )
-        )
-    if summary.test:
-        low, high = summary.test["ci95"]
-        print(f"test accuracy {summary.test['top1']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+    _print_summary(summary)
     print(f"model: {out}; try: vitral predict {out} IMAGE...")
 
 
@@ -161,20 +150,29 @@ def evaluate(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
-    """Accuracy with its interval, loss, calibration, per class and confusion, on labelled images."""
-    from vitral.console import print_evaluation, progress_bar
-    from vitral.evaluate import evaluate_classifier
+    """Accuracy with its interval, loss, calibration, per class and confusion, on labelled images.
+
+    Of a multi-label model: mean average precision, F1, exact matches and loss.
+    """
+    from vitral import console
+    from vitral.evaluate import evaluate_classifier, evaluate_multi_label_classifier
+    from vitral.multilabel import MultiLabelEvaluation
 
     classifier = _load(model, device, precision, tta)
-    with progress_bar("evaluating") as bar:
-        name, evaluation = evaluate_classifier(
-            classifier, data, split=split, max_damaged=max_damaged, warn=_warn, on_images=bar
-        )
+    how = f"{classifier.placement}" + ("" if tta == "none" else f", test-time augmentation {tta}")
+    with console.progress_bar("evaluating") as bar:
+        options = {"split": split, "max_damaged": max_damaged, "warn": _warn, "on_images": bar}
+        if classifier.multi_label:
+            name, evaluation = evaluate_multi_label_classifier(classifier, data, **options)
+        else:
+            name, evaluation = evaluate_classifier(classifier, data, **options)
+    title = f"{model} on {data}, split {name} ({how})"
     if json_output:
         print(json.dumps(evaluation.to_dict()))
+    elif isinstance(evaluation, MultiLabelEvaluation):
+        console.print_multi_label_evaluation(evaluation, title)
     else:
-        how = f"{classifier.placement}" + ("" if tta == "none" else f", test-time augmentation {tta}")
-        print_evaluation(evaluation, f"{model} on {data}, split {name} ({how})")
+        console.print_evaluation(evaluation, title)
 
 
 @app.command()
@@ -455,6 +453,28 @@ def _load(
     return load(model, img_size=img_size, device=device, precision=precision, tta=tta)  # type: ignore[arg-type]
 
 
+def _print_summary(summary: "Summary") -> None:
+    from vitral.console import clock
+
+    if summary.val_top1 is None:
+        score = f"mAP {summary.val_mean_average_precision:.2%}"
+    else:
+        score = f"accuracy {summary.val_top1:.2%}"
+    spent = f"trained {summary.epochs:.1f} epochs in {clock(summary.seconds)}"
+    print(f"{spent}; val {score} (step {summary.best_step})")
+    if summary.calibration:
+        print(
+            "val calibration error {raw_ece:.2%}, {ece:.2%} at temperature {temperature:.3f}".format_map(
+                summary.calibration
+            )
+        )
+    if summary.test and "top1" in summary.test:
+        low, high = summary.test["ci95"]
+        print(f"test accuracy {summary.test['top1']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+    elif summary.test:
+        print(f"test mAP {summary.test['mean_average_precision']:.2%}")
+
+
 def _warn(message: str) -> None:
     print(f"vitral: {message}", file=sys.stderr)
 
@@ -501,6 +521,8 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
     lines.append(f"images: {checkpoint.preprocess}")
     options = checkpoint.model.config.embedding
     lines.append(f"at another size: positions {options.resize}")
+    if checkpoint.multi_label:
+        lines.append("probabilities: sigmoid(logits), each label for itself (multi-label)")
     if checkpoint.temperature != 1:
         lines.append(f"probabilities: softmax(logits / {checkpoint.temperature:.3f})")
     if "source" in metadata:

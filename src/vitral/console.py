@@ -1,6 +1,7 @@
 """What people see: progress and plain lines on standard error, tables on standard output."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from vitral.doctor import Diagnosis
 from vitral.evaluate import Evaluation
 from vitral.info import PatchCost, Stage
 from vitral.model import ViTConfig
+from vitral.multilabel import MultiLabelEvaluation
 from vitral.optim import Group
 from vitral.probe import ProbeResult
 from vitral.recipes import Difference, Setting
@@ -80,11 +82,11 @@ class TrainingConsole(Reporter):
         else:
             self.console.print(f"{_epoch(run)}  {run.progress:4.0%}  {numbers}")
 
-    def epoch(self, run: Run, evaluation: Evaluation) -> None:
+    def epoch(self, run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
         best = "  best so far" if run.state.best_step == run.state.step else ""
         self.console.print(
             f"{_epoch(run)}  train loss {run.recent.loss:.3f} accuracy {run.recent.accuracy:.1%}  "
-            f"val loss {evaluation.loss:.3f} accuracy {evaluation.top1:.1%}  "
+            f"val loss {evaluation.loss:.3f} {evaluation.score_name} {evaluation.score:.1%}  "
             f"{clock(run.state.seconds)}{best}"
         )
         self.shown_at = time.monotonic()
@@ -187,6 +189,24 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
         taken_for = f"{names[mistakes.index(count)]} ({count})" if count else ""
         accuracy, precision = f"{result.accuracy:.1%}", f"{result.precision:.1%}"
         table.add_row(name, f"{result.n:,}", accuracy, precision, taken_for)
+    _print(table)
+
+
+def print_multi_label_evaluation(evaluation: MultiLabelEvaluation, title: str) -> None:
+    """The numbers, and the classes from the worst to the best."""
+    print(f"{title}: {evaluation.n:,} images")
+    print(f"  mean average precision  {evaluation.mean_average_precision:.2%}")
+    print(
+        f"  F1 at 0.5               {evaluation.micro_f1:.2%} (mean over classes {evaluation.macro_f1:.2%})"
+    )
+    print(f"  exact match at 0.5      {evaluation.exact_match:.2%}")
+    print(f"  loss                    {evaluation.loss:.4f}")
+    rows = [(name, row.n, row.average_precision) for name, row in evaluation.per_class.items()]
+    rows.sort(key=lambda row: math.inf if row[2] is None else row[2])
+    shown = "by class" if len(rows) <= _SHOWN_CLASSES else f"the {_SHOWN_CLASSES} worst classes"
+    table = Table("class", "images", "average precision", title=shown)
+    for name, n, precision in rows[:_SHOWN_CLASSES]:
+        table.add_row(name, f"{n:,}", "-" if precision is None else f"{precision:.1%}")
     _print(table)
 
 

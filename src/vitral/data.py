@@ -71,11 +71,16 @@ class Split:
     """Labelled images: encoded (a path or bytes) or opened, and the name by which messages know each."""
 
     images: Images
-    labels: np.ndarray  # (n,) indices into the classes
+    # (n,) indices into the classes; or, with any number of classes an image, (n, L) of which it shows.
+    labels: np.ndarray
     names: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.labels.ndim == 2
 
     def take(self, indices: np.ndarray) -> "Split":
         return Split(
@@ -109,6 +114,11 @@ class ImageData:
     held_out: bool = False  # whether "val" was cut from the images by us
     mirror_safe: bool = True  # whether a mirrored image keeps its label (digits do not)
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image shows any number of classes, none included, rather than one."""
+        return any(split.multi_label for split in self.splits.values())
+
     def split(self, name: str) -> Split:
         """Raises VitralError if there is no such split."""
         if name not in self.splits:
@@ -121,13 +131,15 @@ class ImageData:
         """What was found, in lines for people."""
         counts = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())
         total = sum(map(len, self.splits.values()))
-        per_class = np.bincount(self.splits["train"].labels, minlength=len(self.classes))
+        labels = self.splits["train"].labels
+        per_class = class_counts(labels, len(self.classes))
+        several = f", {labels.sum(1).mean():.1f} an image" if self.multi_label else ""
         sides = image_sizes(self.splits["train"])
         (h0, w0), (h, w), (h1, w1) = sides.min(0), np.median(sides, 0).astype(int), sides.max(0)
         size = f"{h}x{w}" if (h0, w0) == (h1, w1) else f"{h}x{w} (from {h0}x{w0} to {h1}x{w1})"
         how = ", val held out by class" if self.held_out else ""
         return (
-            f"{self.source}: {total:,} images in {len(self.classes)} classes "
+            f"{self.source}: {total:,} images in {len(self.classes)} classes{several} "
             f"({_shortened(self.classes)})\n"
             f"splits: {counts}{how}; training images a class: {per_class.min():,} to {per_class.max():,}; "
             f"typical size {size}"
@@ -139,9 +151,9 @@ def open_data(source: str, *, val_fraction: float = 0.2, seed: int = 0) -> Image
 
     An image folder holds one folder a class, or ``train/`` with ``val/`` or ``test/`` that do. A
     parquet source is a file, a pattern, or either with ``{split}`` in it, in the Hugging Face
-    layout (columns ``image`` and ``label``). Where there is no validation split, one is held out of
-    the training images, the same share of each class: `val_fraction`, or half that share (at most
-    2,500 images) where there is a test split to be the judge.
+    layout (columns ``image`` and ``label`` or ``labels``); lists of labels make it multi-label. Where
+    there is no validation split, one is held out of the training images, the same share of each class:
+    `val_fraction`, or half that share (at most 2,500 images) where there is a test split to be the judge.
 
     Args:
         source: as the command line's DATA.
@@ -171,20 +183,45 @@ def open_data(source: str, *, val_fraction: float = 0.2, seed: int = 0) -> Image
 
 
 def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Stratified. Images are ranked by a hash of their name, so that adding some moves few others."""
+    """Stratified. Images are ranked by a hash of their name, so that adding some moves few others.
+
+    With several classes an image, the images of the rarest class are divided first, and those of each
+    further class as far as they are not divided yet (iterative stratification, Sechidis et al., 2011).
+    """
     ranks = np.array([hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8] for name in split.names])
-    held = []
-    for label in np.unique(split.labels):
-        members = np.flatnonzero(split.labels == label)
-        if len(members) > 1:
-            count = min(max(round(len(members) * fraction), 1), len(members) - 1)
-            held.append(members[np.argsort(ranks[members], kind="stable")[:count]])
-    if not held:
+    held, divided = np.zeros(len(split), dtype=bool), np.zeros(len(split), dtype=bool)
+    groups = _by_class(split.labels)
+    for members in groups:
+        wanted = min(max(round(len(members) * fraction), 1), len(members) - 1)
+        left = members[~divided[members]]
+        count = max(wanted - held[members].sum(), 0)
+        held[left[np.argsort(ranks[left], kind="stable")[:count]]] = True
+        divided[members] = True
+    for members in groups:
+        if held[members].all():  # by its companions' shares; there must be something to learn from
+            held[members[np.argmax(ranks[members])]] = False
+    if not held.any():
         raise VitralError(
             "no image can be held out to validate on; give a val folder, or more images a class"
         )
-    indices = np.sort(np.concatenate(held))
-    return split.take(np.setdiff1d(np.arange(len(split)), indices)), split.take(indices)
+    return split.take(np.flatnonzero(~held)), split.take(np.flatnonzero(held))
+
+
+def _by_class(labels: np.ndarray) -> list[np.ndarray]:
+    """The images of each class that there is.
+
+    With several classes an image, from the rarest class on; images of no class count as one more.
+    """
+    if labels.ndim == 1:
+        return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    shown = np.column_stack([labels, ~labels.any(1)])
+    groups = [np.flatnonzero(column) for column in shown.T]
+    return sorted((members for members in groups if len(members)), key=len)
+
+
+def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """How many images show each class, (L,)."""
+    return np.bincount(labels, minlength=num_classes) if labels.ndim == 1 else labels.sum(0)
 
 
 def fingerprint(split: Split) -> str:
@@ -193,7 +230,10 @@ def fingerprint(split: Split) -> str:
 
 
 def sample(split: Split, limit: int, seed: int) -> Split:
-    """At most `limit` images, drawn evenly over the classes, in the split's order; a function of the seed."""
+    """At most `limit` images, drawn evenly over the classes, in the split's order; a function of the seed.
+
+    One class an image, here and in `few_shot`.
+    """
     order, turns = _turns(split, seed)
     return split.take(np.sort(order[np.argsort(turns[order], kind="stable")[:limit]]))
 
@@ -236,12 +276,14 @@ def _file(image: Path | bytes) -> Any:
 def _check(source: str, classes: tuple[str, ...], splits: dict[str, Split]) -> None:
     if not any(map(len, splits.values())):
         raise VitralError(f"{source} holds no images")
+    if not classes:
+        raise VitralError(f"{source}: not one image has a label; the lists of labels are all empty")
     if len(classes) < 2:
         raise VitralError(
             f"{source} has one class only, {classes[0]!r}; a classifier needs two or more folders"
         )
     for name, split in splits.items():
-        missing = np.setdiff1d(np.arange(len(classes)), split.labels)
+        missing = np.flatnonzero(class_counts(split.labels, len(classes)) == 0)
         if len(missing):
             empty = _shortened([classes[index] for index in missing])
             raise VitralError(
@@ -379,6 +421,8 @@ def _parquet(pattern: str) -> tuple[tuple[str, ...], dict[str, Split]]:
     if "train" not in files:
         raise VitralError(f"no file matches {pattern.replace('{split}', 'train')}")
     tables = {name: _read_parquet(paths) for name, paths in files.items()}
+    if len({_has_lists(table) for table in tables.values()}) > 1:
+        raise VitralError(f"{pattern}: the labels are lists in some of {', '.join(tables)} and not in others")
     classes, index = _classes_and_index(tables)
     return classes, {
         name: _parquet_split(name, table, index, Path(files[name][0]).parent)
@@ -396,12 +440,15 @@ def _read_parquet(paths: list[str]) -> Any:
     for path in paths:
         try:
             schema = pq.read_schema(path)
-            missing = {"image", "label"} - set(schema.names)
+            label = "labels" if "labels" in schema.names and "label" not in schema.names else "label"
+            missing = {"image", label} - set(schema.names)
             if missing:
                 raise VitralError(
                     f"{path} has no column {' and '.join(sorted(missing))}; it has {', '.join(schema.names)}"
                 )
-            tables.append(pq.read_table(path, columns=["image", "label"]))
+            table = pq.read_table(path, columns=["image", label])
+            # Renaming drops the metadata, which names the classes.
+            tables.append(table.rename_columns(["image", "label"]).replace_schema_metadata(schema.metadata))
         except (pa.ArrowInvalid, OSError) as error:
             raise VitralError(f"{path} is no parquet file that can be read: {error}") from error
     try:
@@ -418,7 +465,7 @@ def _classes_and_index(tables: dict[str, Any]) -> tuple[tuple[str, ...], dict[An
             raise VitralError(f"the train and {split} files name or number their classes differently")
     if names:
         return tuple(names), {value: i for i, name in enumerate(names) for value in (i, name)}
-    values = {value for table in tables.values() for value in table["label"].unique().to_pylist()}
+    values = {value for table in tables.values() for value in _label_values(table).unique().to_pylist()}
     if None in values:
         raise VitralError("the label column has empty cells; every image needs a label")
     return tuple(map(str, sorted(values))), {value: i for i, value in enumerate(sorted(values))}
@@ -428,18 +475,54 @@ def _class_label_names(table: Any) -> list[str] | None:
     """What the Hugging Face metadata calls the labels 0, 1, 2, ..."""
     metadata = table.schema.metadata or {}
     info = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {})
-    return info.get("features", {}).get("label", {}).get("names")
+    features = info.get("features", {})
+    feature = features.get("label") or features.get("labels") or {}
+    # Sequence(ClassLabel), List(ClassLabel) of newer versions of datasets, or [ClassLabel].
+    inner = feature[0] if isinstance(feature, list) and feature else feature
+    return inner.get("feature", inner).get("names") if isinstance(inner, dict) else None
+
+
+def _has_lists(table: Any) -> bool:
+    import pyarrow.types as types
+
+    kind = table.schema.field("label").type
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def _label_values(table: Any) -> Any:
+    """The labels of all rows as one column; of lists, their elements."""
+    import pyarrow.types as types
+
+    values = table["label"].combine_chunks().flatten() if _has_lists(table) else table["label"]
+    if types.is_nested(values.type):
+        raise VitralError(f"the labels are {table['label'].type}; they are numbers, text, or lists of those")
+    return values
 
 
 def _parquet_split(name: str, table: Any, index: dict[Any, int], folder: Path) -> Split:
-    values = table["label"].to_pylist()
-    unknown = set(values) - set(index)
+    unknown = set(_label_values(table).unique().to_pylist()) - set(index)
     if unknown:
         listed = _shortened(sorted(map(str, unknown)))
         raise VitralError(f"{name!r} has labels that the classes lack: {listed}")
+    values = table["label"].to_pylist()
     names = [f"{name} row {row}" for row in range(len(values))]
-    labels = np.array([index[value] for value in values], dtype=np.int64)
+    if _has_lists(table):
+        labels = _multi_hot(names, values, index)
+    else:
+        labels = np.array([index[value] for value in values], dtype=np.int64)
     return Split(_ParquetImages(table["image"], folder), labels, names)
+
+
+def _multi_hot(names: Sequence[str], values: list[list | None], index: dict[Any, int]) -> np.ndarray:
+    """Which classes each row lists, (n, L)."""
+    labels = np.zeros((len(values), len(set(index.values()))), dtype=bool)
+    for row, shown in enumerate(values):
+        if shown is None:
+            raise VitralError(
+                f"{names[row]} has no list of labels; an image without classes has an empty one"
+            )
+        labels[row, [index[value] for value in shown]] = True
+    return labels
 
 
 # --- Batches -------------------------------------------------------------------------------------
@@ -447,7 +530,10 @@ def _parquet_split(name: str, table: Any, index: dict[Any, int], folder: Path) -
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, C, H, W) with labels (B,); damaged ones are left out and named with the reason."""
+    """Images (B, C, H, W) with labels: indices (B,), or 0 and 1 for each class, (B, L) in float32.
+
+    Damaged images are left out, and named with the reason.
+    """
 
     images: Tensor
     labels: Tensor
@@ -486,11 +572,11 @@ class _Images(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: tuple[int, ...]) -> tuple[Tensor, int] | tuple[str, str]:
+    def __getitem__(self, index: tuple[int, ...]) -> tuple[Tensor, np.ndarray] | tuple[str, str]:
         row = index[1]
         try:
             with seeded(self.seed, *index):
-                return self.transform(self.split.images[row]), int(self.split.labels[row])
+                return self.transform(self.split.images[row]), self.split.labels[row]
         except ImageError as error:
             return self.split.names[row], str(error)
 
@@ -505,13 +591,15 @@ class Draw:
     def order(self, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Indices (n,) before repeats.
 
-        Balanced, images of a rare class come again and some of a frequent one are left out.
+        Balanced, images of a rare class come again and some of a frequent one are left out. Of several
+        classes an image, each class draws its share from all that show it, and no class draws one too; a
+        class that accompanies others is then seen more often than its share.
         """
         if not self.balanced:
             return generator.permutation(len(labels))
-        classes = np.unique(labels)
-        share = -(-len(labels) // len(classes))
-        drawn = [_repeated(np.flatnonzero(labels == label), share, generator) for label in classes]
+        groups = _by_class(labels)
+        share = -(-len(labels) // len(groups))
+        drawn = [_repeated(members, share, generator) for members in groups]
         return generator.permutation(np.concatenate(drawn))[: len(labels)]
 
 
@@ -596,7 +684,8 @@ def _collate(items: list) -> Batch:
     good = [item for item in items if isinstance(item[0], Tensor)]
     damaged = tuple(item for item in items if not isinstance(item[0], Tensor))
     images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
-    return Batch(images, torch.tensor([label for _, label in good], dtype=torch.long), damaged)
+    labels = torch.from_numpy(np.array([label for _, label in good]))
+    return Batch(images, labels.to(torch.float32 if labels.ndim == 2 else torch.int64), damaged)
 
 
 class DamageCount:

@@ -190,14 +190,16 @@ def diagnose(
         on_images: told how many images are done, of how many.
 
     Raises:
-        VitralError: if the model has no labels, the data cannot be used or has classes that the model
-            lacks, or no image can be read.
+        VitralError: if the model has no labels or is multi-label, the data cannot be used or has classes
+            that the model lacks, or no image can be read.
     """
     if not classifier.labels:
         raise VitralError(
             "doctor needs a classifier, and this model has no labels; train a head on a few labelled images "
             "first: vitral train DATA --out RUN model=MODEL"
         )
+    if classifier.multi_label:
+        raise VitralError("doctor examines models of one class an image, and this one is multi-label")
     if limit < 1:
         raise VitralError(f"limit={limit}: it takes an image at least, and some hundreds to tell much")
     name, images = choose_split(classifier, source, split, warn)

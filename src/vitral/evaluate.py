@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from vitral.data import (
 )
 from vitral.devices import Placement, cpu_count
 from vitral.errors import VitralError
+from vitral.multilabel import MultiLabelEvaluation, MultiLabelOutcomes
 
 CALIBRATION_BINS = 15
 
@@ -66,6 +67,8 @@ class ClassResult:
 class Evaluation:
     """Shares are 0..1."""
 
+    score_name: ClassVar[str] = "accuracy"
+
     n: int
     top1: float
     top5: float
@@ -94,6 +97,16 @@ class Evaluation:
             per_class=_per_class(names, confusion),
             confusion=confusion.tolist(),
         )
+
+    @property
+    def score(self) -> float:
+        """What the best epoch is chosen by."""
+        return self.top1
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What a run records of each epoch, beside the loss."""
+        return {"top1": self.top1, "ece": self.ece}
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -148,6 +161,21 @@ def evaluate(
     return Evaluation.of(Outcomes.merge(parts), classes)
 
 
+def evaluate_multi_label(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    classes: Iterable[str],
+    placement: Placement,
+    on_batch: Callable[[Batch], None] = lambda _: None,
+) -> MultiLabelEvaluation:
+    """As `evaluate`, of batches whose labels are (B, L); probabilities are sigmoid(logits)."""
+    was_training = model.training
+    answers = answered(model.eval(), batches, placement, on_batch)
+    parts = [MultiLabelOutcomes.of(F.logsigmoid(logits_BL), labels_BL) for logits_BL, labels_BL in answers]
+    model.train(was_training)
+    return MultiLabelEvaluation.of(MultiLabelOutcomes.merge(parts), classes)
+
+
 @torch.inference_mode()
 def answered(
     answer: Callable[[Tensor], Tensor],
@@ -155,7 +183,7 @@ def answered(
     placement: Placement,
     on_batch: Callable[[Batch], None] = lambda _: None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What `answer` says, (B, L) in float32, and labels (B,), of each batch that holds a readable image.
+    """What `answer` says, (B, L) in float32, and the labels, of each batch that holds a readable image.
 
     Args:
         answer: images (B, C, H, W) -> logits (B, L); a model in evaluation mode, for one.
@@ -207,9 +235,47 @@ def evaluate_classifier(
         on_images: told how many images are done, of how many.
 
     Raises:
-        VitralError: if the data cannot be used or has classes that the model lacks.
+        VitralError: if the data cannot be used or has classes that the model lacks, or the model is
+            multi-label.
     """
+    if classifier.multi_label:
+        raise VitralError(
+            "a multi-label model has no accuracy; evaluate it with evaluate_multi_label_classifier"
+        )
     name, images = choose_split(classifier, source, split, warn)
+    answers = _classifier_answers(classifier, images, batch_size, max_damaged, warn, on_images)
+    outcomes = Outcomes.merge(Outcomes.of(answer_BL, labels_B) for answer_BL, labels_B in answers)
+    return name, Evaluation.of(outcomes, classifier.labels)
+
+
+def evaluate_multi_label_classifier(
+    classifier: Classifier,
+    source: str,
+    *,
+    split: str | None = None,
+    batch_size: int = 256,
+    max_damaged: float = 0.01,
+    warn: Callable[[str], None] = lambda _: None,
+    on_images: Callable[[int, int], None] = lambda *_: None,
+) -> tuple[str, MultiLabelEvaluation]:
+    """As `evaluate_classifier`, for a model and data of any number of classes an image."""
+    if not classifier.multi_label:
+        raise VitralError("this model gives one class an image; evaluate it with evaluate_classifier")
+    name, images = choose_split(classifier, source, split, warn)
+    answers = _classifier_answers(classifier, images, batch_size, max_damaged, warn, on_images)
+    parts = [MultiLabelOutcomes.of(answer_BL, labels_BL) for answer_BL, labels_BL in answers]
+    return name, MultiLabelEvaluation.of(MultiLabelOutcomes.merge(parts), classifier.labels)
+
+
+def _classifier_answers(
+    classifier: Classifier,
+    images: Split,
+    batch_size: int,
+    max_damaged: float,
+    warn: Callable[[str], None],
+    on_images: Callable[[int, int], None],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logarithms of probabilities (B, L), and labels, batch by batch."""
     damage = DamageCount(len(images), max_damaged, warn)
     done = 0
 
@@ -220,9 +286,7 @@ def evaluate_classifier(
         on_images(done, len(images))
 
     batches = evaluation_batches(images, classifier.preprocess, batch_size=batch_size, workers=cpu_count())
-    answers = answered(classifier.log_probabilities, batches, classifier.placement, on_batch)
-    outcomes = Outcomes.merge(Outcomes.of(answer_BL, labels_B) for answer_BL, labels_B in answers)
-    return name, Evaluation.of(outcomes, classifier.labels)
+    return answered(classifier.log_probabilities, batches, classifier.placement, on_batch)
 
 
 def choose_split(
@@ -233,6 +297,12 @@ def choose_split(
     if wanted in ("test", "all"):
         fraction = 0  # Nothing need be held out, and of one image a class nothing could be.
     data = open_data(source, val_fraction=fraction, seed=seed)
+    if data.multi_label != classifier.multi_label:
+        counts = ("one class an image", "any number of classes an image")
+        raise VitralError(
+            f"{source} has {counts[data.multi_label]}, and the model was trained for "
+            f"{counts[classifier.multi_label]}; give it data of its own kind, or train a model on this"
+        )
     if data.held_out:
         same = fingerprint(data.split("val")) == made_by.get("held_out")
         if wanted == "val" and not same:
@@ -266,4 +336,8 @@ def _relabelled(split: Split, classes: tuple[str, ...], labels: tuple[str, ...])
             f"it knows {', '.join(labels[:5])}{' and more' if len(labels) > 5 else ''}"
         )
     index = np.array([labels.index(name) for name in classes])
-    return replace(split, labels=index[split.labels])
+    if not split.multi_label:
+        return replace(split, labels=index[split.labels])
+    shown = np.zeros((len(split), len(labels)), dtype=bool)
+    shown[:, index] = split.labels
+    return replace(split, labels=shown)

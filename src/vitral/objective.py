@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitral.classifier import Classifier, load
-from vitral.data import Split
+from vitral.data import Split, class_counts
 from vitral.devices import Placement
 from vitral.errors import VitralError
 from vitral.preprocess import Preprocess
@@ -25,12 +25,13 @@ class Objective:
 
     Args:
         recipe: the kind of loss, smoothing and the share of the teacher.
-        weights_L: of the classes, with mean 1 over the training images; None for all alike.
+        weights: of the classes, (L,), with mean 1 over the training images; or, of multi-label data, of
+            each class where it is absent and where it is present, (2, L). None for all alike.
         teacher: what to distil from, if anything.
     """
 
     recipe: Recipe
-    weights_L: Tensor | None = None
+    weights: Tensor | None = None
     teacher: "Teacher | None" = None
 
     def __call__(self, heads: Sequence[Tensor], targets_BL: Tensor, images_BCHW: Tensor) -> Tensor:
@@ -50,12 +51,17 @@ class Objective:
 
     def supervised(self, logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
         smoothing = self.recipe.label_smoothing
-        if self.recipe.loss == "cross_entropy":
-            return F.cross_entropy(logits_BL, targets_BL, self.weights_L, label_smoothing=smoothing)
+        if self.recipe.loss != "binary":
+            return F.cross_entropy(logits_BL, targets_BL, self.weights, label_smoothing=smoothing)
         # Mixed images show both classes (ResNet strikes back, arXiv:2110.00476, §2.2; DeiT-III's code).
         present_BL = (targets_BL > 0).float()
         smoothed_BL = present_BL * (1 - smoothing) + smoothing / targets_BL.shape[1]
-        return F.binary_cross_entropy_with_logits(logits_BL, smoothed_BL, self.weights_L)
+        weights = self.weights
+        if weights is not None and weights.ndim == 2:
+            # Not torch's pos_weight: that would weigh a smoothed target's share of "present" too, which for
+            # a rare class would outweigh that it is absent.
+            weights = torch.where(present_BL > 0, weights[1], weights[0])
+        return F.binary_cross_entropy_with_logits(logits_BL, smoothed_BL, weights)
 
     def distilled(self, logits_BL: Tensor, teacher_BL: Tensor) -> Tensor:
         """DeiT's eq. 3 ("hard": the teacher's label) or eq. 2 ("soft": its probabilities)."""
@@ -79,10 +85,12 @@ class Teacher:
         labels: the student's, in its order.
 
     Raises:
-        VitralError: if the teacher lacks one of the labels.
+        VitralError: if the teacher lacks one of the labels, or is multi-label.
     """
 
     def __init__(self, classifier: Classifier, seen: Preprocess, labels: Sequence[str]) -> None:
+        if classifier.multi_label:
+            raise VitralError("the teacher is multi-label; distil from a model of one class an image")
         missing = sorted(set(labels) - set(classifier.labels))
         if missing:
             raise VitralError(
@@ -118,16 +126,24 @@ def build_objective(
     Raises:
         VitralError: if the teacher cannot be loaded or has other labels.
     """
-    weights_L = None
+    weights = None
     if recipe.class_weights == "balanced":
-        weights_L = placement.put(torch.from_numpy(balanced_weights(train.labels, len(labels))).float())
+        weights = placement.put(torch.from_numpy(balanced_weights(train.labels, len(labels))).float())
     teacher = None
     if recipe.teacher is not None:
         classifier = load(recipe.teacher, device=placement.device.type)  # pyrefly: ignore[bad-argument-type]
         teacher = Teacher(classifier, preprocess, labels)
-    return Objective(recipe, weights_L, teacher)
+    return Objective(recipe, weights, teacher)
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """N / (L n_c) for each class, scikit-learn's "balanced" (King and Zeng, 2001)."""
-    return len(labels) / (num_classes * np.bincount(labels, minlength=num_classes))
+    """N / (L n_c) for each class, scikit-learn's "balanced" (King and Zeng, 2001), (L,).
+
+    Of multi-label data the same of each class's own two answers: N / (2 n_absent) and N / (2 n_present),
+    (2, L), so that absent and present weigh alike, and each class as much as any other.
+    """
+    counts = class_counts(labels, num_classes)
+    if labels.ndim == 1:
+        return len(labels) / (num_classes * counts)
+    # An answer that no training image has is never weighed.
+    return len(labels) / (2 * np.maximum([len(labels) - counts, counts], 1))

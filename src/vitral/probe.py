@@ -124,6 +124,11 @@ def probe(
     if out is not None:
         _refuse_unwritable(out, model, kinds[0], options.layers)
     data = open_data(source, seed=options.seed)
+    if data.multi_label:
+        raise VitralError(
+            f"a probe takes one class an image, and {source} has lists of labels; train a head on it "
+            "instead: vitral train DATA --out RUN model=MODEL trained=head"
+        )
     judged_name, parts = _parts(data, options)
     damage = DamageCount(sum(map(len, parts)), options.max_damaged, warn)
     folder = cache_folder(cache)

@@ -64,7 +64,7 @@ class Recipe:
     accumulate: Count = 1  # parts that a batch is computed in, one after the other, to fit the memory
     checkpoint_layers: bool = False  # computes activations twice rather than keep them (arXiv:1604.06174)
 
-    loss: Loss = "cross_entropy"
+    loss: Loss | None = None  # None: "binary" for data with several classes an image, else "cross_entropy"
     label_smoothing: Share = 0.1
     class_weights: Literal["none", "balanced"] = "none"  # "balanced": rare classes weigh more in the loss
     sampling: Literal["shuffled", "balanced"] = "shuffled"  # "balanced": each class is drawn as often
@@ -132,9 +132,12 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
     That is ``finetune`` where the model is a checkpoint, else ``small``.
 
     Raises:
-        VitralError: if the model is unknown or the batch larger than the data.
+        VitralError: if the model is unknown, the batch larger than the data, or a setting for one class
+            an image only.
     """
     train = data.split("train")
+    if data.multi_label:
+        _refuse_one_class_only(recipe, data)
     side = float(np.median(image_sizes(train).min(axis=1)))
     fine_tuning = recipe.model is not None and is_checkpoint(recipe.model)
     if recipe.trained != "all" and not fine_tuning:
@@ -147,6 +150,7 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
         "img_size": img_size,
         "crop": "padded" if side < 1.5 * smallest else "resized",
         "flip": data.mirror_safe,
+        "loss": "binary" if data.multi_label else "cross_entropy",
         "batch_size": min(int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 64)), len(train)),
         # On two cores, loading in the training process itself was faster (docs/log.md, 2026-11-22).
         "workers": 0 if cpu_count <= 2 else min(cpu_count - 1, 8),
@@ -161,6 +165,14 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
     if resolved.batch_size > len(train):
         raise VitralError(f"batch_size={resolved.batch_size} is more than the {len(train)} training images")
     return resolved
+
+
+def _refuse_one_class_only(recipe: Recipe, data: ImageData) -> None:
+    several = f"one class an image, and {data.source} has lists of labels"
+    if recipe.loss == "cross_entropy":
+        raise VitralError(f"loss=cross_entropy is for {several}; take loss=binary, or leave it out")
+    if recipe.teacher is not None:
+        raise VitralError(f"teacher={recipe.teacher}: distillation is for {several}; leave teacher out")
 
 
 def _epochs_from_scratch(images: int) -> float:

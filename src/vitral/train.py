@@ -42,9 +42,10 @@ from vitral.data import (
 )
 from vitral.devices import Placement, cpu_count
 from vitral.errors import VitralError
-from vitral.evaluate import Evaluation, answered, evaluate
+from vitral.evaluate import Evaluation, answered, evaluate, evaluate_multi_label
 from vitral.memory import MemoryNeed, advice_when_out_of_memory, memory_need
 from vitral.model import VisionTransformer
+from vitral.multilabel import MultiLabelEvaluation
 from vitral.objective import build_objective
 from vitral.optim import (
     Group,
@@ -70,7 +71,7 @@ class Reporter:
     def message(self, text: str) -> None: ...
     def begin(self, run: "Run") -> None: ...
     def step(self, run: "Run") -> None: ...
-    def epoch(self, run: "Run", evaluation: Evaluation) -> None: ...
+    def epoch(self, run: "Run", evaluation: Evaluation | MultiLabelEvaluation) -> None: ...
     def end(self) -> None: ...
 
 
@@ -80,7 +81,7 @@ class RunState:
 
     step: int = 0
     seconds: float = 0.0  # spent so far, earlier sessions included
-    best_top1: float = -1.0
+    best_top1: float = -1.0  # the score; of multi-label data, the mean average precision
     best_loss: float = float("inf")  # decides between equal accuracies
     best_step: int = 0
     data: str = ""  # fingerprint of the training images
@@ -95,9 +96,10 @@ class Summary:
     epochs: float
     seconds: float
     best_step: int
-    val_top1: float
+    val_top1: float | None  # None: multi-label
     test: dict[str, Any] | None  # the evaluation of the test split, if there is one
     calibration: dict[str, Any] | None = None  # `Calibration`, on the validation images; None: too few
+    val_mean_average_precision: float | None = None  # of multi-label data
 
 
 @dataclass
@@ -233,13 +235,24 @@ def step(run: Run, batch: Batch) -> None:
                 heads = run.forward(images_PCHW)
             loss = run.objective(heads, targets_PL, images_PCHW)
             (loss * (len(images_PCHW) / len(images_BCHW))).backward()
-            run.recent.add(loss.detach(), (heads[0].argmax(1) == targets_PL.argmax(1)).sum(), len(targets_PL))
+            run.recent.add(loss.detach(), _hits(run, heads[0], targets_PL), len(targets_PL))
     if run.recipe.clip_norm:
         nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
     set_learning_rate(run.optimizer, learning_rate_at(run.progress, run.recipe))
     run.optimizer.step()
     run.optimizer.zero_grad()
     update_average(run)
+
+
+def _hits(run: Run, logits_PL: Tensor, targets_PL: Tensor) -> Tensor:
+    """How many images' likeliest class is the target's; of multi-label data, one that the image shows.
+
+    An image of no class is never among them.
+    """
+    likeliest_P = logits_PL.argmax(1)
+    if run.data.multi_label:
+        return (targets_PL.gather(1, likeliest_P[:, None]) > 0).sum()
+    return (likeliest_P == targets_PL.argmax(1)).sum()
 
 
 def _finish_epoch(run: Run) -> None:
@@ -251,8 +264,8 @@ def _finish_epoch(run: Run) -> None:
         )
     _take_optimizers_average(run)
     evaluation = _evaluate_split(run, "val")
-    if (evaluation.top1, -evaluation.loss) > (run.state.best_top1, -run.state.best_loss):
-        run.state.best_top1, run.state.best_loss = evaluation.top1, evaluation.loss
+    if (evaluation.score, -evaluation.loss) > (run.state.best_top1, -run.state.best_loss):
+        run.state.best_top1, run.state.best_loss = evaluation.score, evaluation.loss
         run.state.best_step = run.state.step
         save_checkpoint(run.folder, _averaged_checkpoint(run))
     _append_metrics(run, evaluation)
@@ -277,9 +290,10 @@ def _conclude(run: Run, *, finished: bool) -> Summary:
         run.epoch,
         run.state.seconds,
         run.state.best_step,
-        run.state.best_top1,
+        None if run.data.multi_label else run.state.best_top1,
         test,
         asdict(calibration) if calibration else None,
+        run.state.best_top1 if run.data.multi_label else None,
     )
     if finished:
         content = json.dumps(asdict(summary), indent=1) + "\n"
@@ -287,15 +301,19 @@ def _conclude(run: Run, *, finished: bool) -> Summary:
     return summary
 
 
-def _evaluate_split(run: Run, name: str, temperature: float = 1.0) -> Evaluation:
+def _evaluate_split(run: Run, name: str, temperature: float = 1.0) -> Evaluation | MultiLabelEvaluation:
     batches = _evaluation_batches(run, run.data.split(name))
+    if run.data.multi_label:
+        return evaluate_multi_label(run.average, batches, run.data.classes, run.placement, run.damage.add)
     return evaluate(
         run.average, batches, run.data.classes, run.placement, run.damage.add, temperature=temperature
     )
 
 
 def _calibrate(run: Run) -> Calibration | None:
-    """Of the averaged weights, on the validation images."""
+    """Of the averaged weights, on the validation images; for softmax's probabilities only."""
+    if run.data.multi_label:
+        return None
     images = sample(run.data.split("val"), CALIBRATION_IMAGES, run.recipe.seed)
     answers = answered(run.average, _evaluation_batches(run, images), run.placement, run.damage.add)
     return calibrate(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
@@ -407,7 +425,8 @@ def _open_run(data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter,
     split: dict[str, Any] = {"val_fraction": recipe.val_fraction, "seed": recipe.seed}
     if data.held_out:
         split["held_out"] = fingerprint(data.split("val"))
-    checkpoint = replace(checkpoint, metadata={**checkpoint.metadata, "data": data.source, **split})
+    metadata = {**checkpoint.metadata, "data": data.source, **split}
+    checkpoint = replace(checkpoint, metadata=metadata, multi_label=data.multi_label)
     _write_recipe(folder, recipe, data)
     state = RunState(data=fingerprint(data.split("train")))
     return Run(recipe, folder, data, checkpoint, placement, reporter, state)
@@ -489,7 +508,7 @@ def _restore(run: Run) -> None:
     _truncate_metrics(run.folder / "metrics.jsonl", run.state.step)
 
 
-def _append_metrics(run: Run, evaluation: Evaluation) -> None:
+def _append_metrics(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
     record = {
         "step": run.state.step,
         "epoch": run.epoch,
@@ -497,8 +516,7 @@ def _append_metrics(run: Run, evaluation: Evaluation) -> None:
         "train_loss": run.recent.loss,
         "train_accuracy": run.recent.accuracy,
         "val_loss": evaluation.loss,
-        "val_top1": evaluation.top1,
-        "val_ece": evaluation.ece,
+        **{f"val_{name}": value for name, value in evaluation.metrics.items()},
         "learning_rate": learning_rate_at(run.progress, run.recipe),
     }
     with (run.folder / "metrics.jsonl").open("a") as file:

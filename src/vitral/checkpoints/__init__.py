@@ -52,6 +52,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "preprocess": asdict(checkpoint.preprocess),
         "labels": list(checkpoint.labels),
         "temperature": checkpoint.temperature,
+        "multi_label": checkpoint.multi_label,
         "metadata": checkpoint.metadata,
     }
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=1) + "\n").encode())
@@ -130,6 +131,7 @@ def _load_ours(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any
         preprocess = build(Preprocess, config["preprocess"])
         labels, metadata = tuple(config["labels"]), dict(config["metadata"])
         temperature = _temperature(config.get("temperature", 1.0))
+        multi_label = _flag("multi_label", config.get("multi_label", False))
     except KeyError as error:
         raise VitralError(f"{described} cannot be used: it has no {error}") from error
     except (TypeError, ValueError, VitralError) as error:
@@ -139,7 +141,8 @@ def _load_ours(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any
         raise VitralError(f"{path} is missing; the model folder is incomplete")
     weights = open_weights(path)
     _refuse_endless(described, saved, weights)
-    found = Checkpoint(_without_weights(described, saved), preprocess, labels, metadata, temperature)
+    model = _without_weights(described, saved)
+    found = Checkpoint(model, preprocess, labels, metadata, temperature, multi_label)
     return _fill(found, dict(weights), overrides, described, str(path))
 
 
@@ -147,6 +150,12 @@ def _temperature(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"temperature is {value!r}; it is a positive number, and 1 changes nothing")
     return float(value)
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it is true or false")
+    return value
 
 
 def _open_source(name: str, path: Path, weights: Path, config: Mapping[str, Any]) -> Source:
@@ -214,7 +223,9 @@ def _load_foreign(source: Source, overrides: dict[str, Any]) -> Checkpoint:
         "licence": source.licence or _pretrained_licence(source),
         "origin": dict(reading.origin),
     }
-    found = Checkpoint(_without_weights(described, saved), preprocess, labels, metadata)
+    found = Checkpoint(
+        _without_weights(described, saved), preprocess, labels, metadata, multi_label=reading.multi_label
+    )
     return _fill(found, state, overrides, described, source.name)
 
 
@@ -269,15 +280,15 @@ def _fill(
     model.load_state_dict(state, assign=True)
     # Fixed positions are not in the file; they compute in the type of the weights that are.
     model.requires_grad_().to(next(model.parameters()).dtype)
-    labels, preprocess, temperature = found.labels, found.preprocess, found.temperature
+    found = replace(found, model=model, preprocess=_fitting(found.preprocess, saved, wanted))
     if num_classes is not None:
         model.replace_head(num_classes)
-        labels, temperature = (), 1.0
-    if labels and len(labels) != model.config.num_classes:
+        found = replace(found, labels=(), temperature=1.0, multi_label=False)
+    if found.labels and len(found.labels) != model.config.num_classes:
         raise VitralError(
-            f"{described} cannot be used: it has {len(labels)} labels for {saved.num_classes} classes"
+            f"{described} cannot be used: it has {len(found.labels)} labels for {saved.num_classes} classes"
         )
-    return Checkpoint(model, _fitting(preprocess, saved, wanted), labels, found.metadata, temperature)
+    return found
 
 
 def _fitting(preprocess: Preprocess, saved: ViTConfig, wanted: ViTConfig) -> Preprocess:

@@ -204,6 +204,8 @@ def _check_expressed(folder: Path, checkpoint: Checkpoint, to: str) -> tuple[str
     if changed:
         raise VitralError(f"{to} cannot hold this model: {tables.listing(changed)} come back changed")
     rounded = [f"{name}: {asked[name]} -> {found[name]}" for name in differing]
+    if read.multi_label != checkpoint.multi_label:
+        rounded.append("probabilities: sigmoid -> softmax")
     return (*rounded, *_other_preprocessing(checkpoint.preprocess, read.preprocess))
 
 
@@ -287,7 +289,7 @@ def _certify(
         {name: version(name) for name in ("vitral", "torch", "numpy", "safetensors")},
         checkpoint.metadata.get("licence"),
     )
-    rounds = any(not name.startswith("preprocess.") for name in rounded)
+    rounds = any(not name.startswith(("preprocess.", "probabilities")) for name in rounded)
     if certificate.worst > (1e-2 if rounds else _TOLERANCE):
         raise VitralError(
             f"{to} cannot hold this model: {compared_with} answers otherwise, by {certificate.worst:.1e} of "

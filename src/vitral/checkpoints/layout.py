@@ -47,6 +47,7 @@ class Reading:
     labels: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)  # what the way back needs
     ignored: str = "(?!)"  # a pattern of keys that are no part of the model
+    multi_label: bool = False  # whether it was trained with a sigmoid, where the source says
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Checkpoint:
     labels: tuple[str, ...]  # empty for a model without a head
     metadata: dict[str, Any] = field(default_factory=dict)  # where it comes from, how data was split
     temperature: float = 1.0  # probabilities are softmax(logits / temperature); fitted on held-out images
+    multi_label: bool = False  # each class for itself: probabilities are sigmoid(logits / temperature)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from vitral.model import ViTConfig
 from vitral.preprocess import Preprocess
 
 NAME = "transformers"
+MULTI_LABEL = "multi_label_classification"  # by which the library's pipelines take a sigmoid
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
 
@@ -302,6 +303,7 @@ def read(source: Source, asked: Mapping[str, Any]) -> Reading:
         imagenet_labels(classes) if unnamed else tuple(labels),
         {"config": {k: v for k, v in source.config.items() if k not in ("id2label", "label2id")}},
         ignored,
+        multi_label=source.config.get("problem_type") == MULTI_LABEL,
     )
 
 
@@ -530,6 +532,8 @@ def write(checkpoint: Checkpoint) -> Writing:
         **_common(config),
         **_WRITTEN[family.keys](config, kind),
     }
+    if checkpoint.multi_label:
+        described["problem_type"] = MULTI_LABEL
     if checkpoint.labels:
         described["id2label"] = {str(index): label for index, label in enumerate(checkpoint.labels)}
         described["label2id"] = {label: index for index, label in enumerate(checkpoint.labels)}
