@@ -99,8 +99,13 @@ class Evaluation:
         )
 
     @property
-    def score(self) -> float:
+    def merit(self) -> float:
         """What the best epoch is chosen by."""
+        return self.top1
+
+    @property
+    def score(self) -> float:
+        """The one number that people are told of an epoch."""
         return self.top1
 
     @property

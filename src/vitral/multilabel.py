@@ -90,8 +90,13 @@ class MultiLabelEvaluation:
         )
 
     @property
+    def merit(self) -> float:
+        """What the best epoch is chosen by: ranking is learned before probabilities, so both count."""
+        return (self.mean_average_precision + self.micro_f1) / 2
+
+    @property
     def score(self) -> float:
-        """What the best epoch is chosen by."""
+        """The one number that people are told of an epoch."""
         return self.mean_average_precision
 
     @property

@@ -82,6 +82,7 @@ class RunState:
     step: int = 0
     seconds: float = 0.0  # spent so far, earlier sessions included
     best_top1: float = -1.0  # the score; of multi-label data, the mean average precision
+    best_merit: float = -1.0  # what chose it
     best_loss: float = float("inf")  # decides between equal accuracies
     best_step: int = 0
     data: str = ""  # fingerprint of the training images
@@ -264,8 +265,9 @@ def _finish_epoch(run: Run) -> None:
         )
     _take_optimizers_average(run)
     evaluation = _evaluate_split(run, "val")
-    if (evaluation.score, -evaluation.loss) > (run.state.best_top1, -run.state.best_loss):
+    if (evaluation.merit, -evaluation.loss) > (run.state.best_merit, -run.state.best_loss):
         run.state.best_top1, run.state.best_loss = evaluation.score, evaluation.loss
+        run.state.best_merit = evaluation.merit
         run.state.best_step = run.state.step
         save_checkpoint(run.folder, _averaged_checkpoint(run))
     _append_metrics(run, evaluation)
