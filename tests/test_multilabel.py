@@ -547,7 +547,11 @@ def test_train_eval_and_predict(vitral: Vitral, squares: str, model: Path, tmp_p
     assert "val_top1" not in metrics[0]
     assert metrics[0]["val_micro_f1"] < 0.6
     assert metrics[-1]["val_micro_f1"] > 0.9
-    best = max(metrics, key=lambda record: record["val_mean_average_precision"] + record["val_micro_f1"])
+
+    def merit(record: dict[str, float]) -> tuple[float, float]:
+        return record["val_mean_average_precision"] + record["val_micro_f1"], -record["val_loss"]
+
+    best = max(metrics, key=merit)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["best_step"] == best["step"]
     assert summary["val_mean_average_precision"] == best["val_mean_average_precision"]
