@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from vitral.data import ImageData, Split
 from vitral.errors import VitralError
 from vitral.model import VisionTransformer
 from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe, resolve, start
+from vitral.recipe import OptimizerName, Recipe, resolve, start
 
 LABELS = ("ant", "bee", "cat")
 
@@ -284,3 +284,17 @@ def test_tuning_with_another_pooling_is_refused(base: str) -> None:
 def test_what_adapts_a_trained_model_needs_one(trained: Any) -> None:
     with pytest.raises(VitralError, match=f"trained={trained} adapts a trained model; name one"):
         resolved(pictures(), trained=trained)
+
+
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
+def test_an_optimizer_brings_its_own_rate(optimizer: Any, base: str) -> None:
+    from_scratch = resolved(pictures(), optimizer=optimizer)
+    tuned = resolved(pictures(), optimizer=optimizer, model=base)
+    assert from_scratch.schedule == ("constant" if optimizer == "schedule_free" else from_scratch.schedule)
+    usual = resolved(pictures())
+    assert (from_scratch.learning_rate == usual.learning_rate) == (optimizer == "muon")
+    assert tuned.learning_rate is not None
+    assert from_scratch.learning_rate is not None
+    assert tuned.learning_rate < from_scratch.learning_rate
+    # What the user says stands.
+    assert resolved(pictures(), optimizer=optimizer, learning_rate=0.5).learning_rate == 0.5

@@ -126,6 +126,23 @@ _SCALES = (
 RECIPES = Path(__file__).parent / "recipes"
 
 
+# What goes with an optimizer that is not the packaged recipe's. Lion's rate is a tenth of AdamW's
+# (arXiv:2302.06675, §5), SGD's and its lack of decay are the paper's (table 4); a schedule-free average takes
+# the place of a fall (arXiv:2405.15682).
+_SCRATCH_WITH: dict[str, dict[str, Any]] = {
+    "adamw": {"learning_rate": 2e-3, "schedule": "cosine"},
+    "lion": {"learning_rate": 2e-4, "schedule": "cosine"},
+    "sgd": {"learning_rate": 0.1, "schedule": "cosine", "weight_decay": 5e-4},
+    "schedule_free": {"learning_rate": 4e-3, "schedule": "constant"},
+}
+_TUNING_WITH: dict[str, dict[str, Any]] = {
+    "muon": {},  # its updates are as large as AdamW's
+    "lion": {"learning_rate": 5e-5},
+    "sgd": {"learning_rate": 0.03, "weight_decay": 0.0},
+    "schedule_free": {"learning_rate": 1e-3, "schedule": "constant"},
+}
+
+
 def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
     """The recipe with every None that a run needs replaced, from the data and a packaged recipe.
 
@@ -155,8 +172,8 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
         # On two cores, loading in the training process itself was faster (docs/log.md, 2026-11-22).
         "workers": 0 if cpu_count <= 2 else min(cpu_count - 1, 8),
     }
-    if recipe.optimizer == "schedule_free":
-        choices["schedule"] = "constant"  # its average takes the place of a fall
+    if recipe.optimizer is not None and recipe.optimizer != choices["optimizer"]:
+        choices |= (_TUNING_WITH if fine_tuning else _SCRATCH_WITH)[recipe.optimizer]
     if recipe.epochs is recipe.steps is recipe.minutes is None:
         choices["epochs"] = 20.0 if fine_tuning else _epochs_from_scratch(len(train))
     open_settings = {key: value for key, value in choices.items() if getattr(recipe, key) is None}
