@@ -101,7 +101,7 @@ def train(
         bool, typer.Option("--show-groups", help="Print what learns at which rate, and train nothing.")
     ] = False,
 ) -> None:
-    r"""Train or fine-tune on DATA; settings that you leave out are chosen from the data and printed.
+    """Train or fine-tune on DATA; settings that you leave out are chosen from the data and printed.
 
     \b
     vitral train photos/ --out runs/photos minutes=30
@@ -276,7 +276,7 @@ def probe(  # noqa: PLR0913 - a command's options
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
-    r"""What a model's features are worth on DATA: a linear probe and nearest neighbours, nothing trained.
+    """What a model's features are worth on DATA: a linear probe and nearest neighbours, nothing trained.
 
     \b
     vitral probe hf://facebook/dinov2-small photos/ --per-class 10
@@ -309,7 +309,7 @@ def convert(
     settings: SettingsArgument = None,
     to: Annotated[str, typer.Option(help="vitral, timm, transformers, torchvision or google.")] = "vitral",
 ) -> None:
-    r"""Write MODEL in another library's layout, with a certificate that the answers are the same.
+    """Write MODEL in another library's layout, with a certificate that the answers are the same.
 
     \b
     vitral convert hf://facebook/dinov2-small dino --to timm
@@ -368,7 +368,7 @@ def bench(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
-    r"""Speed beside timm, transformers, torchvision and vit-pytorch, whichever are installed.
+    """Speed beside timm, transformers, torchvision and vit-pytorch, whichever are installed.
 
     \b
     vitral bench train ViT-Ti/4 img_size=32 batch_size=256 --out bench.json
@@ -424,7 +424,7 @@ def recipe_show(recipe: Annotated[str, RecipeArgument]) -> None:
 def recipe_diff(
     a: Annotated[str, RecipeArgument], b: Annotated[str, RecipeArgument], json_output: JsonOption = False
 ) -> None:
-    r"""The settings in which two recipes differ, and where each has its number from.
+    """The settings in which two recipes differ, and where each has its number from.
 
     \b
     vitral recipe diff deit deit3
