@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from vitral.devices import Placement
 from vitral.errors import VitralError
 
-# Kernels' own workspace, gradients in flight and fragmentation, on top of what autograd keeps.
-# Measured peaks over this estimate: docs/log.md, 2026-11-25.
-_MARGIN = 1.25
+# Kernels' own workspace, gradients in flight and fragmentation, on top of what autograd keeps: with it the
+# measured peaks of five runs were 0.9 to 1.4 of the estimate (docs/log.md, 2026-11-25).
+_MARGIN = 1.5
 
 ADVICE = (
     "set accumulate=2 or more (the same step, computed in parts) or checkpoint_layers=true (a third slower), "
@@ -64,7 +64,7 @@ def memory_need(model: nn.Module, images_at_a_time: int, placement: Placement) -
     everything = sum(p.numel() * p.element_size() for p in parameters)
     # Weights and their average; gradients and two moments of what is trained.
     fixed = 2 * everything + 3 * trained
-    per_image = int(_MARGIN * saved_bytes(model, placement))
+    per_image = int(_MARGIN * (saved_bytes(model, placement) + _bytes_computed_again(model, placement)))
     return MemoryNeed(fixed, max(per_image, 1), images_at_a_time, available_bytes(placement.device))
 
 
@@ -96,6 +96,17 @@ def saved_bytes(model: nn.Module, placement: Placement) -> int:
         totals.append(sum(sizes.values()))
         kept.clear()
     return totals[1] - totals[0]
+
+
+def _bytes_computed_again(model: nn.Module, placement: Placement) -> int:
+    """What the backward pass of a checkpointed model holds beside: the activations of one layer."""
+    if not getattr(model, "checkpoint_layers", False):
+        return 0
+    model.checkpoint_layers = False  # pyrefly: ignore
+    try:
+        return saved_bytes(model, placement) // len(model.layers)  # pyrefly: ignore
+    finally:
+        model.checkpoint_layers = True  # pyrefly: ignore
 
 
 def available_bytes(device: torch.device) -> int:
