@@ -193,6 +193,7 @@ def test_what_cannot_compile_is_listed_with_its_reason(
 def test_libraries_that_are_absent_or_cannot_hold_the_model_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    pytest.importorskip("vit_pytorch")
     monkeypatch.setattr(peers, "LIBRARIES", ("timm", "torchvision", "vit-pytorch"))
     monkeypatch.setattr(peers, "is_installed", lambda name: name != "timm")
     report = run("infer", (*TINY, "layer.layer_scale=0.1"), EAGER)
