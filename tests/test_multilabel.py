@@ -4,9 +4,8 @@ import io
 import json
 import os
 import signal
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitral import cli
+from tests.test_cli import Result, Vitral
+from tests.test_cli import vitral as vitral
 from vitral.augment import batch_mixer
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.classifier import load
@@ -498,32 +498,6 @@ def test_a_resumed_run_ends_with_the_same_bits(squares: str, model: Path, tmp_pa
 
 
 # --- The command line ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Result:
-    status: int
-    out: str
-    err: str
-
-
-Vitral = Callable[..., Result]
-
-
-@pytest.fixture
-def vitral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Vitral:
-    """Runs the command in this process."""
-
-    def command(*words: Any) -> Result:
-        monkeypatch.setattr(sys, "argv", ["vitral", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        status = ended.value.code
-        assert isinstance(status, int | None)
-        return Result(status or 0, *capsys.readouterr())
-
-    return command
 
 
 def test_train_eval_and_predict(vitral: Vitral, squares: str, model: Path, tmp_path: Path) -> None:

@@ -56,9 +56,9 @@ from vitral.optim import (
     set_learning_rate,
 )
 from vitral.recipe import Recipe, resolve, start
+from vitral.recipes import RUN_FILE
 
 EVALUATION_BATCH = 256
-RECIPE_FILE = "recipe.toml"
 # Settings that may change when a run is taken up again, for they do not change what it computes.
 _CHANGEABLE = {
     "epochs", "steps", "minutes", "checkpoint_steps", "workers", "device", "accumulate", "checkpoint_layers",
@@ -363,6 +363,8 @@ def groups_of(recipe: Recipe, data: ImageData) -> tuple[list[Group], list[str]]:
 @torch.no_grad()
 def update_average(run: Run) -> None:
     """An exponential moving average with a memory that starts short, so that early weights fade."""
+    if run.recipe.optimizer == "schedule_free":  # see `_take_optimizers_average`
+        return
     assert run.recipe.ema_decay is not None
     decay = min(run.recipe.ema_decay, (1 + run.state.step) / (10 + run.state.step))
     averages: list[Tensor] = list(run.average.parameters())
@@ -409,7 +411,7 @@ class RunningMean:
 
 
 def _open_run(data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter, *, resume: bool) -> Run:
-    if (folder / RECIPE_FILE).exists() and not resume:
+    if (folder / RUN_FILE).exists() and not resume:
         raise VitralError(f"{folder} already holds a run; go on with --resume, or choose another --out")
     if "val" not in data.splits:
         raise VitralError(f"{data.source} has no validation images; give a val folder, or val_fraction=0.2")
@@ -440,7 +442,7 @@ def resumed_recipe(folder: Path, asked: Recipe) -> Recipe:
     Raises:
         VitralError: if there is no run, or `asked` would change what it computes.
     """
-    file = folder / RECIPE_FILE
+    file = folder / RUN_FILE
     if not file.exists():
         raise VitralError(f"{file.parent} holds no run to resume; leave out --resume to begin one")
     saved = config.build(Recipe, config.read_toml(file))
@@ -456,10 +458,10 @@ def resumed_recipe(folder: Path, asked: Recipe) -> Recipe:
 def _write_recipe(folder: Path, recipe: Recipe, data: ImageData) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(
-        ["vitral", "train", data.source, "--out", "NEW_DIR", "--recipe", str(folder / RECIPE_FILE)]
+        ["vitral", "train", data.source, "--out", "NEW_DIR", "--recipe", str(folder / RUN_FILE)]
     )
     header = f"Run again with: {command}"
-    write_atomically(folder / RECIPE_FILE, config.to_toml(recipe, header).encode())
+    write_atomically(folder / RUN_FILE, config.to_toml(recipe, header).encode())
 
 
 def _averaged_checkpoint(run: Run) -> Checkpoint:
