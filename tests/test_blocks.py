@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from vitral import blocks
@@ -358,6 +359,22 @@ def test_stem_keeps_the_scale_of_its_input() -> None:
     [convolution] = stem.convolutions()
     # He et al., arXiv:1502.01852, eq. 10: variance 2 / fan-in.
     assert convolution.weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
+
+
+def test_a_whitened_stem_gives_uncorrelated_maps_of_variance_one_and_their_negatives() -> None:
+    torch.manual_seed(0)
+    stem = ViTEmbedding(32, 2, 2, DIM, stem=(40,)).stem
+    assert isinstance(stem, blocks.ConvStem)
+    [convolution] = stem.convolutions()
+    drawn = convolution.weight.detach().clone()
+    # Neighbours and channels alike, as in pictures, and far from a variance of one.
+    images = 30 * F.avg_pool2d(torch.randn(64, 2, 34, 34), 3, stride=1) + 5
+    images[:, 1] += images[:, 0]
+    stem.whiten(images)
+    maps = F.conv2d(images, convolution.weight)[:, :18]
+    torch.testing.assert_close(maps.transpose(0, 1).flatten(1).cov(), torch.eye(18), rtol=0, atol=0.05)
+    assert torch.equal(convolution.weight[18:36], -convolution.weight[:18])
+    assert torch.equal(convolution.weight[36:], drawn[36:])
 
 
 def test_images_that_the_stem_would_round_down_are_refused(stem_embedding: ViTEmbedding) -> None:

@@ -70,6 +70,27 @@ def test_muon_is_torchs_but_for_its_bfloat16() -> None:
         torch.testing.assert_close(our, their, rtol=0, atol=1e-3)
 
 
+def test_muon_keeps_each_groups_own_rate_and_decay() -> None:
+    # Matrices of one shape are iterated together though their layers learn at different rates.
+    torch.manual_seed(0)
+    together = [nn.Parameter(torch.randn(8, 8)) for _ in range(2)]
+    alone = [nn.Parameter(p.detach().clone()) for p in together]
+    settings = [
+        {"scale": 1.0, "weight_decay": 0.0, "lr": 0.1},
+        {"scale": 0.5, "weight_decay": 0.3, "lr": 0.05},
+    ]
+    muons = [Muon([{"params": [p], **s}]) for p, s in zip(alone, settings, strict=True)]
+    muon = Muon([{"params": [p], **s} for p, s in zip(together, settings, strict=True)])
+    for _ in range(2):
+        for one, other in zip(together, alone, strict=True):
+            one.grad = torch.randn(8, 8)
+            other.grad = one.grad.clone()
+        for optimizer in (muon, *muons):
+            optimizer.step()
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_muon_updates_are_as_large_as_adams() -> None:
     # Moonlight's eq. 4: a root mean square of 0.2 times the rate, whatever the shape.
     for shape in ((64, 64), (192, 64), (32, 256)):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.conftest import write_images
+from vitral.blocks import ConvStem
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.data import Batch, ImageData, open_data, seeded
 from vitral.devices import Placement
@@ -219,6 +220,27 @@ def test_layers_computed_twice_give_the_same_bits(base: str, data: ImageData) ->
             run.state.step += 1
         after.append(copied(run.model))
     assert all(torch.equal(tensor, after[1][name]) for name, tensor in after[0].items())
+
+
+def test_images_grow_from_half_their_size_in_whole_patches(base: str, data: ImageData) -> None:
+    run = opened(data, small(base, img_size=32, small_images=0.5))
+    images = torch.rand(2, 3, 1, 1).expand(-1, -1, 32, 32)
+    # After 0, 1 and 2 of 6 steps 1/2, 2/3 and 5/6 of 4 patches of 8 pixels.
+    for run.state.step, side in enumerate((16, 24, 24)):
+        torch.testing.assert_close(run.sized(images), images[:, :, :side, :side])
+    run.state.step = 3
+    assert run.sized(images) is images
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_a_new_stem_begins_with_filters_that_whiten(whiten: bool, data: ImageData, tmp_path: Path) -> None:
+    recipe = small("Conv+ViT-Pico/4@16", steps=1, learning_rate=1e-9, whiten=whiten)
+    train(data, tmp_path / "run", recipe)
+    stem = load_checkpoint(tmp_path / "run").model.embedding.stem
+    assert isinstance(stem, ConvStem)
+    filters = stem.convolutions()[0].weight  # 27 and their negatives
+    close = torch.allclose(filters[27:54], -filters[:27], atol=1e-6)
+    assert close == whiten
 
 
 def test_in_bfloat16_weights_and_moments_stay_float32_and_gradients_agree(base: str, data: ImageData) -> None:

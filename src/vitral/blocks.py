@@ -209,12 +209,19 @@ class PatchEmbedding(nn.Module):
         return tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * p * p)
 
 
+# Added to variances, of pixels that deviate by about 0.5: directions that hold only noise are not blown up.
+_WHITENING_FLOOR = 0.01
+
+
 class ConvStem(nn.Module):
     """The hybrid's convolutions (the paper, §3.1): (B, C, H, W) -> (B, C', H / 2^s, W / 2^s) for s stages.
 
     Each stage is a 3x3 convolution, ReLU and max-pooling by two, the tokenizer of compact
     transformers (Hassani et al., arXiv:2104.05704, §3.3): the locality that a small data set
     cannot teach a plain ViT. The paper's own hybrid uses a ResNet-50 here.
+
+    The maximum is taken first, which is the same function for a quarter of the ReLU's work, and on
+    images with the channels last in memory, where pooling is three times as fast (docs/log.md, 2026-11-25).
     """
 
     def __init__(self, in_channels: int, channels: tuple[int, ...]) -> None:
@@ -222,13 +229,28 @@ class ConvStem(nn.Module):
         self.stages = nn.Sequential()
         for inputs, outputs in zip((in_channels, *channels), channels, strict=False):
             convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-            self.stages.append(nn.Sequential(convolution, nn.ReLU(), nn.MaxPool2d(2)))
+            self.stages.append(nn.Sequential(convolution, nn.MaxPool2d(2), nn.ReLU()))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self.stages(images_BCHW)
+        return self.stages(images_BCHW.contiguous(memory_format=torch.channels_last))
 
     def convolutions(self) -> list[nn.Conv2d]:
         return [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+
+    @torch.no_grad()
+    def whiten(self, images_BCHW: Tensor) -> None:
+        """Starts the first convolution with filters that whiten the 3x3 patches of these images.
+
+        They are the patches' principal directions, each divided by its deviation, the largest first, then
+        their negatives, for ReLU keeps one side (Jordan, arXiv:2404.00498, §3.1, where they stay fixed).
+        Filters beyond those are left as they were drawn.
+        """
+        weight = self.convolutions()[0].weight
+        patches_NP = F.unfold(images_BCHW, weight.shape[2]).transpose(1, 2).flatten(0, 1)
+        variances, directions = torch.linalg.eigh(patches_NP.T.cov())
+        filters = (directions / (variances + _WHITENING_FLOOR).sqrt()).T.flip(0)
+        both = torch.cat([filters, -filters])[: len(weight)]
+        weight[: len(both)] = both.view(-1, *weight.shape[1:])
 
 
 # --- The embedding ---------------------------------------------------------------------------------
@@ -644,6 +666,15 @@ def prefers_linear_patches(images_BCHW: Tensor) -> bool:
 def prefers_explicit_attention(q_BATK: Tensor) -> bool:
     """Two batched products rather than the fused kernel; measured in docs/log.md, 2026-11-22."""
     return q_BATK.device.type == "cpu" and _compute_dtype(q_BATK) == torch.bfloat16
+
+
+def stream_dtype(x_BTD: Tensor) -> torch.dtype:
+    """What the sum that runs through the layers is kept in while training.
+
+    On a CPU that of the products, as casts and norms of float32 tokens cost a tenth of a step (docs/log.md,
+    2026-11-25); elsewhere autocast's float32. Weights and their gradients are float32 in any case.
+    """
+    return _compute_dtype(x_BTD) if x_BTD.device.type == "cpu" else x_BTD.dtype
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

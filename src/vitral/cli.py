@@ -534,9 +534,10 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
 
 def main() -> None:
     """The entry point: what a user can get wrong ends in one line."""
-    # Read when torch loads its threads. Spinning threads fall to a tenth of their speed beside one busy
-    # neighbour, such as a worker that loads images; sleeping ones share (docs/log.md, 2026-11-22).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch loads its threads. A thread that waits for work by spinning takes its neighbours' time,
+    # one that sleeps is slow to wake; 5,000 turns lose little of either (docs/log.md, 2026-11-22 and 25).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
         app()
     except BrokenPipeError:

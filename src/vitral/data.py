@@ -254,12 +254,18 @@ def _turns(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return order, turns
 
 
+def thinned(split: Split, at_most: int) -> Split:
+    """At most so many of the images, evenly over the split's order."""
+    return split.take(np.linspace(0, len(split) - 1, min(at_most, len(split)), dtype=int))
+
+
 def image_sizes(split: Split, at_most: int = 200) -> np.ndarray:
     """(height, width) of evenly chosen images, (n, 2); unreadable ones are passed over."""
     sizes = []
-    for index in np.linspace(0, len(split) - 1, min(at_most, len(split)), dtype=int):
+    images = thinned(split, at_most).images
+    for index in range(len(images)):
         try:
-            image = split.images[index]
+            image = images[index]
             with nullcontext(image) if isinstance(image, Image.Image) else Image.open(_file(image)) as opened:
                 sizes.append((opened.height, opened.width))
         except Exception:  # Pillow raises many kinds on damaged bytes; loading the image says which

@@ -24,6 +24,7 @@ from vitral.blocks import (
     height_and_width,
     initialize_weights,
     patch_grid,
+    stream_dtype,
 )
 from vitral.positions import Grid, Relation, RelativeBias, RotaryOptions, RotaryPositions
 
@@ -254,7 +255,10 @@ class VisionTransformer(nn.Module):
         return self._heads(self._tokens(images_BCHW))
 
     def _tokens(self, images_BCHW: Tensor) -> Tensor:
-        return self.encode(self.embedding(images_BCHW), self.embedding.grid_of(images_BCHW))
+        x_BTD = self.embedding(images_BCHW)
+        if self.training:
+            x_BTD = x_BTD.to(stream_dtype(x_BTD))
+        return self.encode(x_BTD, self.embedding.grid_of(images_BCHW))
 
     def encode(self, x_BTD: Tensor, grid: Grid | None = None) -> Tensor:
         """The layers and the final norm; `grid` if the images are of another size than the model."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitral.devices import multiplies_bfloat16
 from vitral.errors import VitralError
 from vitral.model import VisionTransformer
 from vitral.recipe import Recipe
@@ -170,9 +171,10 @@ class Muon(torch.optim.Optimizer):
 
     The update of a matrix is the nearest semi-orthogonal one, scaled to the size of AdamW's updates so
     that one learning rate and weight decay serve both (Moonlight, arXiv:2502.16982, eq. 4). Matrices of
-    one shape go through the iteration together, in the precision of `_iteration_dtype`: torch's own
-    `torch.optim.Muon` takes them one by one and always in bfloat16, which CPUs without it emulate
-    (docs/log.md, 2026-11-25). Filters (out, in, h, w) are matrices (out, in * h * w).
+    one shape go through the iteration together, in bfloat16 where the device multiplies in it, for the
+    iteration forgives rounding: torch's own `torch.optim.Muon` takes them one by one and always in
+    bfloat16, which some CPUs emulate (docs/log.md, 2026-11-25). Filters (out, in, h, w) are matrices
+    (out, in * h * w).
 
     Args:
         groups: with "scale" and "weight_decay"; the schedule sets "lr".
@@ -184,24 +186,25 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # noqa: ARG002  # pyrefly: ignore[bad-override]
-        for group in self.param_groups:
-            for alike in _by_shape(group["params"]):
-                self._update(alike, group)
+        for alike in _by_shape(self.param_groups):
+            self._update(*alike)
 
-    def _update(self, weights: list[Tensor], group: Group) -> None:
-        """Weights of one shape."""
-        momentum = group["momentum"]
+    def _update(self, weights: list[Tensor], groups: list[Group]) -> None:
+        """Weights of one shape, each with its group."""
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         buffers = [self._buffer(weight) for weight in weights]
+        momentum = self.defaults["momentum"]
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, gradients)
         directions = torch._foreach_add(gradients, buffers, alpha=momentum)
         stacked = torch.stack([direction.flatten(1) for direction in directions])
-        updates = orthogonalize(stacked)
+        dtype = torch.bfloat16 if multiplies_bfloat16(stacked.device) else torch.float32
+        orthogonal = orthogonalize(stacked, dtype)
         size = 0.2 * math.sqrt(max(stacked.shape[1:]))
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        shaped = [update.view_as(weight) for update, weight in zip(updates, weights, strict=True)]
-        torch._foreach_add_(weights, shaped, alpha=-group["lr"] * size)
+        updates = [update.reshape(weight.shape) for update, weight in zip(orthogonal, weights, strict=True)]
+        torch._foreach_mul_(weights, [1 - group["lr"] * group["weight_decay"] for group in groups])
+        torch._foreach_mul_(updates, [-size * group["lr"] for group in groups])
+        torch._foreach_add_(weights, updates)
 
     def _buffer(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
@@ -210,11 +213,15 @@ class Muon(torch.optim.Optimizer):
         return state["momentum"]
 
 
-def _by_shape(weights: list[Tensor]) -> Iterator[list[Tensor]]:
-    shapes: dict[torch.Size, list[Tensor]] = {}
-    for weight in weights:
-        if weight.grad is not None:
-            shapes.setdefault(weight.shape, []).append(weight)
+def _by_shape(groups: list[Group]) -> Iterator[tuple[list[Tensor], list[Group]]]:
+    """Weights of each shape whatever their groups, which differ from layer to layer."""
+    shapes: dict[torch.Size, tuple[list[Tensor], list[Group]]] = {}
+    for group in groups:
+        for weight in group["params"]:
+            if weight.grad is not None:
+                weights, theirs = shapes.setdefault(weight.shape, ([], []))
+                weights.append(weight)
+                theirs.append(group)
     yield from shapes.values()
 
 
@@ -224,22 +231,17 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
 
 
-def orthogonalize(matrices_GMN: Tensor) -> Tensor:
-    """About U V^T for each matrix U S V^T of a stack (G, M, N), by Newton-Schulz iteration."""
+def orthogonalize(matrices_GMN: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """About U V^T for each matrix U S V^T of a stack (G, M, N), by Newton-Schulz iteration in `dtype`."""
     a, b, c = _QUINTIC
     tall = matrices_GMN.shape[1] > matrices_GMN.shape[2]
     x = matrices_GMN.mT if tall else matrices_GMN  # the smaller Gram matrix
     x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
-    x = x.to(_iteration_dtype(x))
+    x = x.to(dtype)
     for _ in range(_ROUNDS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices_GMN.dtype)
-
-
-def _iteration_dtype(x: Tensor) -> torch.dtype:
-    """The iteration forgives rounding; where bfloat16 is emulated it would be the slowest part of a step."""
-    return torch.bfloat16 if x.device.type == "cuda" else torch.float32
 
 
 # --- The learning rate -----------------------------------------------------------------------------

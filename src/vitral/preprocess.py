@@ -144,6 +144,8 @@ class Preprocess:
         """The picture at exactly `img_size`: resized, its centre cut out, or padded with the mean colour."""
         resized = self.resized(image)
         target_h, target_w = self.img_size
+        if resized.size == (target_w, target_h):
+            return resized
         fill = tuple(round(255 * m) for m in self.mean)
         canvas = Image.new("RGB", (target_w, target_h), fill)
         place = self._offset(resized.width - target_w), self._offset(resized.height - target_h)

@@ -38,6 +38,10 @@ class Recipe:
     dropout: Share = 0.0
     drop_path: Share = 0.0  # stochastic depth of the last layer
     architecture: dict[str, Any] = field(default_factory=dict)  # other fields of `ViTConfig`
+    whiten: bool | None = None  # begin a new stem with filters that whiten the data's pixels
+    # Share of the budget, from its start, over which images grow from half to the whole of the size, as in
+    # progressive learning (EfficientNetV2, arXiv:2104.00298, §4).
+    small_images: Share | None = None
     trained: Trained = "all"  # what learns: everything, a new "head" alone, or "lora" and the head
     lora_rank: Count = 16  # of "lora" (arXiv:2106.09685)
 
@@ -174,6 +178,8 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
     }
     if recipe.optimizer is not None and recipe.optimizer != choices["optimizer"]:
         choices |= (_TUNING_WITH if fine_tuning else _SCRATCH_WITH)[recipe.optimizer]
+    if recipe.teacher is not None:
+        choices["small_images"] = 0.0  # its patches may not divide them
     if recipe.epochs is recipe.steps is recipe.minutes is None:
         choices["epochs"] = 20.0 if fine_tuning else _epochs_from_scratch(len(train))
     open_settings = {key: value for key, value in choices.items() if getattr(recipe, key) is None}

@@ -22,10 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vitral import config
 from vitral.adapt import choose_trained, merged
 from vitral.augment import batch_mixer, training_transform
+from vitral.blocks import ConvStem
 from vitral.calibrate import CALIBRATION_IMAGES, Calibration, calibrate
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
 from vitral.data import (
@@ -38,9 +40,10 @@ from vitral.data import (
     fingerprint,
     sample,
     seeded,
+    thinned,
     training_batches,
 )
-from vitral.devices import Placement, cpu_count
+from vitral.devices import Placement, cpu_count, keep_freed_memory
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, answered, evaluate, evaluate_multi_label
 from vitral.memory import MemoryNeed, advice_when_out_of_memory, memory_need
@@ -55,10 +58,13 @@ from vitral.optim import (
     peak_learning_rate,
     set_learning_rate,
 )
+from vitral.preprocess import Preprocess
 from vitral.recipe import Recipe, resolve, start
 from vitral.recipes import RUN_FILE
 
 EVALUATION_BATCH = 256
+# Of the images that a stem's first filters are computed from: a patch has 27 numbers for each.
+_WHITENING_PIXELS = 1_000_000
 # Settings that may change when a run is taken up again, for they do not change what it computes.
 _CHANGEABLE = {
     "epochs", "steps", "minutes", "checkpoint_steps", "workers", "device", "accumulate", "checkpoint_layers",
@@ -149,6 +155,19 @@ class Run:
         """A batch in pieces of `images_at_a_time` or less."""
         return tensor_B.split(self.images_at_a_time)
 
+    def sized(self, images_BCHW: Tensor) -> Tensor:
+        """The images, in whole patches from half their size to the whole while `small_images` passes.
+
+        Detail teaches little at first, and a step on a quarter of the patches takes half the time.
+        """
+        assert self.recipe.small_images is not None
+        if self.progress >= self.recipe.small_images:
+            return images_BCHW
+        share = 0.5 + 0.5 * self.progress / self.recipe.small_images
+        patch = self.model.config.patch_size
+        sides = [max(round(share * side / patch), 1) * patch for side in images_BCHW.shape[2:]]
+        return F.interpolate(images_BCHW, sides, mode="bilinear", antialias=True)
+
     @property
     def total_steps(self) -> int | None:
         """The budget in steps; None if only time limits it."""
@@ -194,6 +213,7 @@ def train(
     Raises:
         VitralError: if the settings, the data or the folder cannot be used, or the loss is lost.
     """
+    keep_freed_memory()
     run = _open_run(data, folder, recipe, reporter or Reporter(), resume=resume)
     if resume and run.progress >= 1:
         raise VitralError(f"{folder} is finished; name a larger budget to go on, for example epochs=")
@@ -230,7 +250,8 @@ def _loop(run: Run, stop: "StopSignal") -> bool:
 def step(run: Run, batch: Batch) -> None:
     """One update: forward, loss, backward for each part of the batch; clip, optimizer, averaged weights."""
     with seeded(run.recipe.seed, run.state.step, device=run.placement.device):
-        images_BCHW, targets_BL = run.mix(run.placement.put(batch.images), run.placement.put(batch.labels))
+        images_BCHW = run.sized(run.placement.put(batch.images))
+        images_BCHW, targets_BL = run.mix(images_BCHW, run.placement.put(batch.labels))
         for images_PCHW, targets_PL in zip(run.parts(images_BCHW), run.parts(targets_BL), strict=True):
             with run.placement.autocast():
                 heads = run.forward(images_PCHW)
@@ -426,6 +447,8 @@ def _open_run(data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter,
     _truncate_metrics(folder / "metrics.jsonl", 0)
     with seeded(recipe.seed):
         checkpoint = start(recipe, data.classes)
+    if recipe.whiten and isinstance(checkpoint.model.embedding.stem, ConvStem):
+        _whiten(checkpoint.model.embedding.stem, data, checkpoint.preprocess)
     split: dict[str, Any] = {"val_fraction": recipe.val_fraction, "seed": recipe.seed}
     if data.held_out:
         split["held_out"] = fingerprint(data.split("val"))
@@ -434,6 +457,16 @@ def _open_run(data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter,
     _write_recipe(folder, recipe, data)
     state = RunState(data=fingerprint(data.split("train")))
     return Run(recipe, folder, data, checkpoint, placement, reporter, state)
+
+
+def _whiten(stem: ConvStem, data: ImageData, preprocess: Preprocess) -> None:
+    """By training images; where none can be read, the run will say so."""
+    count = -(-_WHITENING_PIXELS // math.prod(preprocess.img_size))
+    images = thinned(data.split("train"), count)
+    batches = list(evaluation_batches(images, preprocess, batch_size=EVALUATION_BATCH))
+    readable = [batch.images for batch in batches if len(batch.labels)]
+    if readable:
+        stem.whiten(torch.cat(readable))
 
 
 def resumed_recipe(folder: Path, asked: Recipe) -> Recipe:

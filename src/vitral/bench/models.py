@@ -26,7 +26,7 @@ from vitral.bench.subject import Subject
 from vitral.blocks import height_and_width
 from vitral.checkpoints import Checkpoint, save_checkpoint
 from vitral.checkpoints.convert import convert
-from vitral.devices import Placement
+from vitral.devices import Placement, keep_freed_memory
 from vitral.errors import VitralError
 from vitral.info import stages
 from vitral.model import ViTConfig
@@ -62,6 +62,7 @@ def train(subject: Subject, settings: Settings) -> Report:
     gradients have gone into.
     """
     classes = subject.checkpoint.model.config.num_classes
+    keep_freed_memory()  # as in a run; here for all alike
 
     def step(images: Tensor) -> _TrainingStep:
         generator = torch.Generator().manual_seed(1)
