@@ -1,6 +1,8 @@
 """The benchmarks: who competes, in which order, with which weights, and what the report says; not speed."""
 
 import json
+import multiprocessing
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,8 @@ from torch import nn
 from tests.test_cli import Vitral
 from tests.test_cli import vitral as vitral  # the fixture
 from vitral import bench, peers
-from vitral.bench import Report, Row, Settings, interleaved, models, start
+from vitral.bench import Report, Row, Settings, interleaved, models, start, work
+from vitral.bench.apart import Processes
 from vitral.bench.run import run
 from vitral.bench.subject import choose_subject
 from vitral.checkpoints import Checkpoint, save_checkpoint
@@ -143,8 +146,8 @@ def test_agreement_tells_another_model_from_ours() -> None:
     other = choose_subject("infer", TINY, CPU).checkpoint.model
     with torch.no_grad():
         other.layers[1].attention.qkv.bias.add_(0.1)  # pyrefly: ignore
-    work = models._Forward(torch.ones(2, 3, 8, 8), CPU)
-    ours, theirs = (work.outcome(model, CPU) for model in (subject.checkpoint.model, other))
+    forward = work.Forward(torch.ones(2, 3, 8, 8), CPU)
+    ours, theirs = (forward.outcome(model, CPU) for model in (subject.checkpoint.model, other))
     assert models._agreement(ours, ours) == {"logits": 0, "top1": 1}
     assert models._agreement(theirs, ours)["logits"] > 1e-4
 
@@ -168,7 +171,7 @@ def test_a_training_step_is_one_of_adamw_by_hand() -> None:
     model = nn.Sequential(nn.Flatten(), linear)
     before = linear.weight.detach().clone()
     images, labels = torch.tensor([[[[1.0, 2], [3, 4]]]]), torch.tensor([1])
-    models._TrainingStep(images, labels, CPU).call(model)()
+    work.TrainingStep(images, labels, CPU).call(model)()
     signs = torch.tensor([[1.0], [-1.0]])  # softmax - one-hot, times positive pixels
     expected = before * (1 - 1e-4 * 0.05) - 1e-4 * signs
     torch.testing.assert_close(linear.weight.detach(), expected, rtol=0, atol=1e-7)
@@ -188,6 +191,35 @@ def test_what_cannot_compile_is_listed_with_its_reason(
     assert row.reason == "RuntimeError: no C++ compiler found on this machine"
     assert not row.seconds
     assert row_of(report, "vitral", "eager").seconds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["infer", "train"])
+def test_apart_the_same_contenders_give_the_same(
+    what: str, reports: dict[str, Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "LIBRARIES", ("timm",))
+    report = run(what, TINY, Settings(CPU, rounds=1, compiled=False, apart=True))
+    for library, configuration in (("vitral", "eager"), ("timm", "default")):
+        row, together = (row_of(r, library, configuration) for r in (report, reports[what]))
+        assert row.agreement == pytest.approx(dict(together.agreement), abs=1e-6)
+        assert row.seconds[0] > 0
+    assert not multiprocessing.active_children()
+
+
+def test_apart_a_contender_that_fails_says_why_and_another_s_process_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5000")
+    task = work.Task("infer", 1, choose_subject("infer", TINY, CPU).checkpoint.model.config, CPU)
+    for library, expected in (("vitral", "5000"), ("timm", "None")):
+        with Processes(task) as processes, pytest.raises(VitralError, match=f"KeyError: '{expected}'"):
+            processes.begin(work.Contender(library, "", "", tell_spinning))
+    assert os.environ["GOMP_SPINCOUNT"] == "5000"
+
+
+def tell_spinning() -> nn.Module:
+    raise KeyError(str(os.environ.get("GOMP_SPINCOUNT")))
 
 
 def test_libraries_that_are_absent_or_cannot_hold_the_model_are_named(
@@ -221,7 +253,9 @@ def test_our_program_predicts_in_a_fresh_process_what_a_classifier_does_in_this_
     subject = choose_subject("start", ("ViT-Ti/16", "img_size=32", "num_layers=1"), CPU)
     process = next(start._processes(subject, tmp_path, EAGER, []))
     process.run()
-    label, probability = load(tmp_path / "vitral", device="cpu").predict(tmp_path / "photo.jpg")[0].top[0]
+    label, probability = (
+        load(tmp_path / "vitral", device="cpu", precision="float32").predict(tmp_path / "photo.jpg")[0].top[0]
+    )
     (answer,) = process.answers
     assert answer["label"] == label
     assert answer["probability"] == pytest.approx(probability, rel=1e-4)

@@ -286,6 +286,16 @@ def test_what_adapts_a_trained_model_needs_one(trained: Any) -> None:
         resolved(pictures(), trained=trained)
 
 
+def test_a_trained_stem_is_not_whitened(base: str) -> None:
+    with pytest.raises(VitralError, match="whiten=true begins a new stem"):
+        resolved(pictures(), model=base, whiten=True)
+
+
+def test_a_teacher_sees_images_of_one_size(base: str) -> None:
+    assert resolved(pictures(), teacher=base).small_images == 0
+    assert resolved(pictures()).small_images == 0.5
+
+
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 def test_an_optimizer_brings_its_own_rate(optimizer: Any, base: str) -> None:
     from_scratch = resolved(pictures(), optimizer=optimizer)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitral.errors import VitralError
+from vitral.process import set_threads
 
 if TYPE_CHECKING:
     from vitral.checkpoints import Checkpoint
@@ -343,7 +344,7 @@ def push(
 
 
 @app.command()
-def bench(
+def bench(  # noqa: PLR0913 - a command's options
     what: Annotated[
         str,
         typer.Argument(
@@ -365,13 +366,21 @@ def bench(
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="With the contenders that need torch.compile.")
     ] = True,
+    apart: Annotated[
+        bool,
+        typer.Option(
+            "--apart",
+            help="train and infer: each contender in a process of its own, set up as its users have it, "
+            "rather than all in one.",
+        ),
+    ] = False,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
     """Speed beside timm, transformers, torchvision and vit-pytorch, whichever are installed.
 
     \b
-    vitral bench train ViT-Ti/4 img_size=32 batch_size=256 --out bench.json
+    vitral bench train ViT-Ti/4 img_size=32 batch_size=256 --apart --out bench.json
     vitral bench infer ViT-B/16 "batch_size=[1, 32]" --no-compile
     """
     from vitral.bench import Settings
@@ -382,7 +391,7 @@ def bench(
 
     placement = Placement.choose(device, precision)  # type: ignore[arg-type]
     command = shlex.join(["vitral", *sys.argv[1:]])
-    report = run(what, words or [], Settings(placement, rounds, compiled, command, _warn))
+    report = run(what, words or [], Settings(placement, rounds, compiled, apart, command, _warn))
     content = json.dumps(report.to_dict(), indent=1)
     if out is not None:
         write_atomically(out, f"{content}\n".encode())
@@ -534,10 +543,7 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
 
 def main() -> None:
     """The entry point: what a user can get wrong ends in one line."""
-    # Read when torch loads its threads. A thread that waits for work by spinning takes its neighbours' time,
-    # one that sleeps is slow to wake; 5,000 turns lose little of either (docs/log.md, 2026-11-22 and 25).
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    set_threads()
     try:
         app()
     except BrokenPipeError:

@@ -1,6 +1,5 @@
 """Where a computation runs and in which precision; what differs by machine is chosen here."""
 
-import ctypes
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -86,24 +85,6 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         # Without them bfloat16 is emulated, and slower than float32.
         return torch.cpu._is_avx512_bf16_supported()
     return False
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep what is freed for the next step, rather than fetch it from the system, page by page.
-
-    A step frees and takes the same large blocks each time, and their pages cost 7 % of it (docs/log.md,
-    2026-11-25). The process's memory then stays at its peak. Elsewhere than on glibc nothing happens.
-    """
-    try:
-        tune = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    for parameter, value in _GLIBC_KEEPS:
-        tune(parameter, value)
-
-
-# M_MMAP_MAX: no blocks of their own. M_TRIM_THRESHOLD: nothing is given back (malloc.h).
-_GLIBC_KEEPS = ((-4, 0), (-1, -1))
 
 
 def cpu_count() -> int:

@@ -51,6 +51,7 @@ class Objective:
 
     def supervised(self, logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
         smoothing = self.recipe.label_smoothing
+        assert smoothing is not None
         if self.recipe.loss != "binary":
             return F.cross_entropy(logits_BL, targets_BL, self.weights, label_smoothing=smoothing)
         # Mixed images show both classes (ResNet strikes back, arXiv:2110.00476, §2.2; DeiT-III's code).

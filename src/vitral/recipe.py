@@ -69,7 +69,7 @@ class Recipe:
     checkpoint_layers: bool = False  # computes activations twice rather than keep them (arXiv:1604.06174)
 
     loss: Loss | None = None  # None: "binary" for data with several classes an image, else "cross_entropy"
-    label_smoothing: Share = 0.1
+    label_smoothing: Share | None = None  # of the targets, spread over all classes
     class_weights: Literal["none", "balanced"] = "none"  # "balanced": rare classes weigh more in the loss
     sampling: Literal["shuffled", "balanced"] = "shuffled"  # "balanced": each class is drawn as often
     teacher: str | None = None  # a checkpoint with the same labels, to distil from
@@ -163,6 +163,8 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
     fine_tuning = recipe.model is not None and is_checkpoint(recipe.model)
     if recipe.trained != "all" and not fine_tuning:
         raise VitralError(f"trained={recipe.trained} adapts a trained model; name one with model=CHECKPOINT")
+    if recipe.whiten and fine_tuning:
+        raise VitralError(f"whiten=true begins a new stem, and {recipe.model} is trained; leave it out")
     model, img_size = _model_and_size(recipe.model, side)
     smallest = min(height_and_width(recipe.img_size or img_size))
     choices: dict[str, Any] = {

@@ -43,7 +43,7 @@ from vitral.data import (
     thinned,
     training_batches,
 )
-from vitral.devices import Placement, cpu_count, keep_freed_memory
+from vitral.devices import Placement, cpu_count
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, answered, evaluate, evaluate_multi_label
 from vitral.memory import MemoryNeed, advice_when_out_of_memory, memory_need
@@ -59,6 +59,7 @@ from vitral.optim import (
     set_learning_rate,
 )
 from vitral.preprocess import Preprocess
+from vitral.process import keep_freed_memory
 from vitral.recipe import Recipe, resolve, start
 from vitral.recipes import RUN_FILE
 

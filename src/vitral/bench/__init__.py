@@ -1,4 +1,4 @@
-"""Speed, measured side by side: every contender in one process, in interleaved rounds.
+"""Speed, measured side by side: every contender in one process, or each in its own, in interleaved rounds.
 
 `kernels` compares our own two routes, `models` training steps and forward passes with other libraries,
 `start` the first prediction of a fresh process. Each gives a `Report`.
@@ -91,12 +91,33 @@ class Settings:
     placement: Placement
     rounds: int = ROUNDS
     compiled: bool = True  # False leaves out what needs torch.compile
+    apart: bool = False  # each contender in a process of its own
     command: str = ""  # that began it, for the report
     say: Callable[[str], None] = lambda _: None  # told what is being done
 
 
+class Elsewhere:
+    """A contender in another process, which reads the clock there."""
+
+    def read(self, calls: int) -> float:
+        """Seconds of one of so many calls."""
+        raise NotImplementedError
+
+
+def read_clock(
+    run: Call, calls: int, synchronize: Call, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of one of so many calls; the device is waited for before and after all of them."""
+    synchronize()
+    began_at = clock()
+    for _ in range(calls):
+        run()
+    synchronize()
+    return (clock() - began_at) / calls
+
+
 def interleaved(
-    contenders: Mapping[str, Call],
+    contenders: Mapping[str, Call | Elsewhere],
     rounds: int = ROUNDS,
     *,
     warm_up: bool = True,
@@ -117,13 +138,10 @@ def interleaved(
         clock: seconds.
     """
 
-    def read(run: Call, calls: int) -> float:
-        synchronize()
-        began_at = clock()
-        for _ in range(calls):
-            run()
-        synchronize()
-        return (clock() - began_at) / calls
+    def read(run: Call | Elsewhere, calls: int) -> float:
+        if isinstance(run, Elsewhere):
+            return run.read(calls)
+        return read_clock(run, calls, synchronize, clock)
 
     names = list(contenders)
     calls = {name: _calls(read(run, 1)) if warm_up else 1 for name, run in contenders.items()}
