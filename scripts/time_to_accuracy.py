@@ -67,9 +67,9 @@ def seeds(data: str, out: Path, settings: list[str], count: int) -> list[dict[st
                 "epochs": summary["epochs"],
                 "validation": summary["val_top1"],
                 "test": summary["test"]["top1"],
-                "calibration error": summary["test"]["calibration_error"],
+                "calibration error": summary["test"]["ece"],
                 "test, flip": mirrored["top1"],
-                "calibration error, flip": mirrored["calibration_error"],
+                "calibration error, flip": mirrored["ece"],
             }
         )
     return found
