@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# The recipe without one of its parts.
+# The recipe without one of its parts, or with one that it goes without.
 INGREDIENTS = {
     "the recipe": [],
     "AdamW rather than Muon": ["optimizer=adamw"],
@@ -33,7 +33,7 @@ INGREDIENTS = {
     "no smaller images at first": ["small_images=0"],
     "class token, not mean": ["pooling=class"],
     "no averaged weights": ["ema_decay=0"],
-    "no label smoothing": ["label_smoothing=0"],
+    "label smoothing": ["label_smoothing=0.1"],
     "no mirroring": ["flip=false"],
     "no shifting": ["crop=none"],
 }

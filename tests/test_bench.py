@@ -16,7 +16,7 @@ from tests.test_cli import Vitral
 from tests.test_cli import vitral as vitral  # the fixture
 from vitral import bench, peers
 from vitral.bench import Report, Row, Settings, interleaved, models, start, work
-from vitral.bench.apart import Processes
+from vitral.bench.apart import processes
 from vitral.bench.run import run
 from vitral.bench.subject import choose_subject
 from vitral.checkpoints import Checkpoint, save_checkpoint
@@ -213,8 +213,8 @@ def test_apart_a_contender_that_fails_says_why_and_another_s_process_is_not_ours
     monkeypatch.setenv("GOMP_SPINCOUNT", "5000")
     task = work.Task("infer", 1, choose_subject("infer", TINY, CPU).checkpoint.model.config, CPU)
     for library, expected in (("vitral", "5000"), ("timm", "None")):
-        with Processes(task) as processes, pytest.raises(VitralError, match=f"KeyError: '{expected}'"):
-            processes.begin(work.Contender(library, "", "", tell_spinning))
+        with processes(task) as begin, pytest.raises(VitralError, match=f"KeyError: '{expected}'"):
+            begin(work.Contender(library, "", "", tell_spinning))
     assert os.environ["GOMP_SPINCOUNT"] == "5000"
 
 

@@ -5,45 +5,37 @@ script with another library has what torch brings. In one process all share one 
 """
 
 import multiprocessing
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitral.bench import Call, Elsewhere, read_clock, synchronizer
-from vitral.bench.work import Contender, Task, prepare, reason
+from vitral.bench.work import Begin, Contender, Task, prepare, reason
 from vitral.errors import VitralError
 from vitral.process import keep_freed_memory, threads_as_they_come
 
 _SECONDS_TO_END = 10
 
 
-class Processes:
-    """Begins a process for each contender of a task; leaving the context ends them."""
+@contextmanager
+def processes(task: Task) -> Iterator[Begin]:
+    """What begins a contender's process and gives its first outcome; leaving the context ends them all.
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.begun: list[_Process] = []
+    It raises VitralError with the reason where a contender has no outcome.
+    """
+    with ExitStack() as begun:
 
-    def begin(self, contender: Contender) -> tuple[Elsewhere, dict[str, Tensor]]:
-        """The contender and what its first call gave. Raises VitralError with the reason if it has none."""
-        process = _Process(contender, self.task)
-        self.begun.append(process)
-        return process, {name: torch.from_numpy(array) for name, array in process.answer().items()}
+        def begin(contender: Contender) -> tuple[Elsewhere, dict[str, Tensor]]:
+            process = _Process(contender, task)
+            begun.callback(process.end)
+            return process, {name: torch.from_numpy(array) for name, array in process.answer().items()}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for process in self.begun:
-            process.end()
+        yield begin
 
 
 class _Process(Elsewhere):
@@ -86,18 +78,17 @@ def _serve(pipe: Connection, contender: Contender, task: Task) -> None:
     """In the contender's process: its first outcome, then a reading whenever asked."""
     if _is_ours(contender) and task.benchmark == "train":
         keep_freed_memory()
-    with suppress(EOFError, BrokenPipeError):  # the other side has left
-        try:
-            call, outcome = prepare(contender, task.work())
-            # On the CPU and by value: the tensors of a process end with it.
-            pipe.send({name: tensor.float().cpu().numpy() for name, tensor in outcome.items()})
-            read = partial(_read_on_gpu if task.placement.device.type == "cuda" else read_clock, call)
-            while True:
-                pipe.send(read(pipe.recv(), synchronizer(task.placement)))
-        except EOFError:
-            raise
-        except Exception as error:  # a compiler or a kernel that this machine lacks, too little memory
-            pipe.send(VitralError(reason(error)))
+    try:
+        call, outcome = prepare(contender, task.work())
+        # On the CPU and by value: the tensors of a process end with it.
+        pipe.send({name: tensor.float().cpu().numpy() for name, tensor in outcome.items()})
+        read = partial(_read_on_gpu if task.placement.device.type == "cuda" else read_clock, call)
+        while True:
+            pipe.send(read(pipe.recv(), synchronizer(task.placement)))
+    except (EOFError, ConnectionError):
+        return  # the other side has left
+    except Exception as error:  # a compiler or a kernel that this machine lacks, too little memory
+        pipe.send(VitralError(reason(error)))
 
 
 def _read_on_gpu(call: Call, calls: int, synchronize: Callable[[], object]) -> float:

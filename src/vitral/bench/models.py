@@ -24,9 +24,9 @@ from vitral.bench import (
     matrix_product,
     synchronizer,
 )
-from vitral.bench.apart import Processes
+from vitral.bench.apart import processes
 from vitral.bench.subject import Subject
-from vitral.bench.work import FLOPS_FACTOR, Contender, Task, prepare, reason
+from vitral.bench.work import FLOPS_FACTOR, Begin, Contender, Task, prepare, reason
 from vitral.blocks import height_and_width
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.checkpoints.convert import convert
@@ -214,9 +214,6 @@ def _measure(
     return with_ratios(list(rows.values())), peak
 
 
-Begin = Callable[[Contender], tuple[Call | Elsewhere, dict[str, Tensor]]]
-
-
 def _ready(
     contender: Contender, task: Task, begin: Begin, reference: Mapping[str, Tensor]
 ) -> tuple[Row, Call | Elsewhere | None]:
@@ -238,8 +235,8 @@ def _begun(task: Task, settings: Settings) -> Iterator[Begin]:
         work = task.work()
         yield lambda contender: prepare(contender, work)
         return
-    with Processes(task) as processes:
-        yield processes.begin
+    with processes(task) as begin:
+        yield begin
 
 
 def with_ratios(rows: list[Row]) -> list[Row]:

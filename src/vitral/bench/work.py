@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitral.bench import Call
+from vitral.bench import Call, Elsewhere
 from vitral.blocks import height_and_width
 from vitral.devices import Placement
 from vitral.errors import VitralError
@@ -110,6 +110,10 @@ class Task:
         generator = torch.Generator().manual_seed(1)
         labels = torch.randint(self.config.num_classes, (self.batch_size,), generator=generator)
         return TrainingStep(images, self.placement.put(labels), self.placement)
+
+
+# Makes a contender ready: what is to be timed, and what its first call gave.
+Begin = Callable[[Contender], tuple[Call | Elsewhere, dict[str, Tensor]]]
 
 
 def prepare(contender: Contender, work: Work) -> tuple[Call, dict[str, Tensor]]:
