@@ -25,6 +25,7 @@ from typing import Any
 INGREDIENTS = {
     "the recipe": [],
     "AdamW rather than Muon": ["optimizer=adamw"],
+    "batches of 32": ["batch_size=32"],
     "batches of 256": ["batch_size=256"],
     "heads that start anywhere": ["architecture.layer.attention.relative_start=zero"],
     "no relative positions": ["architecture.layer.attention.relative_bias=none"],

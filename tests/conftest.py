@@ -24,6 +24,12 @@ def write_images(
     return folder
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that a test computes are in no user's cache."""
+    monkeypatch.setenv("VITRAL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """Three classes of twelve images each, unsplit."""

@@ -291,6 +291,25 @@ def test_a_trained_stem_is_not_whitened(base: str) -> None:
         resolved(pictures(), model=base, whiten=True)
 
 
+def test_only_a_new_head_begins_as_a_probe(tmp_path: Path) -> None:
+    for labels, probed in ((("ant", "bee"), False), (("bee", "ant"), True), ((), True)):
+        model = VisionTransformer(8, 4, embed_dim=16, num_layers=1, num_heads=2, num_classes=len(labels))
+        save_checkpoint(tmp_path, Checkpoint(model, Preprocess((8, 8)), labels))
+        for asked in (None, True):
+            assert resolved(pictures(), model=str(tmp_path), probe_head=asked).probe_head == probed
+    assert resolved(pictures(), probe_head=True).probe_head is False
+    assert resolved(pictures(), model=str(tmp_path), probe_head=False).probe_head is False
+
+
+def test_no_probe_where_a_class_has_no_image_or_an_image_several(base: str) -> None:
+    data = pictures()
+    absent = replace(data, classes=("ant", "bee", "dog"))
+    assert resolved(absent, model=base).probe_head is False
+    several = replace(data.split("train"), labels=np.eye(2, dtype=bool)[data.split("train").labels])
+    many = replace(data, splits={"train": several, "val": several})
+    assert resolved(many, model=base).probe_head is False
+
+
 def test_a_teacher_sees_images_of_one_size(base: str) -> None:
     assert resolved(pictures(), teacher=base).small_images == 0
     assert resolved(pictures()).small_images == 0.5

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -243,6 +244,38 @@ def test_a_new_stem_begins_with_filters_that_whiten(whiten: bool, data: ImageDat
     assert close == whiten
 
 
+def test_a_new_head_begins_as_the_probe_of_what_the_model_had_learnt(
+    base: str, data: ImageData, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    recipe = small(base, steps=1, learning_rate=1e-9, ema_decay=0.0, probe_head=True)
+    train(data, tmp_path / "run", recipe, reporter=recorder)
+    assert recorder.messages[0].startswith("the head begins as a linear probe of 30 images, right on ")
+    begun, checkpoint = load_checkpoint(tmp_path / "run").model, load_checkpoint(base)
+    split = data.split("train")
+    images = torch.stack([checkpoint.preprocess(image) for image in split.images])
+    seen: list[Tensor] = []
+    begun.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        answers = begun(images).argmax(1).numpy()
+    # 30 images in 16 numbers each: scikit-learn, asked directly, with hardly a penalty.
+    direct = LogisticRegression(C=100, max_iter=5000).fit(seen[0], split.labels)
+    assert (answers == direct.predict(seen[0])).mean() > 0.8
+    assert (answers == split.labels).mean() > 0.8
+    drawn = small(base, steps=1, learning_rate=1e-9, ema_decay=0.0, probe_head=False)
+    train(data, tmp_path / "drawn", drawn)
+    with torch.inference_mode():
+        guesses = load_checkpoint(tmp_path / "drawn").model(images).argmax(1).numpy()
+    assert (guesses == split.labels).mean() < 0.7
+
+
+def test_a_head_of_the_same_labels_is_kept(data: ImageData, tmp_path: Path) -> None:
+    model = VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=3, dropout=0.0)
+    save_checkpoint(tmp_path / "same", Checkpoint(model, Preprocess((16, 16)), data.classes))
+    train(data, tmp_path / "run", small(str(tmp_path / "same"), steps=1, learning_rate=1e-9, ema_decay=0.0))
+    torch.testing.assert_close(load_checkpoint(tmp_path / "run").model.head.weight, model.head.weight)
+
+
 def test_in_bfloat16_weights_and_moments_stay_float32_and_gradients_agree(base: str, data: ImageData) -> None:
     gradients = []
     for precision in ("float32", "bfloat16"):
@@ -443,6 +476,15 @@ def test_the_same_seed_gives_the_same_weights(base: str, data: ImageData, tmp_pa
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
 
 
+def test_keeping_small_images_changes_nothing(
+    base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for room in (0, 10**9):
+        monkeypatch.setattr("vitral.data._KEPT_BYTES", room)
+        train(data, tmp_path / str(room), small(base, flip=True, crop="padded", color_jitter=0.2))
+    assert weights(tmp_path / "0") == weights(tmp_path / str(10**9))
+
+
 def test_another_seed_gives_other_weights(base: str, data: ImageData, tmp_path: Path) -> None:
     for seed in (5, 6):
         train(data, tmp_path / str(seed), small(base, seed=seed))
@@ -526,6 +568,15 @@ def test_a_folder_with_a_run_is_not_overwritten(base: str, data: ImageData, tmp_
 # --- What can go wrong ---------------------------------------------------------------------------
 
 
+def test_torchrun_with_several_processes_is_refused(
+    base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(VitralError, match="WORLD_SIZE=2: training runs in one process as yet"):
+        train(data, tmp_path / "run", small(base))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_lost_loss_stops_the_run(base: str, data: ImageData, tmp_path: Path) -> None:
     recipe = small(base, learning_rate=1e30, warmup=0.0)
     with pytest.raises(
@@ -540,7 +591,7 @@ def test_a_damaged_image_is_passed_over_and_named_once(base: str, image_folder: 
     recipe = small(base, epochs=3, steps=None, max_damaged=0.05)
     summary = train(open_data(str(image_folder)), tmp_path / "run", recipe, reporter=recorder)
     assert summary.finished
-    (message,) = recorder.messages
+    _, message = recorder.messages  # the first is of the head
     assert message.startswith("skipped damaged image bee/004.png: not an image")
 
 

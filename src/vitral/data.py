@@ -54,6 +54,9 @@ IMAGE_SUFFIXES = frozenset(
 # A validation set larger than this tells no more about the best epoch, and costs time and images.
 _MAX_VAL_BESIDE_TEST = 2500
 _NAMES_IN_MESSAGE = 5
+# Of larger images, opening is a small part of all that a step does with them.
+_SMALL_PIXELS = 64 * 64
+_KEPT_BYTES = 512 * 2**20
 
 
 class Images(Protocol):
@@ -102,6 +105,32 @@ class _Taken:
 
     def __getitem__(self, index: int) -> Path | bytes | Image.Image:
         return self.images[int(self.indices[index])]
+
+
+class KeptImages:
+    """Opened images by index; small ones are opened once and kept, up to half a GiB in all.
+
+    To open a JPEG of 32 pixels a side takes as long as all else that is done to load it (docs/log.md,
+    2026-11-26).
+    """
+
+    def __init__(self, images: Images, open_image: Callable[[Any], Image.Image]) -> None:
+        self._images, self._open = images, open_image
+        self._kept: dict[int, np.ndarray] = {}
+        self._room = _KEPT_BYTES
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        if index in self._kept:
+            return Image.fromarray(self._kept[index])
+        image = self._open(self._images[index])
+        size = 3 * image.width * image.height
+        if image.width * image.height <= _SMALL_PIXELS and size <= self._room:
+            self._room -= size
+            self._kept[index] = np.asarray(image)
+        return image
 
 
 @dataclass(frozen=True)

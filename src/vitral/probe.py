@@ -155,6 +155,22 @@ def probe(
     )
 
 
+def fitted_head(classifier: Classifier, split: Split, seed: int) -> tuple["LinearHead", float | None]:
+    """The linear probe of what the model's own head sees, and its accuracy on images held out meanwhile.
+
+    Raises:
+        VitralError: if a class has no image that can be read.
+    """
+    features = extract(classifier, split, (-1,), cache_folder(), damage=DamageCount(len(split), 1.0, _ignore))
+    labelled = _Labelled([features], classifier.labels, seed)
+    choice = _choose(labelled, classifier.model.config.pooling, (-1,), _LINEAR)
+    head = LinearHead.fit(labelled.of(choice), labelled.labels, len(classifier.labels), choice.setting)
+    return head, choice.held_out_top1
+
+
+def _ignore(_: str) -> None: ...
+
+
 def usual_features(model: VisionTransformer, layers: Sequence[int] = (-1,)) -> tuple[Pooling, Pooling]:
     """What the field takes of such a model, for the linear probe and for nearest neighbours.
 
@@ -321,6 +337,9 @@ class LinearHead:
     def __call__(self, vectors_ND: Tensor) -> Tensor:
         return vectors_ND @ self.weight_LD.T + self.bias_L
 
+    def put_into(self, model: VisionTransformer) -> None:
+        model.head.load_state_dict({"weight": self.weight_LD, "bias": self.bias_L})
+
 
 def _linear_answers(
     vectors_ND: Tensor, labels_N: np.ndarray, queries_QD: Tensor, num_classes: int, penalties: Sequence[float]
@@ -439,7 +458,7 @@ def _with_head(
     if choice.features != "map":
         model.attention_pool = None
     model.replace_head(len(classes))
-    model.head.load_state_dict({"weight": head.weight_LD, "bias": head.bias_L})
+    head.put_into(model)
     return Checkpoint(model, classifier.preprocess, classes, metadata, _temperature(choice))
 
 

@@ -11,7 +11,7 @@ from vitral.augment import Augmentation, Crop
 from vitral.blocks import height_and_width
 from vitral.checkpoints import Checkpoint, is_checkpoint, load_checkpoint
 from vitral.config import nested, read_toml
-from vitral.data import ImageData, image_sizes
+from vitral.data import ImageData, class_counts, image_sizes
 from vitral.devices import Device, Precision
 from vitral.errors import VitralError
 from vitral.model import Pooling
@@ -42,6 +42,8 @@ class Recipe:
     # Share of the budget, from its start, over which images grow from half to the whole of the size, as in
     # progressive learning (EfficientNetV2, arXiv:2104.00298, §4).
     small_images: Share | None = None
+    # Whether a trained model's new head begins as its linear probe, where each image shows one class.
+    probe_head: bool | None = None
     trained: Trained = "all"  # what learns: everything, a new "head" alone, or "lora" and the head
     lora_rank: Count = 16  # of "lora" (arXiv:2106.09685)
 
@@ -141,9 +143,9 @@ _SCRATCH_WITH: dict[str, dict[str, Any]] = {
 }
 _TUNING_WITH: dict[str, dict[str, Any]] = {
     "muon": {},  # its updates are as large as AdamW's
-    "lion": {"learning_rate": 5e-5},
+    "lion": {"learning_rate": 1.5e-5},
     "sgd": {"learning_rate": 0.03, "weight_decay": 0.0},
-    "schedule_free": {"learning_rate": 1e-3, "schedule": "constant"},
+    "schedule_free": {"learning_rate": 3e-4, "schedule": "constant"},
 }
 
 
@@ -159,16 +161,30 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
     train = data.split("train")
     if data.multi_label:
         _refuse_one_class_only(recipe, data)
-    side = float(np.median(image_sizes(train).min(axis=1)))
     fine_tuning = recipe.model is not None and is_checkpoint(recipe.model)
     if recipe.trained != "all" and not fine_tuning:
         raise VitralError(f"trained={recipe.trained} adapts a trained model; name one with model=CHECKPOINT")
     if recipe.whiten and fine_tuning:
         raise VitralError(f"whiten=true begins a new stem, and {recipe.model} is trained; leave it out")
-    model, img_size = _model_and_size(recipe.model, side)
+    base = load_checkpoint(recipe.model) if fine_tuning and recipe.model else None
+    choices = _choices(recipe, data, base, cpu_count)
+    resolved = replace(recipe, **{k: value for k, value in choices.items() if getattr(recipe, k) is None})
+    if base is None or base.labels == data.classes or not _can_be_probed(data):
+        resolved = replace(resolved, probe_head=False)
+    assert resolved.batch_size is not None
+    if resolved.batch_size > len(train):
+        raise VitralError(f"batch_size={resolved.batch_size} is more than the {len(train)} training images")
+    return resolved
+
+
+def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count: int) -> dict[str, Any]:
+    """What a run takes where the user says nothing; `base` is the model to tune, if there is one."""
+    train = data.split("train")
+    side = float(np.median(image_sizes(train).min(axis=1)))
+    model, img_size = (recipe.model, base.preprocess.img_size) if base else _new_model(recipe.model, side)
     smallest = min(height_and_width(recipe.img_size or img_size))
     choices: dict[str, Any] = {
-        **read_toml(RECIPES / ("finetune.toml" if fine_tuning else "small.toml")),
+        **read_toml(RECIPES / ("finetune.toml" if base else "small.toml")),
         "model": model,
         "img_size": img_size,
         "crop": "padded" if side < 1.5 * smallest else "resized",
@@ -179,17 +195,12 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
         "workers": 0 if cpu_count <= 2 else min(cpu_count - 1, 8),
     }
     if recipe.optimizer is not None and recipe.optimizer != choices["optimizer"]:
-        choices |= (_TUNING_WITH if fine_tuning else _SCRATCH_WITH)[recipe.optimizer]
+        choices |= (_TUNING_WITH if base else _SCRATCH_WITH)[recipe.optimizer]
     if recipe.teacher is not None:
         choices["small_images"] = 0.0  # its patches may not divide them
     if recipe.epochs is recipe.steps is recipe.minutes is None:
-        choices["epochs"] = 20.0 if fine_tuning else _epochs_from_scratch(len(train))
-    open_settings = {key: value for key, value in choices.items() if getattr(recipe, key) is None}
-    resolved = replace(recipe, **open_settings)
-    assert resolved.batch_size is not None
-    if resolved.batch_size > len(train):
-        raise VitralError(f"batch_size={resolved.batch_size} is more than the {len(train)} training images")
-    return resolved
+        choices["epochs"] = 20.0 if base else _epochs_from_scratch(len(train))
+    return choices
 
 
 def _refuse_one_class_only(recipe: Recipe, data: ImageData) -> None:
@@ -205,10 +216,14 @@ def _epochs_from_scratch(images: int) -> float:
     return float(np.clip(round(1.5e6 / images), 30, 200))
 
 
-def _model_and_size(model: str | None, side: float) -> tuple[str, int | tuple[int, int]]:
-    """What to train, and its image size, from what the user named and the images' shorter side."""
-    if model is not None and is_checkpoint(model):
-        return model, load_checkpoint(model).preprocess.img_size
+def _can_be_probed(data: ImageData) -> bool:
+    """Whether each image shows one class, and each class has an image."""
+    labels = data.split("train").labels
+    return not data.multi_label and bool(class_counts(labels, len(data.classes)).all())
+
+
+def _new_model(model: str | None, side: float) -> tuple[str, int | tuple[int, int]]:
+    """The variant to train and its image size, from what the user named and the images' shorter side."""
     scale = next(scale for scale in _SCALES if side <= scale.up_to)
     name = model or scale.model
     named = _parse(name)

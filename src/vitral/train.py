@@ -30,13 +30,16 @@ from vitral.augment import batch_mixer, training_transform
 from vitral.blocks import ConvStem
 from vitral.calibrate import CALIBRATION_IMAGES, Calibration, calibrate
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from vitral.classifier import Classifier
 from vitral.data import (
     Batch,
     DamageCount,
     Draw,
     ImageData,
+    KeptImages,
     Split,
     evaluation_batches,
+    few_shot,
     fingerprint,
     sample,
     seeded,
@@ -58,7 +61,8 @@ from vitral.optim import (
     peak_learning_rate,
     set_learning_rate,
 )
-from vitral.preprocess import Preprocess
+from vitral.preprocess import Preprocess, open_image
+from vitral.probe import fitted_head
 from vitral.process import keep_freed_memory
 from vitral.recipe import Recipe, resolve, start
 from vitral.recipes import RUN_FILE
@@ -66,6 +70,8 @@ from vitral.recipes import RUN_FILE
 EVALUATION_BATCH = 256
 # Of the images that a stem's first filters are computed from: a patch has 27 numbers for each.
 _WHITENING_PIXELS = 1_000_000
+# For the head of a model that is fine-tuned; a part of an epoch.
+_PROBED_IMAGES = 2000
 # Settings that may change when a run is taken up again, for they do not change what it computes.
 _CHANGEABLE = {
     "epochs", "steps", "minutes", "checkpoint_steps", "workers", "device", "accumulate", "checkpoint_layers",
@@ -212,8 +218,10 @@ def train(
         reporter: told of the run's course.
 
     Raises:
-        VitralError: if the settings, the data or the folder cannot be used, or the loss is lost.
+        VitralError: if the settings, the data or the folder cannot be used, the loss is lost, or
+            torchrun started several processes.
     """
+    _refuse_several_processes()
     keep_freed_memory()
     run = _open_run(data, folder, recipe, reporter or Reporter(), resume=resume)
     if resume and run.progress >= 1:
@@ -222,10 +230,25 @@ def train(
         run.memory = memory_need(run.model, run.images_at_a_time, run.placement)
         run.reporter.begin(run)
         try:
+            if run.recipe.probe_head and not run.state.step:
+                _probe_head(run)
             finished = _loop(run, stop)
         finally:
             run.reporter.end()
     return _conclude(run, finished=finished)
+
+
+def _probe_head(run: Run) -> None:
+    """A drawn head's first gradients spoil what the layers below have learnt (arXiv:2202.10054, §3)."""
+    images = few_shot(
+        run.data.split("train"), max(_PROBED_IMAGES // len(run.data.classes), 1), run.recipe.seed
+    )
+    classifier = Classifier(run.model, run.checkpoint.preprocess, run.data.classes, run.placement)
+    head, held_out_top1 = fitted_head(classifier, images, run.recipe.seed)
+    for model in (run.model.train(), run.average):
+        head.put_into(model)
+    judged = f", right on {held_out_top1:.1%} of those held out" if held_out_top1 is not None else ""
+    run.reporter.message(f"the head begins as a linear probe of {len(images):,} images{judged}")
 
 
 def _loop(run: Run, stop: "StopSignal") -> bool:
@@ -353,8 +376,11 @@ def _training_batches(run: Run) -> Generator[Batch]:
     recipe = run.recipe
     assert recipe.batch_size is not None
     transform = training_transform(run.checkpoint.preprocess, recipe.augmentation)
+    split = run.data.split("train")
+    if not recipe.workers:  # each of them would keep images of its own
+        split = replace(split, images=KeptImages(split.images, open_image))
     return training_batches(
-        run.data.split("train"),
+        split,
         transform,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
@@ -596,6 +622,16 @@ def _stop_signal() -> Iterator[StopSignal]:
     finally:
         for kind, handler in zip(kinds, previous, strict=True):
             signal.signal(kind, handler)
+
+
+def _refuse_several_processes() -> None:
+    """Each would train the whole alone, all into one folder."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        raise VitralError(
+            f"WORLD_SIZE={count}: training runs in one process as yet; start it without torchrun, "
+            "or with --nproc-per-node 1"
+        )
 
 
 @contextmanager

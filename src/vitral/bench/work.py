@@ -34,6 +34,8 @@ class Contender:
 
 @dataclass(frozen=True)
 class Forward:
+    """A forward pass without gradients, in the stored precision where that is no float32, else autocast."""
+
     images: Tensor
     placement: Placement
     training = False
@@ -55,6 +57,8 @@ class Forward:
 
 @dataclass(frozen=True)
 class TrainingStep:
+    """Forward, cross-entropy, backward and a fused AdamW over weights in float32."""
+
     images: Tensor
     labels: Tensor
     placement: Placement
