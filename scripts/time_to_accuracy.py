@@ -35,6 +35,7 @@ INGREDIENTS = {
     "class token, not mean": ["pooling=class"],
     "no averaged weights": ["ema_decay=0"],
     "label smoothing": ["label_smoothing=0.1"],
+    "no CutMix": ["cutmix=0"],
     "no mirroring": ["flip=false"],
     "no shifting": ["crop=none"],
 }

@@ -291,6 +291,14 @@ def test_a_trained_stem_is_not_whitened(base: str) -> None:
         resolved(pictures(), model=base, whiten=True)
 
 
+def test_few_pictures_are_altered_more_where_they_train_a_model_from_scratch(base: str) -> None:
+    assert resolved(pictures(5000)).rand_augment == 9
+    assert resolved(pictures(5001)).rand_augment == 0
+    assert resolved(pictures(), rand_augment=0.0).rand_augment == 0
+    assert resolved(pictures(mirror_safe=False)).rand_augment == 0  # a digit may become another
+    assert resolved(pictures(), model=base).rand_augment == 0
+
+
 def test_only_a_new_head_begins_as_a_probe(tmp_path: Path) -> None:
     for labels, probed in ((("ant", "bee"), False), (("bee", "ant"), True), ((), True)):
         model = VisionTransformer(8, 4, embed_dim=16, num_layers=1, num_heads=2, num_classes=len(labels))

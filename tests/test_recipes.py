@@ -33,7 +33,7 @@ OF_THE_PAPER = {
     "learning_rate_batch", "schedule", "warmup", "final_share", "weight_decay", "layer_decay", "clip_norm",
     "loss", "label_smoothing", "dropout", "drop_path", "ema_decay", "crop", "crop_scale", "crop_fraction",
     "flip", "three_augment", "color_jitter", "rand_augment", "erasing", "repeats", "mixup", "cutmix",
-    "whiten", "small_images", "probe_head",
+    "whiten", "small_images", "probe_head", "mix_passes",
 }  # fmt: skip
 PAPERS = ("augreg", "big_vision", "deit", "deit3", "mae-finetune", "vit", "vit-finetune")
 

@@ -233,6 +233,23 @@ def test_images_grow_from_half_their_size_in_whole_patches(base: str, data: Imag
     assert run.sized(images) is images
 
 
+@pytest.mark.parametrize(
+    ("mix_passes", "step", "share"), [(2.0, 0, 0), (2.0, 3, 0.5), (2.0, 6, 1), (0.0, 0, 1)]
+)
+def test_batches_are_mixed_the_likelier_the_more_often_images_were_seen(
+    mix_passes: float, step: int, share: float, base: str, data: ImageData
+) -> None:
+    run = opened(data, small(base, cutmix=1.0, mix_passes=mix_passes))  # an epoch has three steps
+    run.state.step = step
+    images, labels = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
+    with seeded(0):
+        batches = [run.mixed(images, labels) for _ in range(200)]
+    assert all(targets.sum(1).allclose(torch.ones(4)) for _, targets in batches)
+    # A CutMix of the whole image, or of nothing, leaves a batch as it is: as good as never.
+    mixed = sum(not torch.equal(altered, images) for altered, _ in batches) / 200
+    assert abs(mixed - share) < (0.15 if share == 0.5 else 0.05)
+
+
 @pytest.mark.parametrize("whiten", [True, False])
 def test_a_new_stem_begins_with_filters_that_whiten(whiten: bool, data: ImageData, tmp_path: Path) -> None:
     recipe = small("Conv+ViT-Pico/4@16", steps=1, learning_rate=1e-9, whiten=whiten)

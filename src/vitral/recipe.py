@@ -86,13 +86,15 @@ class Recipe:
     flip: bool | None = None
     three_augment: bool = False  # DeiT-III's: grey, solarized or blurred
     color_jitter: NotNegative = 0.0  # largest change of brightness, contrast and saturation; 0 is off
-    rand_augment: Annotated[float, Field(ge=0, le=30)] = 0.0  # magnitude, 30 for level 10; 0 is off
+    rand_augment: Annotated[float, Field(ge=0, le=30)] | None = None  # magnitude, 30 for level 10; 0 is off
     rand_augment_ops: Count = 2
     rand_augment_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # probability of each operation
     erasing: Share = 0.0  # probability of a rectangle of noise
     repeats: Count = 1  # times that an image is taken in a row, each time altered anew
     mixup: NotNegative = 0.0  # alpha; 0 is off
-    cutmix: NotNegative = 0.0  # alpha; 0 is off. With both on, each batch takes one by chance
+    cutmix: NotNegative | None = None  # alpha; 0 is off. With both on, each batch takes one by chance
+    # Passes over the images after which every batch is mixed; until then the probability grows evenly.
+    mix_passes: NotNegative | None = None
 
     val_fraction: Share = 0.2  # held out where the data has no validation split
     max_damaged: Share = 0.01  # share of unreadable images past which the run stops
@@ -128,6 +130,9 @@ _SCALES = (
     _Scale(100, "Conv+ViT-Pico/8", 64),
     _Scale(float("inf"), "Conv+ViT-Ti/16", 128),
 )
+# From scratch so few are learnt by heart: with 900 of CIFAR-10's, RandAugment was worth two points
+# (docs/log.md, 2026-11-26).
+_FEW_IMAGES = 5000
 # Packaged recipes: TOML files of settings.
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -183,12 +188,14 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
     side = float(np.median(image_sizes(train).min(axis=1)))
     model, img_size = (recipe.model, base.preprocess.img_size) if base else _new_model(recipe.model, side)
     smallest = min(height_and_width(recipe.img_size or img_size))
+    few = base is None and len(train) <= _FEW_IMAGES
     choices: dict[str, Any] = {
         **read_toml(RECIPES / ("finetune.toml" if base else "small.toml")),
         "model": model,
         "img_size": img_size,
         "crop": "padded" if side < 1.5 * smallest else "resized",
         "flip": data.mirror_safe,
+        "rand_augment": 9.0 if few and data.mirror_safe else 0.0,
         "loss": "binary" if data.multi_label else "cross_entropy",
         "batch_size": min(int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 64)), len(train)),
         # On two cores, loading in the training process itself was faster (docs/log.md, 2026-11-22).

@@ -141,7 +141,9 @@ class Run:
         self.objective = build_objective(
             self.recipe, self.data.split("train"), self.checkpoint.preprocess, labels, self.placement
         )
-        self.mix = batch_mixer(self.recipe.mixup, self.recipe.cutmix, len(labels))
+        assert self.recipe.cutmix is not None
+        self._mix = batch_mixer(self.recipe.mixup, self.recipe.cutmix, len(labels))
+        self._leave = batch_mixer(0.0, 0.0, len(labels))
         self.steps_per_epoch = len(self.data.split("train")) // self.recipe.batch_size
         self.damage = DamageCount(
             sum(map(len, self.data.splits.values())), self.recipe.max_damaged, self.reporter.message
@@ -174,6 +176,16 @@ class Run:
         patch = self.model.config.patch_size
         sides = [max(round(share * side / patch), 1) * patch for side in images_BCHW.shape[2:]]
         return F.interpolate(images_BCHW, sides, mode="bilinear", antialias=True)
+
+    def mixed(self, images_BCHW: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and targets (B, L) after mixup or CutMix, the likelier the more often an image was seen.
+
+        The first passes learn more from images as they are; later ones would learn them by heart.
+        """
+        passes = self.recipe.mix_passes
+        if passes and float(torch.rand(())) >= self.epoch / passes:
+            return self._leave(images_BCHW, labels)
+        return self._mix(images_BCHW, labels)
 
     @property
     def total_steps(self) -> int | None:
@@ -275,7 +287,7 @@ def step(run: Run, batch: Batch) -> None:
     """One update: forward, loss, backward for each part of the batch; clip, optimizer, averaged weights."""
     with seeded(run.recipe.seed, run.state.step, device=run.placement.device):
         images_BCHW = run.sized(run.placement.put(batch.images))
-        images_BCHW, targets_BL = run.mix(images_BCHW, run.placement.put(batch.labels))
+        images_BCHW, targets_BL = run.mixed(images_BCHW, run.placement.put(batch.labels))
         for images_PCHW, targets_PL in zip(run.parts(images_BCHW), run.parts(targets_BL), strict=True):
             with run.placement.autocast():
                 heads = run.forward(images_PCHW)
