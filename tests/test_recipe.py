@@ -15,9 +15,10 @@ from vitral.data import ImageData, Split
 from vitral.errors import VitralError
 from vitral.model import VisionTransformer
 from vitral.preprocess import Preprocess
-from vitral.recipe import OptimizerName, Recipe, resolve, start
+from vitral.recipe import OptimizerName, Recipe, Trained, resolve, start
 
 LABELS = ("ant", "bee", "cat")
+TRAINED = get_args(Trained)
 
 
 def pictures(count: int = 60, size: tuple[int, int] = (32, 32), *, mirror_safe: bool = True) -> ImageData:
@@ -119,6 +120,12 @@ def test_tuning_is_gentler_than_training(base: str) -> None:
     assert tuned.learning_rate < fresh.learning_rate
     assert (fresh.layer_decay, tuned.layer_decay) == (1.0, 0.75)
     assert (fresh.epochs, tuned.epochs) == (200, 20)
+
+
+def test_adapters_and_heads_learn_at_ten_times_the_rate(base: str) -> None:
+    rates = {trained: resolved(pictures(), model=base, trained=trained).learning_rate for trained in TRAINED}
+    assert rates == {"all": 1.5e-4, "head": pytest.approx(1.5e-3), "lora": pytest.approx(1.5e-3)}
+    assert resolved(pictures(), model=base, trained="lora", learning_rate=0.1).learning_rate == 0.1
 
 
 def test_tuning_keeps_the_models_size(base: str) -> None:
