@@ -133,7 +133,7 @@ _SCALES = (
 # From scratch so few are learnt by heart: with 900 of CIFAR-10's, RandAugment was worth two points
 # (docs/log.md, 2026-11-26).
 _FEW_IMAGES = 5000
-# Adapters and heads learn at a higher rate than all weights: 75.0 % rather than 71.1 (docs/log.md, 2026-11-26).
+# Adapters and heads learn at a higher rate than all weights: 75 % rather than 71 (docs/log.md, 2026-11-26).
 _FEWER_WEIGHTS_FASTER = 10
 # Packaged recipes: TOML files of settings.
 RECIPES = Path(__file__).parent / "recipes"
