@@ -53,7 +53,7 @@ class TrainingConsole(Reporter):
         )
         self.task = self.progress.add_task("starting", total=1.0, numbers="")
         self.shown_at = time.monotonic()
-        self.pace = _Pace()
+        self.pace: _Pace | None = None
 
     def message(self, text: str) -> None:
         self.console.print(f"vitral: {text}", markup=False)
@@ -65,10 +65,12 @@ class TrainingConsole(Reporter):
             self.console.print(str(run.memory), markup=False)
         if _had_better_be_tuned(run):
             self.console.print(_FEW_IMAGES_ADVICE, markup=False)
-        self.pace.start(run)
         self.progress.start()
 
     def step(self, run: Run) -> None:
+        if self.pace is None:  # what comes before the first step, and compiling in it, are not its pace
+            self.pace = _Pace(run)
+            return
         interval = _REFRESH_SECONDS if self.console.is_terminal else _PLAIN_LINE_SECONDS
         if time.monotonic() - self.shown_at < interval:
             return
@@ -147,9 +149,9 @@ class _ShareColumn(ProgressColumn):
 
 
 class _Pace:
-    """Speed and time left since this session of the run began."""
+    """Speed and time left, since the first step of this session of the run."""
 
-    def start(self, run: Run) -> None:
+    def __init__(self, run: Run) -> None:
         self.step, self.seconds, self.progress = run.state.step, run.state.seconds, run.progress
 
     def images_per_second(self, run: Run) -> float:
