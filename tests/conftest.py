@@ -25,9 +25,10 @@ def write_images(
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features that a test computes are in no user's cache."""
-    monkeypatch.setenv("VITRAL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or leaves features in the user's own cache."""
+    monkeypatch.setenv("VITRAL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "features"
 
 
 @pytest.fixture

@@ -55,13 +55,6 @@ def classifier() -> Classifier:
     return classifier_of(vit())
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test reads or leaves features in the user's own cache."""
-    monkeypatch.setenv("VITRAL_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "features"
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three classes, with train, val and test; hard enough to be wrong about some."""

@@ -140,9 +140,8 @@ def probe(
         return found
 
     labelled = _Labelled([features_of(split) for split in parts[:-1]], data.classes, options.seed)
-    linear = _choose(labelled, kinds[0], options.layers, _LINEAR)
+    linear, head = _fit_linear(labelled, kinds[0], options.layers)
     neighbours = _choose(labelled, kinds[1], options.layers, _NEIGHBOURS)
-    head = LinearHead.fit(labelled.of(linear), labelled.labels, len(data.classes), linear.setting)
     judged = features_of(parts[-1])
     if out is not None:
         about = _metadata(classifier, data, options)
@@ -163,8 +162,7 @@ def fitted_head(classifier: Classifier, split: Split, seed: int) -> tuple["Linea
     """
     features = extract(classifier, split, (-1,), cache_folder(), damage=DamageCount(len(split), 1.0, _ignore))
     labelled = _Labelled([features], classifier.labels, seed)
-    choice = _choose(labelled, classifier.model.config.pooling, (-1,), _LINEAR)
-    head = LinearHead.fit(labelled.of(choice), labelled.labels, len(classifier.labels), choice.setting)
+    choice, head = _fit_linear(labelled, classifier.model.config.pooling, (-1,))
     return head, choice.held_out_top1
 
 
@@ -338,7 +336,15 @@ class LinearHead:
         return vectors_ND @ self.weight_LD.T + self.bias_L
 
     def put_into(self, model: VisionTransformer) -> None:
+        """In the place of the weights of its head, which is of the same shape."""
         model.head.load_state_dict({"weight": self.weight_LD, "bias": self.bias_L})
+
+
+def _fit_linear(labelled: _Labelled, kind: Pooling, layers: Sequence[int]) -> tuple[_Choice, LinearHead]:
+    """The layer and penalty that did best on held-out images, and the head fitted so to all of them."""
+    choice = _choose(labelled, kind, layers, _LINEAR)
+    vectors_ND = labelled.of(choice)
+    return choice, LinearHead.fit(vectors_ND, labelled.labels, labelled.num_classes, choice.setting)
 
 
 def _linear_answers(

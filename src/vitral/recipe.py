@@ -168,12 +168,11 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
     train = data.split("train")
     if data.multi_label:
         _refuse_one_class_only(recipe, data)
-    fine_tuning = recipe.model is not None and is_checkpoint(recipe.model)
-    if recipe.trained != "all" and not fine_tuning:
+    base = load_checkpoint(recipe.model) if recipe.model and is_checkpoint(recipe.model) else None
+    if recipe.trained != "all" and base is None:
         raise VitralError(f"trained={recipe.trained} adapts a trained model; name one with model=CHECKPOINT")
-    if recipe.whiten and fine_tuning:
+    if recipe.whiten and base is not None:
         raise VitralError(f"whiten=true begins a new stem, and {recipe.model} is trained; leave it out")
-    base = load_checkpoint(recipe.model) if fine_tuning and recipe.model else None
     choices = _choices(recipe, data, base, cpu_count)
     resolved = replace(recipe, **{k: value for k, value in choices.items() if getattr(recipe, k) is None})
     if base is None or base.labels == data.classes or not _can_be_probed(data):
