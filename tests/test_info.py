@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model_weights
 
 from vitral import info
@@ -26,6 +27,14 @@ OPTIONS = {
     "post-norm": {"layer": {"order": "post"}},
     "features": {"num_classes": 0},
     "drop path": {"drop_path": 0.3, "dropout": 0.1},
+    "a relative bias a layer": {"layer": {"attention": {"relative_bias": "layer"}}},
+    "a shared relative bias": {"layer": {"attention": {"relative_bias": "shared"}}},
+    "rotary": {"layer": {"attention": {"rotary": {"kind": "axial"}}}},
+    "learned rotary": {"layer": {"attention": {"rotary": {"kind": "mixed"}}}},
+    "registers": {"embedding": {"register_tokens": 3}},
+    "attention pool": {"pooling": "map", "head": {"norm": "pooled"}},
+    "hidden head": {"head": {"hidden_dim": 23}},
+    "two heads": {"embedding": {"distillation_token": True}, "head": {"distillation_head": True}},
 }
 
 
@@ -63,6 +72,22 @@ def test_stages_leave_no_parameter_out_and_count_none_twice(options: dict[str, A
     model = VisionTransformer.from_config(config(**options))
     total = sum(parameter.numel() for parameter in model.parameters())
     assert sum(stage.parameters for stage in info.stages(config(**options))) == total
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_stages_leave_no_flop_out(options: dict[str, Any]) -> None:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model = VisionTransformer.from_config(config(**options)).eval()
+        model(torch.zeros(1, CHANNELS, ROWS * PATCH, COLUMNS * PATCH))
+    assert sum(stage.flops for stage in info.stages(config(**options))) == counter.get_total_flops()
+
+
+def test_what_attention_knows_of_places_is_a_stage_a_table() -> None:
+    layer = {"attention": {"relative_bias": "layer"}}
+    relations = [stage for stage in info.stages(config(layer=layer)) if stage.name.startswith("relations")]
+    table = ((2 * ROWS - 1) * (2 * COLUMNS - 1) + 3) * HEADS
+    assert [relation.parameters for relation in relations] == [table] * LAYERS
+    assert relations[0].shape == (HEADS, TOKENS, TOKENS)
 
 
 def test_stages_come_in_the_order_of_the_forward_pass() -> None:
@@ -140,6 +165,11 @@ def test_patch_sizes_that_divide_the_image_are_compared_and_the_models_own() -> 
 
 def test_patch_sizes_that_a_stem_cannot_make_are_left_out() -> None:
     assert list(costs(img_size=(56, 112), stem=(17, 19))) == [4, 8]
+
+
+def test_patch_sizes_that_leave_a_head_no_neighbour_are_left_out() -> None:
+    costs = info.patch_costs(parse("Conv+ViT-Pico/4@32"), None)
+    assert [cost.patch_size for cost in costs] == [4, 8, 16]
 
 
 def test_a_smaller_patch_gives_more_tokens() -> None:

@@ -4,12 +4,13 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitral.blocks import height_and_width
 from vitral.devices import Placement
 from vitral.model import VisionTransformer, ViTConfig
+from vitral.positions import Relation
 
 PATCH_SIZES = (8, 14, 16, 32)
 
@@ -36,41 +37,51 @@ class PatchCost:
 
 
 def stages(config: ViTConfig) -> list[Stage]:
-    """The stages of a model, the embedding's parts, each layer, norm and head, in order."""
+    """The stages of a model in order: the embedding's parts, relations, layers, norms, pool and heads."""
     model = _on_meta(config)
+    modules = dict(model.named_modules())
+    names = [
+        *("embedding.stem", "embedding.patches", "embedding"),
+        *(f"{part}.{index}" for part in ("relations", "layers") for index in range(config.num_layers)),
+        *("norm", "attention_pool", "pooled_norm", "hidden", "head", "distillation_head"),
+    ]
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, module in model.named_modules():
-        module.register_forward_hook(
-            lambda _, __, output, name=name: shapes.update({name: tuple(output.shape)})
+    wanted = [name for name in names if not isinstance(modules.get(name), nn.Identity | None)]
+    for name in wanted:
+        modules[name].register_forward_hook(
+            lambda _, __, output, name=name: shapes.update({name: _shape(output)})
         )
     flops = _flops(model, config)
-    wanted = ["embedding.stem", "embedding.patches", "embedding"]
-    wanted += [f"layers.{index}" for index in range(config.num_layers)] + ["norm", "head"]
-    named = {name: module for name, module in model.named_modules() if name in wanted}
-    found = []
-    for name in wanted:
-        module = named[name]
-        parameters, own_flops = _parameters(module), flops.get(name, 0)
-        if name == "embedding":
-            # The class token and positions: what its parts, listed above, leave.
-            parameters -= sum(_parameters(named[f"embedding.{part}"]) for part in ("stem", "patches"))
-            own_flops, name = 0, "embedding.class_token + positions"
-        if not isinstance(module, nn.Identity):
-            shape = shapes["embedding" if name.startswith("embedding.class") else name]
-            found.append(Stage(name, shape[1:], parameters, own_flops))
+    found = [Stage(name, shapes[name], _parameters(modules[name]), flops.get(name, 0)) for name in wanted]
+    # The class token and positions: what its parts, listed before it, leave.
+    whole = wanted.index("embedding")
+    rest = found[whole].parameters - sum(part.parameters for part in found[:whole])
+    found[whole] = replace(found[whole], name="embedding.class_token + positions", parameters=rest, flops=0)
     return found
 
 
+def _shape(output: Tensor | Relation) -> tuple[int, ...]:
+    """For one image; what attention knows of places is the same for every one."""
+    if isinstance(output, Tensor):
+        return tuple(output.shape[1:])
+    known = output.bias_ATT if output.rotation is None else output.rotation.cos
+    assert known is not None
+    return tuple(known.shape)
+
+
 def patch_costs(config: ViTConfig, placement: Placement | None) -> list[PatchCost]:
-    """The cost at each of `PATCH_SIZES` that divides the image; timed if a placement is given."""
-    height, width = height_and_width(config.img_size)
-    sizes = sorted({*PATCH_SIZES, config.patch_size})
-    reduction = 2 ** len(config.stem)
-    return [
-        _patch_cost(replace(config, patch_size=size), placement)
-        for size in sizes
-        if not (height % size or width % size or size % reduction)
-    ]
+    """The cost at each of `PATCH_SIZES` that the model can have; timed if a placement is given."""
+    wanted = (replace(config, patch_size=size) for size in sorted({*PATCH_SIZES, config.patch_size}))
+    return [_patch_cost(other, placement) for other in wanted if _can_be_built(other)]
+
+
+def _can_be_built(config: ViTConfig) -> bool:
+    """Not if the patch divides no image or the stem no patch, or a head has no neighbour to begin with."""
+    try:
+        _on_meta(config)
+    except ValueError:
+        return False
+    return True
 
 
 def _patch_cost(config: ViTConfig, placement: Placement | None) -> PatchCost:
