@@ -1,5 +1,6 @@
 """What a training run adds to `Preprocess`: random crops, flips, colours and erasing; mixup and cutmix."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -98,15 +99,22 @@ class _ShiftedCrop:
     def __call__(self, image: Image.Image) -> Image.Image:
         pixels_HWC = np.asarray(image)
         rows, columns = (
-            self._places(*sides) for sides in zip(pixels_HWC.shape, self.size, self.margin, strict=False)
+            _places(*sides) for sides in zip(pixels_HWC.shape, self.size, self.margin, strict=False)
         )
         return Image.fromarray(pixels_HWC[rows[:, None], columns])
 
-    def _places(self, side: int, wanted: int, margin: int) -> np.ndarray:
-        """Which of `side` pixels to take, in order."""
-        first = int(torch.randint(-margin, side - wanted + margin + 1, ()))
-        places = np.abs(np.arange(first, first + wanted))
-        return np.where(places < side, places, 2 * (side - 1) - places)
+
+def _places(side: int, wanted: int, margin: int) -> np.ndarray:
+    """Which of `side` pixels a random cut takes, in order."""
+    first = int(torch.randint(side - wanted + 2 * margin + 1, ()))
+    return _mirrored_edges(side, margin)[first : first + wanted]
+
+
+@functools.lru_cache
+def _mirrored_edges(side: int, margin: int) -> np.ndarray:
+    """The pixel at each place of a row of `side` with `margin` more before and behind, mirrored there."""
+    places = np.abs(np.arange(-margin, side + margin))
+    return np.where(places < side, places, 2 * (side - 1) - places)
 
 
 def _three_augment(size: tuple[int, int]) -> v2.Transform:

@@ -30,8 +30,8 @@ from vitral.train import Reporter, Run
 _REFRESH_SECONDS = 0.5
 _PLAIN_LINE_SECONDS = 30.0
 # Below this a published model's features beat any training from scratch (docs/log.md, 2026-11-25).
-_FEW_IMAGES = 10_000
-_FEW_IMAGES_ADVICE = (
+_FEW_PHOTOGRAPHS = 10_000
+_TUNING_ADVICE = (
     "from scratch on few images; a published model would do better: model=hf://facebook/dinov2-small, or "
     "vitral probe"
 )
@@ -64,7 +64,7 @@ class TrainingConsole(Reporter):
         if run.memory is not None:
             self.console.print(str(run.memory), markup=False)
         if _had_better_be_tuned(run):
-            self.console.print(_FEW_IMAGES_ADVICE, markup=False)
+            self.console.print(_TUNING_ADVICE, markup=False)
         self.progress.start()
 
     def step(self, run: Run) -> None:
@@ -101,7 +101,7 @@ def _had_better_be_tuned(run: Run) -> bool:
     """Whether a run begins from scratch on few photographs, which icons of a few pixels are not."""
     from_scratch = run.checkpoint.metadata.get("base") is None
     photographs = min(run.checkpoint.preprocess.img_size) >= 64
-    return from_scratch and photographs and len(run.data.split("train")) < _FEW_IMAGES
+    return from_scratch and photographs and len(run.data.split("train")) < _FEW_PHOTOGRAPHS
 
 
 def describe_recipe(run: Run) -> str:
