@@ -29,6 +29,7 @@ INGREDIENTS = {
     "batches of 256": ["batch_size=256"],
     "heads that start anywhere": ["architecture.layer.attention.relative_start=zero"],
     "no relative positions": ["architecture.layer.attention.relative_bias=none"],
+    "six layers": ["architecture.num_layers=6"],
     "no convolutions": ["model=ViT-Pico/4"],
     "no whitening": ["whiten=false"],
     "no smaller images at first": ["small_images=0"],

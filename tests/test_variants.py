@@ -75,13 +75,13 @@ def test_every_listed_name_gives_a_classifier_of_224_pixels(name: str) -> None:
     assert weightless(name)(images).shape == (2, 1000)
 
 
-def test_pico_is_six_layers_of_width_128() -> None:
+def test_pico_is_four_layers_of_width_128() -> None:
     width, hidden, classes = 128, 256, 10
     attention = width * 3 * width + 3 * width + width * width + width
     mlp = width * hidden + hidden + hidden * width + width
     layer = attention + mlp + 4 * width
     patches, positions = 3 * 4 * 4 * width + width, (8 * 8 + 1) * width
-    total = patches + width + positions + 6 * layer + 2 * width + classes * (width + 1)
+    total = patches + width + positions + 4 * layer + 2 * width + classes * (width + 1)
     assert count(weightless("ViT-Pico/4@32", num_classes=classes)) == total
 
 

@@ -22,8 +22,8 @@ def _size(embed_dim: int, num_layers: int, num_heads: int, mlp_ratio: float = 4)
 
 
 SIZES = {
-    # Ours, for small images and two CPU cores.
-    "Pico": _size(128, 6, 4, 2),
+    # Ours, for small images, two CPU cores and half an hour (docs/log.md, 2026-11-26).
+    "Pico": _size(128, 4, 4, 2),
     "Ti": _size(192, 12, 3),  # DeiT (arXiv:2012.12877), table 1
     "S": _size(384, 12, 6),  # DeiT, table 1
     "B": _size(768, 12, 12),  # the paper, table 1
