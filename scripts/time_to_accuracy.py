@@ -7,8 +7,9 @@
 DATA is what `vitral train` takes, for example 'cifar10/{split}.parquet'. "seeds" trains as often as --seeds
 says and looks at the test images once a run, plain and with --tta flip; a finished run is not trained again.
 "ingredients" trains the recipe and then the recipe without each of its parts, and looks at validation images
-only: give it data without a test split, for example 'cifar10/train.parquet' and val_fraction=0.2, and a budget in
-epochs, in which every part sees as many images. Settings are those of `vitral train`. Everything else on the machine must be at rest. Results: OUT/results.json.
+only: give it data without a test split, for example 'cifar10/train.parquet' and val_fraction=0.2, and a
+budget in epochs, in which every part sees as many images. Settings are those of `vitral train`. Everything
+else on the machine must be at rest. Results: OUT/results.json.
 """
 
 import argparse
