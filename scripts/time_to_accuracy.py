@@ -34,7 +34,7 @@ INGREDIENTS = {
     ],
     "no relative positions": ["architecture.layer.attention.relative_bias=none"],
     "six layers": ["architecture.num_layers=6"],
-    "no convolutions": ["model=ViT-Pico/4"],
+    "no hybrid: no convolutions, local heads, mean": ["model=ViT-Pico/4"],
     "no whitening": ["whiten=false"],
     "no smaller images at first": ["small_images=0"],
     "class token, not mean": ["pooling=class"],
