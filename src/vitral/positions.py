@@ -355,10 +355,13 @@ class RelativeBias(nn.Module):
             (`local_bias`), the locality that few images cannot teach.
     """
 
+    distances: Tensor
+
     def __init__(self, grid: Grid, num_heads: int, resize: Resize, start: RelativeStart = "zero") -> None:
         super().__init__()
         self.grid, self.resize, self.start = grid, resize, start
         self.table = nn.Parameter(torch.empty((2 * grid[0] - 1) * (2 * grid[1] - 1) + 3, num_heads))
+        self.register_buffer("distances", _distances(grid), persistent=False)
 
     def draw(self) -> None:
         nn.init.zeros_(self.table)
@@ -367,8 +370,9 @@ class RelativeBias(nn.Module):
                 self.table[:-3] = local_bias(self.grid, self.table.shape[1])
 
     def forward(self, grid: Grid, device: torch.device) -> Relation:
-        table_MA = self.resized(grid)
-        bias_ATT = table_MA[_distances(grid).to(device)].permute(2, 0, 1)
+        # On the device from the start: a copy to it in every pass would wait for it.
+        distances = self.distances if grid == self.grid else _distances(grid)
+        bias_ATT = self.resized(grid)[distances.to(device)].permute(2, 0, 1)
         return Relation(bias_ATT=bias_ATT)
 
     def resized(self, grid: Grid) -> Tensor:
@@ -400,7 +404,8 @@ def local_bias(grid: Grid, num_heads: int) -> Tensor:
 def _distances(grid: Grid) -> Tensor:
     """(T, T): the row of the table for each pair of tokens, the class token first."""
     rows, columns = grid
-    row, column = (place.flatten() for place in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
+    places = torch.meshgrid(*map(_positions_on_cpu, grid), indexing="ij")
+    row, column = (place.flatten() for place in places)
     down = row[:, None] - row + rows - 1
     across = column[:, None] - column + columns - 1
     between = F.pad(down * (2 * columns - 1) + across, (1, 0, 1, 0))
