@@ -528,7 +528,7 @@ def test_what_is_done_to_a_kept_image_does_not_reach_the_next_epoch() -> None:
 
 
 def test_large_images_and_those_past_the_room_are_opened_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitral.data._KEPT_BYTES", 20)  # one image of 3x2 pixels has 18 bytes
+    monkeypatch.setattr("vitral.data.KEPT_BYTES", 20)  # one image of 3x2 pixels has 18 bytes
     sources = [png(1, (65, 64)), png(2), png(3)]
     images, log = kept(sources)
     for _ in range(2):

@@ -497,7 +497,7 @@ def test_keeping_small_images_changes_nothing(
     base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for room in (0, 10**9):
-        monkeypatch.setattr("vitral.data._KEPT_BYTES", room)
+        monkeypatch.setattr("vitral.data.KEPT_BYTES", room)
         train(data, tmp_path / str(room), small(base, flip=True, crop="padded", color_jitter=0.2))
     assert weights(tmp_path / "0") == weights(tmp_path / str(10**9))
 

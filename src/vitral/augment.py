@@ -39,6 +39,12 @@ class Augmentation:
     color_jitter: float = 0.0  # largest change of brightness, contrast and saturation, as a share
     erasing: float = 0.0  # probability of a rectangle of noise (arXiv:1708.04896)
 
+    @property
+    def only_moves(self) -> bool:
+        """Whether `moved` can do it: pixels are shifted and mirrored at most."""
+        colours = self.three_augment, self.rand_augment, self.color_jitter, self.erasing
+        return self.crop in ("padded", "none") and not any(colours)
+
 
 def training_transform(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[ImageSource], Tensor]:
     """An image of any kind -> a randomly altered, normalized tensor (3, H, W).
@@ -66,13 +72,37 @@ def training_transform(preprocess: Preprocess, augmentation: Augmentation) -> Ca
     return v2.Compose(steps)
 
 
+def moved(pixels_NHWC: Tensor, rows_B: Tensor, augmentation: Augmentation) -> Tensor:
+    """Images (B, H, W, C) of these rows, shifted and mirrored as by `training_transform`, in one indexing.
+
+    The draws are of torch's global generator on the CPU, so that every device has the same.
+
+    Args:
+        pixels_NHWC: images that fit the model already.
+        rows_B: which of them, on their device.
+        augmentation: one that `only_moves`.
+    """
+    (count,), (_, height, width, channels) = rows_B.shape, pixels_NHWC.shape
+    shifts = augmentation.crop == "padded"
+    down_BH, across_BW = (
+        _random_cuts(count, side, _margin(side) if shifts else 0, rows_B.device) for side in (height, width)
+    )
+    if augmentation.flip:
+        mirrored_B1 = (torch.rand(count, 1) < 0.5).to(rows_B.device, non_blocking=True)
+        across_BW = torch.where(mirrored_B1, across_BW.flip(1), across_BW)
+    # As one index of all pixels: two and a half times as fast as three.
+    lines_BH = rows_B[:, None] * height + down_BH
+    places_BHW = lines_BH[:, :, None] * width + across_BW[:, None, :]
+    return pixels_NHWC.view(-1, channels)[places_BHW.flatten()].view(count, height, width, channels)
+
+
 def _cropper(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[Image.Image], Image.Image]:
     height, width = preprocess.img_size
     match augmentation.crop:
         case "none":
             return preprocess.fit
         case "padded":
-            shift = _ShiftedCrop((height, width), (height // 8, width // 8))
+            shift = _ShiftedCrop((height, width), (_margin(height), _margin(width)))
             return v2.Compose([preprocess.fit, shift])
         case "simple":
             cover = replace(preprocess, resize="shortest", crop_fraction=1.0)
@@ -108,6 +138,18 @@ def _places(side: int, wanted: int, margin: int) -> np.ndarray:
     """Which of `side` pixels a random cut takes, in order."""
     first = int(torch.randint(side - wanted + 2 * margin + 1, ()))
     return _mirrored_edges(side, margin)[first : first + wanted]
+
+
+def _random_cuts(count: int, side: int, margin: int, device: torch.device) -> Tensor:
+    """Which of `side` pixels each of so many random cuts takes, (B, side)."""
+    first_B1 = torch.randint(2 * margin + 1, (count, 1)).to(device, non_blocking=True)
+    edges = torch.from_numpy(_mirrored_edges(side, margin)).to(device, non_blocking=True)
+    return edges[first_B1 + torch.arange(side, device=device)]
+
+
+def _margin(side: int) -> int:
+    """By how many pixels "padded" shifts at most."""
+    return side // 8
 
 
 @functools.lru_cache

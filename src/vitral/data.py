@@ -55,8 +55,8 @@ IMAGE_SUFFIXES = frozenset(
 _MAX_VAL_BESIDE_TEST = 2500
 _NAMES_IN_MESSAGE = 5
 # Of larger images, opening is a small part of all that a step does with them.
-_SMALL_PIXELS = 64 * 64
-_KEPT_BYTES = 512 * 2**20
+SMALL_PIXELS = 64 * 64
+KEPT_BYTES = 512 * 2**20
 
 
 class Images(Protocol):
@@ -117,7 +117,7 @@ class KeptImages:
     def __init__(self, images: Images, open_image: Callable[[Any], Image.Image]) -> None:
         self._images, self._open = images, open_image
         self._kept: dict[int, np.ndarray] = {}
-        self._room = _KEPT_BYTES
+        self._room = KEPT_BYTES
 
     def __len__(self) -> int:
         return len(self._images)
@@ -127,7 +127,7 @@ class KeptImages:
             return Image.fromarray(self._kept[index])
         image = self._open(self._images[index])
         size = 3 * image.width * image.height
-        if image.width * image.height <= _SMALL_PIXELS and size <= self._room:
+        if image.width * image.height <= SMALL_PIXELS and size <= self._room:
             self._room -= size
             self._kept[index] = np.asarray(image)
         return image
@@ -644,31 +644,38 @@ def _repeated(members: np.ndarray, count: int, generator: np.random.Generator) -
     return np.concatenate([generator.permutation(members) for _ in range(rounds)])[:count]
 
 
-class _EndlessBatches(Sampler[list[tuple[int, ...]]]):
-    """Batches of keys without end, from any step on; an epoch's remainder is left out.
+def endless_order(
+    labels: np.ndarray, batch_size: int, seed: int, first_step: int, draw: Draw
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """For each step from the first on, without end: its epoch, its images, and which copy of each it takes.
 
-    With `draw.repeats` above 1, each image of the epoch's order comes that many times in a row, altered
-    anew each time, and the epoch is as long as before: it sees a part of the images (repeated
-    augmentation, arXiv:1901.09335, as in DeiT, arXiv:2012.12877, §6).
+    An epoch's remainder is left out. With `draw.repeats` above 1, each image of the epoch's order comes that
+    many times in a row, altered anew each time, and the epoch is as long as before: it sees a part of the
+    images (repeated augmentation, arXiv:1901.09335, as in DeiT, arXiv:2012.12877, §6).
     """
+    steps_per_epoch = len(labels) // batch_size
+    epoch, step = divmod(first_step, steps_per_epoch)
+    while True:
+        order = draw.order(labels, np.random.default_rng([seed, epoch]))
+        for first in range(step * batch_size, steps_per_epoch * batch_size, batch_size):
+            places, copies = np.divmod(np.arange(first, first + batch_size), draw.repeats)
+            yield epoch, order[places], copies
+        epoch, step = epoch + 1, 0
 
-    def __init__(self, labels: np.ndarray, batch_size: int, seed: int, first_step: int, draw: Draw) -> None:
-        self.labels, self.batch_size, self.seed = labels, batch_size, seed
-        self.first_step, self.draw = first_step, draw
+
+class _EndlessBatches(Sampler[list[tuple[int, ...]]]):
+    """Batches of keys in `endless_order`."""
+
+    def __init__(self, *order: Any) -> None:
+        self.order = order
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
-        steps_per_epoch = len(self.labels) // self.batch_size
-        epoch, step = divmod(self.first_step, steps_per_epoch)
-        while True:
-            order = self.draw.order(self.labels, np.random.default_rng([self.seed, epoch]))
-            for first in range(step * self.batch_size, steps_per_epoch * self.batch_size, self.batch_size):
-                places = range(first, first + self.batch_size)
-                yield [_key(epoch, *divmod(place, self.draw.repeats), order) for place in places]
-            epoch, step = epoch + 1, 0
+        for epoch, rows, copies in endless_order(*self.order):
+            yield [_key(epoch, *place) for place in zip(rows.tolist(), copies.tolist(), strict=True)]
 
 
-def _key(epoch: int, place: int, copy: int, order: np.ndarray) -> tuple[int, ...]:
-    return (epoch, int(order[place]), *([copy] if copy else []))
+def _key(epoch: int, row: int, copy: int) -> tuple[int, ...]:
+    return (epoch, row, copy) if copy else (epoch, row)
 
 
 def training_batches(

@@ -167,6 +167,17 @@ class Preprocess:
         pixels_CHW /= 255
         return pixels_CHW.sub_(_channels(self.mean)).div_(_channels(self.std))
 
+    def normalize_pixels(self, pixels_BHWC: Tensor) -> Tensor:
+        """`normalize` of bytes on any device: (B, H, W, 3) -> (B, 3, H, W), the channels last in memory."""
+        batch, height, width, channels = pixels_BHWC.shape
+        # By whole lines of pixels, not by three numbers at a time.
+        mean, std = (
+            torch.tensor(values).repeat(width).to(pixels_BHWC.device, non_blocking=True)
+            for values in (self.mean, self.std)
+        )
+        lines_BHL = pixels_BHWC.flatten(2).float().div_(255).sub_(mean).div_(std)
+        return lines_BHL.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
     def _offset(self, excess: int) -> int:
         """Where the picture begins on the canvas; half of what is too much is cut before it."""
         # Python's rounding to even is torchvision's CenterCrop's too; all round padding down.

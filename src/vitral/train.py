@@ -49,6 +49,7 @@ from vitral.data import (
 from vitral.devices import Placement, cpu_count
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, answered, evaluate, evaluate_multi_label
+from vitral.held import HeldImages, can_be_held
 from vitral.memory import MemoryNeed, advice_when_out_of_memory, memory_need
 from vitral.model import VisionTransformer
 from vitral.multilabel import MultiLabelEvaluation
@@ -149,6 +150,7 @@ class Run:
             sum(map(len, self.data.splits.values())), self.recipe.max_damaged, self.reporter.message
         )
         self.recent = RunningMean()
+        self._held: dict[str, HeldImages] = {}
         self._resumed_at, self._earlier_seconds = time.monotonic(), self.state.seconds
 
     @property
@@ -159,6 +161,16 @@ class Run:
     def images_at_a_time(self) -> int:
         assert self.recipe.batch_size is not None
         return math.ceil(self.recipe.batch_size / self.recipe.accumulate)
+
+    def held(self, name: str) -> HeldImages | None:
+        """The images of a split in memory, opened when first asked for; None if they are large or many."""
+        split, preprocess = self.data.split(name), self.checkpoint.preprocess
+        if not can_be_held(split, preprocess):
+            return None
+        if name not in self._held:
+            device, workers = self.placement.device, self.recipe.workers or 0
+            self._held[name] = HeldImages.open(split, preprocess, device, workers)
+        return self._held[name]
 
     def parts(self, tensor_B: Tensor) -> tuple[Tensor, ...]:
         """A batch in pieces of `images_at_a_time` or less."""
@@ -361,7 +373,12 @@ def _conclude(run: Run, *, finished: bool) -> Summary:
 
 
 def _evaluate_split(run: Run, name: str, temperature: float = 1.0) -> Evaluation | MultiLabelEvaluation:
-    batches = _evaluation_batches(run, run.data.split(name))
+    # The test images are looked at once.
+    held = run.held(name) if name == "val" else None
+    if held:
+        batches = held.evaluation_batches(EVALUATION_BATCH)
+    else:
+        batches = _evaluation_batches(run, run.data.split(name))
     if run.data.multi_label:
         return evaluate_multi_label(run.average, batches, run.data.classes, run.placement, run.damage.add)
     return evaluate(
@@ -387,19 +404,23 @@ def _evaluation_batches(run: Run, split: Split) -> Generator[Batch]:
 def _training_batches(run: Run) -> Generator[Batch]:
     recipe = run.recipe
     assert recipe.batch_size is not None
-    transform = training_transform(run.checkpoint.preprocess, recipe.augmentation)
+    course: dict[str, Any] = {
+        "batch_size": recipe.batch_size,
+        "seed": recipe.seed,
+        "first_step": run.state.step,
+        "draw": Draw(balanced=recipe.sampling == "balanced", repeats=recipe.repeats),
+    }
+    if recipe.augmentation.only_moves and (held := run.held("train")):
+        return held.training_batches(recipe.augmentation, **course)
     split = run.data.split("train")
     if not recipe.workers:  # each of them would keep images of its own
         split = replace(split, images=KeptImages(split.images, open_image))
     return training_batches(
         split,
-        transform,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        first_step=run.state.step,
-        draw=Draw(balanced=recipe.sampling == "balanced", repeats=recipe.repeats),
+        training_transform(run.checkpoint.preprocess, recipe.augmentation),
         workers=recipe.workers or 0,
         pin_memory=run.placement.device.type == "cuda",
+        **course,
     )
 
 
@@ -650,9 +671,13 @@ def _refuse_several_processes() -> None:
 def _deterministic() -> Iterator[None]:
     """The same seed gives the same bits on a GPU too, where some kernels otherwise add in any order."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
+    memory: Any = torch.utils.deterministic  # an attribute that type checkers do not see
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Every tensor would be filled before it is written, against bugs that the tests of resuming would show.
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        memory.fill_uninitialized_memory = before[1]

@@ -1,0 +1,107 @@
+"""Small images held in memory, on the device that computes: a batch of them is one indexing.
+
+To cut, mirror and stack images of 32 pixels one by one took an eighth of a step on two cores, and would
+keep a GPU waiting (docs/log.md, 2026-11-26).
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitral.augment import Augmentation, moved
+from vitral.data import (
+    KEPT_BYTES,
+    SMALL_PIXELS,
+    Batch,
+    Draw,
+    Split,
+    endless_order,
+    evaluation_batches,
+    seeded,
+)
+from vitral.preprocess import Preprocess, open_image
+
+
+def can_be_held(split: Split, preprocess: Preprocess) -> bool:
+    """Whether the images, at the model's size, are small and few enough."""
+    height, width = preprocess.img_size
+    return height * width <= SMALL_PIXELS and 3 * height * width * len(split) <= KEPT_BYTES
+
+
+@dataclass(frozen=True)
+class HeldImages:
+    """The images of a split as the model's preprocessing fits them, opened once."""
+
+    pixels_NHWC: Tensor  # bytes, on the device; nought where an image is damaged
+    labels: Tensor  # on the device, as a `Batch` has them
+    damaged: dict[int, tuple[str, str]]  # by index: the image's name and the reason
+    preprocess: Preprocess
+    split: Split
+
+    @classmethod
+    def open(cls, split: Split, preprocess: Preprocess, device: torch.device, workers: int = 0) -> Self:
+        """Reads every image of a split that `can_be_held`; `workers` processes do so."""
+        pixels_NHWC = torch.zeros(len(split), *preprocess.img_size, 3, dtype=torch.uint8)
+        damaged: dict[int, tuple[str, str]] = {}
+        first = 0
+        for batch in evaluation_batches(split, partial(_pixels, preprocess), batch_size=512, workers=workers):
+            reasons = dict(batch.damaged)
+            rows = range(first, first + len(batch.labels) + len(reasons))
+            damaged |= {row: (name, reasons[name]) for row in rows if (name := split.names[row]) in reasons}
+            if sound := [row for row in rows if row not in damaged]:
+                pixels_NHWC[sound] = batch.images
+            first = rows.stop
+        labels = torch.from_numpy(split.labels).to(torch.float32 if split.multi_label else torch.int64)
+        return cls(pixels_NHWC.to(device), labels.to(device), damaged, preprocess, split)
+
+    def training_batches(
+        self,
+        augmentation: Augmentation,
+        *,
+        batch_size: int,
+        seed: int,
+        first_step: int,
+        draw: Draw,
+    ) -> Generator[Batch]:
+        """As `data.training_batches`; each batch is moved by one draw, a function of (seed, step).
+
+        Args:
+            augmentation: one that `only_moves` pixels.
+            batch_size: images, damaged ones counted.
+            seed: of the order and of the moves.
+            first_step: where to begin.
+            draw: how an epoch goes through the images.
+        """
+        order = endless_order(self.split.labels, batch_size, seed, first_step, draw)
+        for step, (_, rows, _) in enumerate(order, first_step):
+            sound = self._on_device(self._sound(rows))
+            with seeded(seed, step, -1):  # an image's own key has no negative number
+                moved_BHWC = moved(self.pixels_NHWC, sound, augmentation)
+            yield self._batch(rows, sound, moved_BHWC)
+
+    def evaluation_batches(self, batch_size: int) -> Generator[Batch]:
+        """Every image once, in order and as it is."""
+        for first in range(0, len(self.split), batch_size):
+            rows = np.arange(first, min(first + batch_size, len(self.split)))
+            sound = self._on_device(self._sound(rows))
+            yield self._batch(rows, sound, self.pixels_NHWC[sound])
+
+    def _sound(self, rows: np.ndarray) -> np.ndarray:
+        return rows[[row not in self.damaged for row in rows]] if self.damaged else rows
+
+    def _on_device(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.labels.device, non_blocking=True)
+
+    def _batch(self, rows: np.ndarray, sound: Tensor, pixels_BHWC: Tensor) -> Batch:
+        images_BCHW = self.preprocess.normalize_pixels(pixels_BHWC)
+        damaged = tuple(self.damaged[row] for row in rows if row in self.damaged)
+        return Batch(images_BCHW, self.labels[sound], damaged)
+
+
+def _pixels(preprocess: Preprocess, source: Any) -> Tensor:
+    return torch.from_numpy(np.array(preprocess.fit(open_image(source))))
