@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("blocks",),
     ("model", "augment"),
     ("variants", "checkpoints", "info"),
-    ("classifier", "recipe", "multilabel"),
+    ("classifier", "recipe", "multilabel", "held"),
     ("evaluate", "optim", "adapt", "objective", "memory", "recipes", "bench"),
     ("calibrate", "features"),
     ("doctor", "probe"),
