@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -272,6 +273,51 @@ def test_mean_pooling_averages_the_patch_tokens(images: Tensor) -> None:
 def test_class_pooling_is_the_class_token(images: Tensor) -> None:
     model = tiny_model(num_classes=0)
     assert_close(model(images), model.features(images).class_token)
+
+
+READ_BY_CLASS_TOKEN = {
+    "paper": {},
+    "post-norm": {"layer": {"order": "post"}},
+    "residual post-norm": {"layer": {"order": "residual_post", "layer_scale": 0.3}},
+    "parallel": {"layer": {"order": "parallel"}},
+    "rotary": {"layer": {"attention": {"rotary": {"kind": "mixed"}, "qk_norm": True}}},
+    "relative": {"layer": {"attention": {"relative_bias": "layer"}}},
+    "registers": {"embedding": {"register_tokens": 2}},
+    "distilled": {"embedding": {"distillation_token": True}, "head": {"distillation_head": True}},
+    "a layer": {"num_layers": 1},
+    "drop path": {"drop_path": 0.3},
+}
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("kept", [False, True], ids=["", "checkpointed"])
+@pytest.mark.parametrize("options", READ_BY_CLASS_TOKEN.values(), ids=READ_BY_CLASS_TOKEN.keys())
+def test_of_the_last_layer_only_what_the_head_reads_is_computed(
+    options: dict[str, Any], kept: bool, training: bool, images: Tensor
+) -> None:
+    sizes = {"embed_dim": 48, "num_heads": 4}  # rotary heads are of four channels or eight
+    model = tiny_model(**{**sizes, **options}).train(training)
+    model.checkpoint_layers = kept
+    given: list[int] = []
+    model.norm.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0].shape[1]))
+
+    def outcome(forward: Callable[[], Tensor]) -> list[Tensor]:
+        torch.manual_seed(1)  # for stochastic depth
+        model.zero_grad()
+        logits = forward()
+        logits.square().sum().backward()
+        return [logits, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    ours = outcome(lambda: model(images))
+    whole = outcome(lambda: model.classify(model.encode(model.embedding(images))))
+    for ours_part, whole_part in zip(ours, whole, strict=True):
+        assert_close(ours_part, whole_part, rtol=1e-4, atol=1e-4)
+    assert given == [model._tokens_read(), PATCHES + model.config.prefix]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class_mean", "map"])
+def test_a_head_that_reads_all_tokens_has_them_all(pooling: str) -> None:
+    assert initial_model(pooling=pooling, embedding={"class_token": True})._tokens_read() is None
 
 
 def test_without_positions_the_order_of_patches_does_not_matter(images: Tensor) -> None:

@@ -391,8 +391,16 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(embed_dim, embed_dim, bias=options.out_bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens_BTD: Tensor, relation: Relation = Relation()) -> Tensor:
-        mixed_BATK = attend(*self.queries_keys_values(tokens_BTD, relation), relation.bias_ATT)
+    def forward(
+        self, tokens_BTD: Tensor, relation: Relation = Relation(), first: int | None = None
+    ) -> Tensor:
+        """With `first`, what so many of the first tokens take from all: (B, first, D)."""
+        q_BATK, k_BATK, v_BATK = self.queries_keys_values(tokens_BTD, relation)
+        bias_ATT = relation.bias_ATT
+        if first is not None:
+            q_BATK = q_BATK[:, :, :first]
+            bias_ATT = None if bias_ATT is None else bias_ATT[:, :first]
+        mixed_BATK = attend(q_BATK, k_BATK, v_BATK, bias_ATT)
         mixed_BTD = mixed_BATK.transpose(1, 2).flatten(2)
         return self.dropout(self.out(self.norm(mixed_BTD)))
 
@@ -533,9 +541,11 @@ class EncoderLayer(nn.Module):
         self.feed_forward_scale = nn.Identity() if one_norm else _scale(embed_dim, options.layer_scale)
         self.drop_path = drop_path
 
-    def forward(self, x_BTD: Tensor, relation: Relation = Relation()) -> Tensor:
+    def forward(self, x_BTD: Tensor, relation: Relation = Relation(), first: int | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D), or (B, first, D): as many of the first tokens as are read."""
+
         def attention(x_BTD: Tensor) -> Tensor:
-            return self.attention(x_BTD, relation)
+            return self.attention(x_BTD, relation, first)
 
         attention_norm, feed_forward_norm = self.attention_norm, self.feed_forward_norm
         match self.order:
@@ -550,7 +560,7 @@ class EncoderLayer(nn.Module):
                 return self.residual(x_BTD, self.feed_forward, feed_forward_norm, self.feed_forward_scale)
 
         def both(x_BTD: Tensor) -> Tensor:
-            return attention(x_BTD) + self.feed_forward(x_BTD)
+            return attention(x_BTD) + self.feed_forward(x_BTD[:, :first])
 
         return self.residual(x_BTD, attention_norm, both, self.attention_scale)
 
@@ -561,10 +571,12 @@ class EncoderLayer(nn.Module):
         DINOv2's code: the same mean as dropping image by image, and what is dropped is not computed.
         """
         if not (self.training and self.drop_path):
-            return x_BTD + _chain(branch, x_BTD)
+            branch_BTD = _chain(branch, x_BTD)
+            return x_BTD[:, : branch_BTD.shape[1]] + branch_BTD
         batch = x_BTD.shape[0]
         kept = torch.randperm(batch, device=x_BTD.device)[: max(round(batch * (1 - self.drop_path)), 1)]
         branch_KTD = _chain(branch, x_BTD[kept])
+        x_BTD = x_BTD[:, : branch_KTD.shape[1]]
         return x_BTD.index_add(0, kept, branch_KTD.to(x_BTD.dtype), alpha=batch / len(kept))
 
 

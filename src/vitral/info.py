@@ -93,9 +93,16 @@ def _patch_cost(config: ViTConfig, placement: Placement | None) -> PatchCost:
     return PatchCost(config.patch_size, rows * columns, attention, total - attention, milliseconds)
 
 
+class _Whole(VisionTransformer):
+    """With all of the last layer, as papers count, whatever the head reads of it."""
+
+    def _tokens_read(self) -> None:
+        return None
+
+
 def _on_meta(config: ViTConfig) -> VisionTransformer:
     with torch.device("meta"):
-        return VisionTransformer.from_config(config).eval()
+        return _Whole.from_config(config).eval()
 
 
 def _flops(model: VisionTransformer, config: ViTConfig) -> dict[str, int]:

@@ -258,18 +258,34 @@ class VisionTransformer(nn.Module):
         x_BTD = self.embedding(images_BCHW)
         if self.training:
             x_BTD = x_BTD.to(stream_dtype(x_BTD))
-        return self.encode(x_BTD, self.embedding.grid_of(images_BCHW))
+        return self.encode(x_BTD, self.embedding.grid_of(images_BCHW), self._tokens_read())
 
-    def encode(self, x_BTD: Tensor, grid: Grid | None = None) -> Tensor:
-        """The layers and the final norm; `grid` if the images are of another size than the model."""
-        for layer, relation in zip(self.layers, self.relations_of_layers(x_BTD, grid), strict=True):
+    def _tokens_read(self) -> int | None:
+        """How many of the first tokens the heads read; None: all.
+
+        Of twelve layers' work, most of the last one's is on tokens that no class token's head sees.
+        """
+        if self.config.pooling != "class":
+            return None
+        return 1 + (self.distillation_head is not None)
+
+    def encode(self, x_BTD: Tensor, grid: Grid | None = None, first: int | None = None) -> Tensor:
+        """The layers and the final norm: (B, T, D) -> (B, T, D).
+
+        Args:
+            x_BTD: embedded tokens.
+            grid: rows and columns of patches, if the images are of another size than the model.
+            first: how many of the first tokens are wanted, if not all.
+        """
+        *others, last = zip(self.layers, self.relations_of_layers(x_BTD, grid), strict=True)
+        for layer, relation in others:
             x_BTD = self._run(layer, x_BTD, relation)
-        return self.norm(x_BTD)
+        return self.norm(self._run(last[0], x_BTD, last[1], first))
 
-    def _run(self, layer: nn.Module, x_BTD: Tensor, relation: Relation) -> Tensor:
+    def _run(self, layer: nn.Module, x_BTD: Tensor, relation: Relation, first: int | None = None) -> Tensor:
         if self.checkpoint_layers and self.training:
-            return checkpoint(layer, x_BTD, relation, use_reentrant=False)
-        return layer(x_BTD, relation)
+            return checkpoint(layer, x_BTD, relation, first, use_reentrant=False)
+        return layer(x_BTD, relation, first)
 
     def relations_of_layers(self, x_BTD: Tensor, grid: Grid | None = None) -> list[Relation]:
         """What the attention of each layer knows of places."""
