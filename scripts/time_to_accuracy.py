@@ -28,10 +28,7 @@ INGREDIENTS = {
     "AdamW rather than Muon": ["optimizer=adamw"],
     "batches of 32": ["batch_size=32"],
     "batches of 256": ["batch_size=256"],
-    "heads that start anywhere": [
-        "architecture.layer.attention.relative_bias=layer",  # the group is replaced, not changed
-        "architecture.layer.attention.relative_start=zero",
-    ],
+    "heads that start anywhere": ["architecture.layer.attention.relative_start=zero"],
     "no relative positions": ["architecture.layer.attention.relative_bias=none"],
     "six layers": ["architecture.num_layers=6"],
     "no hybrid: no convolutions, local heads, mean": ["model=ViT-Pico/4"],

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vitral.blocks import LayerOptions
 from vitral.checkpoints import Checkpoint, is_model_folder, load_checkpoint, save_checkpoint, write_atomically
 from vitral.errors import VitralError
 from vitral.model import VisionTransformer
@@ -153,6 +156,39 @@ def test_another_number_of_classes_gives_a_fresh_head_without_labels(tmp_path: P
     assert loaded.labels == ()
 
 
+def test_an_override_within_a_group_leaves_the_rest_as_it_was_trained(tmp_path: Path) -> None:
+    layer = {"attention": {"relative_bias": "layer", "qk_norm": True}, "feed_forward": {"activation": "relu"}}
+    model = tiny(layer=layer)
+    started = {"attention": {"relative_start": "local"}}
+    loaded = load_checkpoint(saved(tmp_path, model), layer=started, embedding={"resize": "bilinear"}).model
+    attention = replace(model.config.layer.attention, relative_start="local")
+    assert loaded.config == replace(
+        model.config,
+        layer=replace(model.config.layer, attention=attention),
+        embedding=replace(model.config.embedding, resize="bilinear"),
+    )
+    assert torch.equal(loaded(images(model)), model(images(model)))
+
+
+def test_options_as_a_whole_replace_the_trained_ones(tmp_path: Path) -> None:
+    folder = saved(tmp_path, tiny(layer={"feed_forward": {"activation": "relu"}}))
+    assert load_checkpoint(folder, layer=LayerOptions()).model.config == tiny().config
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        ({"order": "last"}, "layer.order='last': input should be 'pre'"),
+        ({"depth": 3}, "there is no setting 'layer.depth'; did you mean 'layer.order'?"),
+    ],
+    ids=str,
+)
+def test_an_override_that_cannot_be_used_is_named(layer: dict[str, Any], text: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, tiny())
+    with pytest.raises(VitralError, match=re.escape(text)):
+        load_checkpoint(folder, layer=layer)
+
+
 # --- Bad folders ---------------------------------------------------------------------------------
 
 
@@ -207,6 +243,7 @@ def test_a_damaged_config_is_named(content: bytes, text: str, tmp_path: Path) ->
     ("section", "content", "text"),
     [
         ("architecture", {"embed_dimension": 16}, "did you mean 'embed_dim'"),
+        ("architecture", {"layer": {"ordre": "pre"}}, "did you mean 'layer.order'"),
         ("architecture", {"embed_dim": "wide"}, "embed_dim='wide': input should be a valid integer"),
         ("architecture", {"embed_dim": 16, "num_heads": 3}, "num_heads 3 does not divide embed_dim 16"),
         ("preprocess", {"img_size": [12]}, "img_size="),

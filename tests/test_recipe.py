@@ -1,5 +1,6 @@
 """What a run chooses from its data, that the user's word wins, and what it starts from."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +17,7 @@ from vitral.errors import VitralError
 from vitral.model import VisionTransformer
 from vitral.preprocess import Preprocess
 from vitral.recipe import OptimizerName, Recipe, Trained, resolve, start
+from vitral.variants import parse
 
 LABELS = ("ant", "bee", "cat")
 TRAINED = get_args(Trained)
@@ -202,6 +204,33 @@ def test_a_fresh_model_is_the_recipes(base: str) -> None:
     assert (config.dropout, config.drop_path, config.pooling) == (0.2, 0.3, "mean")
     assert checkpoint.labels == LABELS
     assert checkpoint.preprocess.img_size == (12, 20)
+
+
+def test_a_setting_within_a_group_leaves_the_rest_as_the_model_has_it(tmp_path: Path) -> None:
+    hybrid = parse("Conv+ViT-Pico/4").layer
+    expected = replace(hybrid, attention=replace(hybrid.attention, relative_start="zero"))
+    recipe = Recipe(
+        model="Conv+ViT-Pico/4", img_size=16, architecture={"layer.attention.relative_start": "zero"}
+    )
+    fresh = start(recipe, LABELS)
+    assert fresh.model.config.layer == expected
+    save_checkpoint(tmp_path, start(replace(recipe, architecture={}), LABELS))
+    assert start(replace(recipe, model=str(tmp_path)), LABELS).model.config.layer == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "text"),
+    [
+        ({"depth": 3}, "there is no setting 'depth'; did you mean '"),
+        ({"num_layers": "few"}, "num_layers='few': input should be a valid integer"),
+        ({"layer": 3}, "layer=3: input should be"),
+        ({"layer.attention.relative_start": "far"}, "layer.attention.relative_start='far': input should be"),
+    ],
+    ids=str,
+)
+def test_an_architecture_that_cannot_be_used_is_refused(architecture: dict[str, Any], text: str) -> None:
+    with pytest.raises(VitralError, match=f"^model=ViT-Pico/4: {re.escape(text)}"):
+        start(Recipe(model="ViT-Pico/4", img_size=16, architecture=architecture), LABELS)
 
 
 @pytest.mark.parametrize(("crop", "kept"), [("padded", 1.0), ("none", 1.0), ("resized", 0.9)])

@@ -1,14 +1,18 @@
 """Named sizes against published counts and timm, and what a name may say."""
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from vitral import variants
-from vitral.blocks import EncoderLayer
+from vitral.blocks import AttentionOptions, EncoderLayer, LayerOptions
+from vitral.errors import VitralError
 from vitral.model import VisionTransformer, ViTConfig
+from vitral.positions import RotaryOptions
 
 # DeiT (Ti, S), the paper and timm, all with 1000 classes at 224 pixels.
 PARAMETERS = {
@@ -95,6 +99,89 @@ def test_overrides_change_the_classes_and_the_positions() -> None:
 def test_an_override_wins_over_the_name() -> None:
     model = weightless("ViT-Ti/16@384", img_size=(32, 48), patch_size=8, drop_path=0.1, pooling="mean")
     assert model.config == ViTConfig((32, 48), 8, 3, 192, 12, 3, drop_path=0.1, pooling="mean")
+
+
+# A user's two ways from a name and overrides to a config.
+WAYS = pytest.mark.parametrize(
+    "changed",
+    [
+        lambda name, **overrides: weightless(name, **overrides).config,
+        lambda name, **overrides: variants.configure(name, overrides),
+    ],
+    ids=["create", "configure"],
+)
+Way = Callable[..., ViTConfig]
+HYBRID = "Conv+ViT-Pico/4@32"
+
+
+def with_attention(config: ViTConfig, **fields: Any) -> ViTConfig:
+    attention = replace(config.layer.attention, **fields)
+    return replace(config, layer=replace(config.layer, attention=attention))
+
+
+@WAYS
+def test_an_override_within_a_group_leaves_the_rest_as_the_variant_has_it(changed: Way) -> None:
+    hybrid = variants.parse(HYBRID)
+    started = changed(HYBRID, layer={"attention": {"relative_start": "zero"}})
+    assert started == with_attention(hybrid, relative_start="zero")
+    assert started.layer.attention.relative_bias == "layer"
+    scaled = changed(HYBRID, layer={"layer_scale": 0.1})
+    assert scaled == replace(hybrid, layer=replace(hybrid.layer, layer_scale=0.1))
+    resized = changed(HYBRID, embedding={"resize": "bilinear"})
+    assert resized == replace(hybrid, embedding=replace(hybrid.embedding, resize="bilinear"))
+
+
+@WAYS
+def test_options_as_a_whole_replace_the_variants(changed: Way) -> None:
+    hybrid = variants.parse(HYBRID)
+    bare = replace(hybrid, layer=LayerOptions())
+    assert changed(HYBRID, layer=LayerOptions()) == bare
+    assert changed(HYBRID, layer={"attention": AttentionOptions()}) == bare
+
+
+@WAYS
+def test_rotary_positions_come_by_what_differs_from_the_usual(changed: Way) -> None:
+    rotary = {"temperature": 100.0, "reference_grid": [16, 16]}
+    expected = with_attention(
+        variants.parse(HYBRID),
+        relative_bias="none",
+        rotary=RotaryOptions(temperature=100, reference_grid=(16, 16)),
+    )
+    assert changed(HYBRID, layer={"attention": {"relative_bias": "none", "rotary": rotary}}) == expected
+
+
+def test_an_unknown_override_within_a_group_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="'depth' is no part of AttentionOptions: biases, out_bias"):
+        weightless(HYBRID, layer={"attention": {"depth": 3}})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ({"img_sise": 64}, "there is no setting 'img_sise'; did you mean 'img_size'?"),
+        (
+            {"layer": {"atention": {}}},
+            "there is no setting 'layer.atention'; did you mean 'layer.attention'?",
+        ),
+        (
+            {"layer": {"attention": {"rotary": {"ofset": 1}}}},
+            "there is no setting 'layer.attention.rotary.ofset'; did you mean 'layer.attention.rotary.offset",
+        ),
+        (
+            {"layer": {"attention": {"relative_start": "far"}}},
+            "layer.attention.relative_start='far': input should be 'zero' or 'local'",
+        ),
+        ({"layer": {"layer_scale": {"a": 1}}}, "layer.layer_scale={'a': 1}: input should be a valid number"),
+        ({"layer": 3}, "layer=3: input should be a dictionary or an instance of layeroptions"),
+        ({"img_size": 30}, "img_size is 30x30, which patch_size 4 does not divide"),
+    ],
+    ids=str,
+)
+def test_an_override_that_cannot_be_used_is_named_as_it_was_written(
+    overrides: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(VitralError, match="^" + re.escape(f"{HYBRID}: {text}")):
+        variants.configure(HYBRID, overrides)
 
 
 @pytest.mark.parametrize("override", ["classes", "image_size", "depth"])

@@ -5,9 +5,9 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -93,20 +93,38 @@ def build(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     Raises:
         VitralError: for the first unknown key or unfit value.
     """
-    known = [field.name for field in dataclasses.fields(kind)]  # pyrefly: ignore[bad-argument-type]
-    for key in values:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
-            raise VitralError(f"there is no setting {key!r}; did you mean {nearest!r}?")
+    _refuse_unknown(kind, values)
     try:
         checked = TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # the dataclass itself refuses what it was given
             raise VitralError(first["msg"].removeprefix("Value error, ")) from error
-        key = first["loc"][0]
-        raise VitralError(f"{key}={values.get(str(key))!r}: {first['msg'].lower()}") from error
+        key, value = _at(first["loc"], values)
+        raise VitralError(f"{key}={value!r}: {first['msg'].lower()}") from error
     return checked
+
+
+def _refuse_unknown(kind: Any, values: Mapping[str, Any], group: str = "") -> None:
+    types = get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key, value in values.items():
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+            raise VitralError(f"there is no setting {group + key!r}; did you mean {group + nearest!r}?")
+        for part in (types[key], *get_args(types[key])):
+            if dataclasses.is_dataclass(part) and isinstance(value, Mapping):
+                _refuse_unknown(part, value, f"{group}{key}.")
+
+
+def _at(place: Sequence[str | int], values: Mapping[str, Any]) -> tuple[str, Any]:
+    """The key, dotted within groups, and the value that stand nearest to `place`."""
+    key, value = str(place[0]), values.get(str(place[0]))
+    for name in place[1:]:
+        if not isinstance(value, Mapping) or name not in value:
+            break
+        key, value = f"{key}.{name}", value[name]
+    return key, value
 
 
 def to_toml(settings: Any, header: str) -> str:

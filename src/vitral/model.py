@@ -80,7 +80,7 @@ class ViTConfig:
         object.__setattr__(self, "img_size", height_and_width(self.img_size))
         object.__setattr__(self, "stem", tuple(self.stem))
         for group in ("norm", "embedding", "layer", "head"):
-            object.__setattr__(self, group, changed(_GROUPS[group](), getattr(self, group)))
+            object.__setattr__(self, group, _changed(_GROUPS[group](), getattr(self, group)))
         if min(height_and_width(self.img_size)) < 1:
             raise ValueError(f"img_size is {self.img_size}; height and width must be at least 1")
         for name in ("patch_size", "in_channels", "embed_dim", "num_layers", "num_heads", "hidden_dim"):
@@ -130,7 +130,7 @@ class ViTConfig:
         return int(self.embed_dim * self.mlp_ratio + 1e-6)
 
 
-def changed(options: Any, change: Any) -> Any:
+def _changed(options: Any, change: Any) -> Any:
     """Options of a part with a mapping's fields changed, groups within groups too."""
     if not isinstance(change, Mapping):
         return change
@@ -141,7 +141,7 @@ def changed(options: Any, change: Any) -> Any:
         old = getattr(options, name)
         if old is None and isinstance(value, Mapping):
             old = RotaryOptions()
-        fields[name] = changed(old, value)
+        fields[name] = _changed(old, value)
         if isinstance(fields[name], list):
             fields[name] = tuple(fields[name])
     return dataclasses.replace(options, **fields)

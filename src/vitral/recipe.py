@@ -14,9 +14,9 @@ from vitral.config import nested, read_toml
 from vitral.data import ImageData, class_counts, image_sizes
 from vitral.devices import Device, Precision
 from vitral.errors import VitralError
-from vitral.model import Pooling
+from vitral.model import Pooling, VisionTransformer
 from vitral.preprocess import Preprocess
-from vitral.variants import create, parse
+from vitral.variants import configure, parse
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -273,7 +273,10 @@ def start(recipe: Recipe, classes: tuple[str, ...]) -> Checkpoint:
             return base
         return replace(base, preprocess=replace(base.preprocess, crop_fraction=recipe.crop_fraction))
     try:
-        model = create(recipe.model, num_classes=len(classes), **overrides)
+        config = configure(recipe.model, {**overrides, "num_classes": len(classes)})
+        model = VisionTransformer.from_config(config)
+    except VitralError as error:
+        raise VitralError(f"model={error}") from error
     except ValueError as error:
         raise VitralError(f"model={recipe.model}: {error}") from error
     margin = recipe.crop_fraction or (0.9 if recipe.crop == "resized" else 1.0)

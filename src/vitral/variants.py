@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vitral.blocks import patch_grid
-from vitral.config import build
+from vitral.config import build, merged
 from vitral.errors import VitralError
 from vitral.model import VisionTransformer, ViTConfig
 
@@ -78,12 +78,13 @@ def parse(name: str) -> ViTConfig:
 def create(name: str, **overrides: Any) -> VisionTransformer:
     """A freshly initialized model: ``create("ViT-B/16", num_classes=10, img_size=384)``.
 
+    Of a group given as a mapping, what it does not name stays as the variant has it.
+
     Raises:
         ValueError: if the name or an override cannot be used.
         TypeError: if an override is no field of `ViTConfig`.
     """
-    config = parse(name)
-    return VisionTransformer(**{**vars(config), **overrides})
+    return VisionTransformer(**merged(asdict(parse(name)), overrides))
 
 
 def configure(name: str, overrides: Mapping[str, Any]) -> ViTConfig:
@@ -96,10 +97,10 @@ def configure(name: str, overrides: Mapping[str, Any]) -> ViTConfig:
         config = parse(name)
     except ValueError as error:
         raise VitralError(f"{name} is no checkpoint, and {error}") from error
-    wanted = build(ViTConfig, {**asdict(config), **overrides})
     try:
+        wanted = build(ViTConfig, merged(asdict(config), overrides))
         patch_grid(wanted.img_size, wanted.patch_size)
-    except ValueError as error:
+    except (ValueError, VitralError) as error:
         raise VitralError(f"{name}: {error}") from error
     return wanted
 

@@ -22,9 +22,9 @@ from vitral.blocks import LearnedPositions, height_and_width
 from vitral.checkpoints import google, hub, originals, tables, timm, torchvision, transformers
 from vitral.checkpoints.files import ENDINGS, Weights, one_line, open_weights
 from vitral.checkpoints.layout import Checkpoint, Source, merge, unique
-from vitral.config import build
+from vitral.config import build, merged
 from vitral.errors import VitralError
-from vitral.model import VisionTransformer, ViTConfig, changed
+from vitral.model import VisionTransformer, ViTConfig
 from vitral.positions import RelativeBias, resize_patches
 from vitral.preprocess import Preprocess
 
@@ -267,10 +267,8 @@ def _fill(
         raise VitralError(f"{weights} does not fit {described}: {tables.listing(problems)}")
     num_classes = overrides.pop("num_classes", None)
     try:
-        wanted = ViTConfig(
-            **{**vars(saved), **{k: changed(getattr(saved, k), v) for k, v in overrides.items()}}
-        )
-    except (AttributeError, TypeError, ValueError) as error:
+        wanted = build(ViTConfig, merged(asdict(saved), overrides))
+    except VitralError as error:
         raise VitralError(f"{described} cannot be used: {error}") from error
     model = found.model if wanted == saved else _without_weights(described, wanted)
     _resize(state, saved, model, described)

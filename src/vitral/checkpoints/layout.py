@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
 from vitral.checkpoints.files import Weights
 from vitral.checkpoints.tables import Row
+from vitral.config import merged
 from vitral.errors import VitralError
 from vitral.model import VisionTransformer, ViTConfig
 from vitral.preprocess import Preprocess
@@ -75,14 +77,7 @@ class Writing:
 
 def merge(*drafts: Mapping[str, Any]) -> Draft:
     """Later ones win, field by field within groups."""
-    merged: Draft = {}
-    for draft in drafts:
-        for name, value in draft.items():
-            old = merged.get(name)
-            merged[name] = (
-                merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
-            )
-    return merged
+    return reduce(merged, drafts, {})
 
 
 def usual_heads(source: Source, width: int, asked: Mapping[str, Any]) -> int:
