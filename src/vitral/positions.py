@@ -355,13 +355,16 @@ class RelativeBias(nn.Module):
             (`local_bias`), the locality that few images cannot teach.
     """
 
-    distances: Tensor
+    down: Tensor
+    across: Tensor
 
     def __init__(self, grid: Grid, num_heads: int, resize: Resize, start: RelativeStart = "zero") -> None:
         super().__init__()
         self.grid, self.resize, self.start = grid, resize, start
         self.table = nn.Parameter(torch.empty((2 * grid[0] - 1) * (2 * grid[1] - 1) + 3, num_heads))
-        self.register_buffer("distances", _distances(grid), persistent=False)
+        # On the model's device, for a pass that copies to a GPU waits for it.
+        self.register_buffer("down", _differences(grid[0]), persistent=False)
+        self.register_buffer("across", _differences(grid[1]), persistent=False)
 
     def draw(self) -> None:
         nn.init.zeros_(self.table)
@@ -370,10 +373,21 @@ class RelativeBias(nn.Module):
                 self.table[:-3] = local_bias(self.grid, self.table.shape[1])
 
     def forward(self, grid: Grid, device: torch.device) -> Relation:
-        # On the device from the start: a copy to it in every pass would wait for it.
-        distances = self.distances if grid == self.grid else _distances(grid)
-        bias_ATT = self.resized(grid)[distances.to(device)].permute(2, 0, 1)
-        return Relation(bias_ATT=bias_ATT)
+        table_MA = self.resized(grid)
+        same = grid == self.grid
+        down, across = (self.down, self.across) if same else (_differences(side) for side in grid)
+        down, across = down.to(table_MA), across.to(table_MA)
+        to_patch, from_patch, itself = table_MA[-3:, :, None, None]
+        # By products with selections, which are exact; the gradient of an index adds in any order on a GPU.
+        with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
+            table_YXA = table_MA[:-3].unflatten(0, (down.shape[2], across.shape[2]))
+            rows_IJXA = torch.einsum("ijy,yxa->ijxa", down, table_YXA)
+            bias_AIKJL = torch.einsum("klx,ijxa->aikjl", across, rows_IJXA)
+        patches_ANN = bias_AIKJL.flatten(3).flatten(1, 2)
+        count = patches_ANN.shape[1]
+        class_A1T = torch.cat([itself, to_patch.expand(-1, -1, count)], dim=2)
+        others_ANT = torch.cat([from_patch.expand(-1, count, -1), patches_ANN], dim=2)
+        return Relation(bias_ATT=torch.cat([class_A1T, others_ANT], dim=1))
 
     def resized(self, grid: Grid) -> Tensor:
         """The table for another grid of patches."""
@@ -401,14 +415,7 @@ def local_bias(grid: Grid, num_heads: int) -> Tensor:
     return -torch.cdist(places, nearest).square().clamp(max=12)
 
 
-def _distances(grid: Grid) -> Tensor:
-    """(T, T): the row of the table for each pair of tokens, the class token first."""
-    rows, columns = grid
-    places = torch.meshgrid(*map(_positions_on_cpu, grid), indexing="ij")
-    row, column = (place.flatten() for place in places)
-    down = row[:, None] - row + rows - 1
-    across = column[:, None] - column + columns - 1
-    between = F.pad(down * (2 * columns - 1) + across, (1, 0, 1, 0))
-    count = (2 * rows - 1) * (2 * columns - 1)
-    between[0, :], between[:, 0], between[0, 0] = count, count + 1, count + 2
-    return between
+def _differences(side: int) -> Tensor:
+    """(side, side, 2 side - 1): 1 where one place less another is the third, counted from 1 - side."""
+    places = _positions_on_cpu(side)
+    return F.one_hot(places[:, None] - places + side - 1, 2 * side - 1).float()
