@@ -190,18 +190,21 @@ class Muon(torch.optim.Optimizer):
             self._update(*alike)
 
     def _update(self, weights: list[Tensor], groups: list[Group]) -> None:
-        """Weights of one shape, each with its group."""
+        """Weights of one shape or its transpose, each with its group."""
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         buffers = [self._buffer(weight) for weight in weights]
         momentum = self.defaults["momentum"]
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, gradients)
         directions = torch._foreach_add(gradients, buffers, alpha=momentum)
-        stacked = torch.stack([direction.flatten(1) for direction in directions])
+        stacked = torch.stack([_wide(direction) for direction in directions])
         dtype = torch.bfloat16 if multiplies_bfloat16(stacked.device) else torch.float32
         orthogonal = orthogonalize(stacked, dtype)
         size = 0.2 * math.sqrt(max(stacked.shape[1:]))
-        updates = [update.reshape(weight.shape) for update, weight in zip(orthogonal, weights, strict=True)]
+        updates = [
+            (update if update.shape == weight.flatten(1).shape else update.mT).reshape(weight.shape)
+            for update, weight in zip(orthogonal, weights, strict=True)
+        ]
         torch._foreach_mul_(weights, [1 - group["lr"] * group["weight_decay"] for group in groups])
         torch._foreach_mul_(updates, [-size * group["lr"] for group in groups])
         torch._foreach_add_(weights, updates)
@@ -213,13 +216,19 @@ class Muon(torch.optim.Optimizer):
         return state["momentum"]
 
 
+def _wide(weight: Tensor) -> Tensor:
+    """As a matrix with at least as many columns as rows."""
+    matrix = weight.flatten(1)
+    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+
+
 def _by_shape(groups: list[Group]) -> Iterator[tuple[list[Tensor], list[Group]]]:
-    """Weights of each shape whatever their groups, which differ from layer to layer."""
+    """Weights of each shape or its transpose, whatever their groups, which differ from layer to layer."""
     shapes: dict[torch.Size, tuple[list[Tensor], list[Group]]] = {}
     for group in groups:
         for weight in group["params"]:
             if weight.grad is not None:
-                weights, theirs = shapes.setdefault(weight.shape, ([], []))
+                weights, theirs = shapes.setdefault(_wide(weight).shape, ([], []))
                 weights.append(weight)
                 theirs.append(group)
     yield from shapes.values()
