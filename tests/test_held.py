@@ -37,8 +37,8 @@ def split_of(count: int = 13, damaged: tuple[int, ...] = ()) -> Split:
     return Split(files, np.arange(count) % 3, [f"image {row}" for row in range(count)])
 
 
-def held(split: Split, workers: int = 0) -> HeldImages:
-    return HeldImages.open(split, PREPROCESS, CPU, workers)
+def held(split: Split, workers: int = 0, device: torch.device = CPU) -> HeldImages:
+    return HeldImages.open(split, PREPROCESS, device, workers)
 
 
 def stream(

@@ -671,8 +671,8 @@ def _draw_linear(layer: nn.Linear | nn.Conv2d) -> None:
 
 
 def prefers_linear_patches(images_BCHW: Tensor) -> bool:
-    """Patches by one matrix product rather than a convolution; measured in docs/log.md, 2026-11-22."""
-    return images_BCHW.device.type == "cpu" and _compute_dtype(images_BCHW) == torch.bfloat16
+    """Patches by one matrix product rather than a convolution; measured in docs/log.md, 2026-11-22 and 26."""
+    return images_BCHW.device.type in ("cpu", "cuda") and _compute_dtype(images_BCHW) == torch.bfloat16
 
 
 def prefers_explicit_attention(q_BATK: Tensor) -> bool:
@@ -681,12 +681,12 @@ def prefers_explicit_attention(q_BATK: Tensor) -> bool:
 
 
 def stream_dtype(x_BTD: Tensor) -> torch.dtype:
-    """What the sum that runs through the layers is kept in while training.
+    """What the sum that runs through the layers is kept in while training: that of the products.
 
-    On a CPU that of the products, as casts and norms of float32 tokens cost a tenth of a step (docs/log.md,
-    2026-11-25); elsewhere autocast's float32. Weights and their gradients are float32 in any case.
+    Casts and norms of float32 tokens cost a tenth of a step on a CPU, a twentieth on a GPU (docs/log.md,
+    2026-11-25 and 26). Weights and their gradients are float32 in any case.
     """
-    return _compute_dtype(x_BTD) if x_BTD.device.type == "cpu" else x_BTD.dtype
+    return _compute_dtype(x_BTD)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

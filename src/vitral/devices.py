@@ -47,15 +47,24 @@ class Placement:
             self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16
         )
 
-    def compiled(self, function: Function, *, wanted: bool | None) -> Function:
-        """`function` through torch.compile: as the user wants, else where it was measured faster.
+    def compiled(self, function: Function, *, wanted: bool | None = None) -> Function:
+        """`function` through torch.compile: as the user wants, else as `compiles`."""
+        if not self.compiles(wanted=wanted):
+            return function
+        return torch.compile(function, **self.compile_options)  # pyrefly: ignore[bad-return]
 
-        On CPUs the compiled step was slower than the eager one (docs/log.md, 2026-11-25), and compiling
-        takes a minute; on GPUs peers measured 9 to 54 % (timm's benchmark tables).
+    def compiles(self, *, wanted: bool | None) -> bool:
+        """What the user wants, else where it was measured faster.
+
+        On CPUs the compiled step was slower than the eager one, and compiling takes a minute; on a GPU it was
+        1.4 times as fast (docs/log.md, 2026-11-25 and 26).
         """
-        if wanted if wanted is not None else self.device.type == "cuda":
-            return torch.compile(function, dynamic=False)  # pyrefly: ignore[bad-return]
-        return function
+        return wanted if wanted is not None else self.device.type == "cuda"
+
+    @property
+    def compile_options(self) -> dict[str, Any]:
+        """Of torch.compile: each size for itself, and on a GPU as CUDA graphs, which spare the launches."""
+        return {"dynamic": False, "mode": "reduce-overhead" if self.device.type == "cuda" else None}
 
     def put(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)

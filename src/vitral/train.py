@@ -154,6 +154,10 @@ class Run:
         self._resumed_at, self._earlier_seconds = time.monotonic(), self.state.seconds
 
     @property
+    def steps_between_evaluations(self) -> int:
+        return self.recipe.eval_epochs * self.steps_per_epoch
+
+    @property
     def epoch(self) -> float:
         return self.state.step / self.steps_per_epoch
 
@@ -286,7 +290,7 @@ def _loop(run: Run, stop: "StopSignal") -> bool:
             run.tick()
             run.reporter.step(run)
             done = run.progress >= 1
-            if done or run.state.step % run.steps_per_epoch == 0:
+            if done or run.state.step % run.steps_between_evaluations == 0:
                 _finish_epoch(run)
             if done or stop.requested or _checkpoint_is_due(run):
                 save(run)
@@ -566,7 +570,7 @@ def _state_file(folder: Path) -> Path:
 
 
 def _checkpoint_is_due(run: Run) -> bool:
-    return run.state.step % (run.recipe.checkpoint_steps or run.steps_per_epoch) == 0
+    return run.state.step % (run.recipe.checkpoint_steps or run.steps_between_evaluations) == 0
 
 
 def save(run: Run) -> None:
