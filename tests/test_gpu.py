@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tests.conftest import write_images
 from tests.test_held import MOVES, held, split_of
 from tests.test_resume import assert_same_run
+from vitral.checkpoints import load_checkpoint
 from vitral.data import Draw, ImageData, open_data
 from vitral.devices import Placement
 from vitral.model import VisionTransformer
@@ -119,6 +120,17 @@ def test_a_compiled_run_learns(data: ImageData, tmp_path: Path) -> None:
     assert summary.finished
     assert summary.val_top1 is not None
     assert summary.val_top1 > 0.8
+
+
+def test_a_compiled_step_in_parts_is_the_step_of_the_whole(data: ImageData, tmp_path: Path) -> None:
+    found = {}
+    for parts in (1, 2):
+        still = {"dropout": 0.0, "drop_path": 0.0, "cutmix": 0.0, "precision": "float32"}
+        settings = recipe(compile=True, steps=3, accumulate=parts, optimizer="sgd", **still)
+        train(data, tmp_path / str(parts), settings)
+        found[parts] = load_checkpoint(tmp_path / str(parts) / "last").model.state_dict()
+    for name, expected in found[1].items():
+        torch.testing.assert_close(found[2][name], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_gpu_is_chosen_where_there_is_one() -> None:

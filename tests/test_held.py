@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.conftest import write_images
 from vitral.augment import Augmentation, moved
-from vitral.data import Batch, Draw, Split, evaluation_batches, open_data, training_batches
+from vitral.data import Batch, Draw, Split, evaluation_batches, open_data, seeded, training_batches
 from vitral.held import HeldImages, can_be_held
 from vitral.preprocess import Preprocess
 from vitral.recipe import Recipe
@@ -112,8 +112,7 @@ def moves_seen(augmentation: Augmentation, count: int) -> Counter:
         for left in range(5):
             cut = wide[top : top + 8, left : left + 16]
             known |= {cut.tobytes(): (top, left, False), cut[:, ::-1].tobytes(): (top, left, True)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+    with seeded(3):
         results = moved(pixels, torch.ones(count, dtype=torch.int64), augmentation)
     assert results.shape == (count, 8, 16, 3)
     return Counter(known[result.numpy().tobytes()] for result in results)
@@ -141,7 +140,8 @@ def test_only_what_is_asked_for_moves(augmentation: Augmentation, wanted: set) -
 
 def test_each_image_of_a_batch_moves_by_itself() -> None:
     pixels = noise_pixels(40)
-    results = moved(pixels, torch.arange(40), Augmentation(flip=True))
+    with seeded(4):
+        results = moved(pixels, torch.arange(40), Augmentation(flip=True))
     mirrored = [torch.equal(result, image.flip(1)) for result, image in zip(results, pixels, strict=True)]
     assert 8 < sum(mirrored) < 32
 
@@ -164,7 +164,7 @@ def test_what_is_no_move_is_left_to_loading(change: dict[str, Any], only: bool) 
     assert Augmentation(**change).only_moves == only
 
 
-# --- A run ---------------------------------------------------------------------------------------
+# --- The stream and the run ----------------------------------------------------------------------
 
 MOVES = Augmentation(crop="padded", flip=True)
 
@@ -208,6 +208,20 @@ def test_large_images_and_many_are_not_held(monkeypatch: pytest.MonkeyPatch) -> 
     assert not can_be_held(split, Preprocess((64, 65)))
     monkeypatch.setattr("vitral.held.KEPT_BYTES", 4 * 8 * 16 * 3 - 1)
     assert not can_be_held(split, PREPROCESS)
+
+
+def test_held_or_loaded_an_unaltered_run_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_data(str(write_images(tmp_path / "images", {"ant": 12, "bee": 12}, size=(16, 16))))
+    recipe = Recipe(
+        model="ViT-Pico/8", epochs=2, batch_size=4, crop="none", flip=False, rand_augment=0, device="cpu"
+    )
+    for name in ("held", "loaded"):
+        train(data, tmp_path / name, recipe)
+        monkeypatch.setattr("vitral.train.can_be_held", lambda *_: False)
+    held_run, loaded_run = ((tmp_path / name / "last/model.safetensors") for name in ("held", "loaded"))
+    assert held_run.read_bytes() == loaded_run.read_bytes()
 
 
 def test_a_run_holds_small_images_and_names_damaged_ones(tmp_path: Path) -> None:

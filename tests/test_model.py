@@ -315,6 +315,17 @@ def test_of_the_last_layer_only_what_the_head_reads_is_computed(
     assert given == [model._tokens_read(), PATCHES + model.config.prefix]
 
 
+@pytest.mark.parametrize("drop_path", [0.0, 0.3])
+def test_scales_do_not_widen_the_stream(drop_path: float, images: Tensor) -> None:
+    model = initial_model(layer={"layer_scale": 0.1}, drop_path=drop_path).train()
+    types: list[torch.dtype] = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda _, __, output: types.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images)
+    assert types == [torch.bfloat16] * LAYERS
+
+
 @pytest.mark.parametrize("pooling", ["mean", "class_mean", "map"])
 def test_a_head_that_reads_all_tokens_has_them_all(pooling: str) -> None:
     assert initial_model(pooling=pooling, embedding={"class_token": True})._tokens_read() is None

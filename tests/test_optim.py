@@ -55,7 +55,7 @@ def test_orthogonalizing_keeps_singular_vectors_and_evens_the_values(shape: tupl
 
 def test_muon_is_torchs_but_for_its_bfloat16() -> None:
     torch.manual_seed(0)
-    ours = [nn.Parameter(torch.randn(shape)) for shape in ((8, 8), (8, 8), (24, 8), (4, 16))]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in ((8, 8), (8, 8), (24, 8), (8, 24), (4, 16))]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
     group = {"params": ours, "scale": 1.0, "weight_decay": 0.1, "lr": 0.02}
     muon = Muon([group], momentum=0.9)
@@ -71,9 +71,9 @@ def test_muon_is_torchs_but_for_its_bfloat16() -> None:
 
 
 def test_muon_keeps_each_groups_own_rate_and_decay() -> None:
-    # Matrices of one shape are iterated together though their layers learn at different rates.
+    # Matrices of one shape, or its transpose, are iterated together though layers learn at different rates.
     torch.manual_seed(0)
-    together = [nn.Parameter(torch.randn(8, 8)) for _ in range(2)]
+    together = [nn.Parameter(torch.randn(shape)) for shape in ((8, 12), (12, 8))]
     alone = [nn.Parameter(p.detach().clone()) for p in together]
     settings = [
         {"scale": 1.0, "weight_decay": 0.0, "lr": 0.1},
@@ -83,7 +83,7 @@ def test_muon_keeps_each_groups_own_rate_and_decay() -> None:
     muon = Muon([{"params": [p], **s} for p, s in zip(together, settings, strict=True)])
     for _ in range(2):
         for one, other in zip(together, alone, strict=True):
-            one.grad = torch.randn(8, 8)
+            one.grad = torch.randn_like(one)
             other.grad = one.grad.clone()
         for optimizer in (muon, *muons):
             optimizer.step()

@@ -467,6 +467,24 @@ def test_biases_stand_where_timm_puts_them(grid: Grid) -> None:
     assert torch.equal(biases(bias, grid), bias.table.detach()[index].permute(2, 0, 1))
 
 
+@pytest.mark.parametrize("grid", [(5, 7), (3, 3), (1, 4), (8, 2)])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_products_and_an_index_give_the_same_biases(grid: Grid, autocast: bool) -> None:
+    bias = relative_bias((5, 7))
+    weights = torch.randn(HEADS, grid[0] * grid[1] + 1, grid[0] * grid[1] + 1)
+    found = []
+    for route in (bias.by_products, bias.by_index):
+        bias.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and grid == bias.grid):
+            biases_ATT = route(grid)
+        (biases_ATT * weights).sum().backward()
+        assert bias.table.grad is not None
+        found.append((biases_ATT.detach(), bias.table.grad.clone()))
+    (products, their_gradient), (indexed, its_gradient) = found
+    assert torch.equal(products, indexed)
+    assert_close(their_gradient, its_gradient)
+
+
 @pytest.mark.parametrize(("old", "new"), [((7, 7), (12, 12)), ((14, 14), (7, 7)), ((5, 7), (8, 3))])
 def test_resized_biases_equal_timm(old: Grid, new: Grid) -> None:
     beit = pytest.importorskip("timm.models.beit")

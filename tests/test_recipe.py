@@ -355,8 +355,21 @@ def test_no_probe_where_a_class_has_no_image_or_an_image_several(base: str) -> N
 
 
 def test_a_teacher_sees_images_of_one_size(base: str) -> None:
-    assert resolved(pictures(), teacher=base).small_images == 0
-    assert resolved(pictures()).small_images == 0.5
+    assert resolved(pictures(), device="cpu", teacher=base).small_images == 0
+    assert resolved(pictures(), device="cpu").small_images == 0.5
+
+
+def test_what_is_compiled_has_one_size_unless_the_user_wants_others() -> None:
+    assert resolved(pictures(), compile=True).small_images == 0
+    assert resolved(pictures(), device="cuda").small_images == 0  # whether there is one here or not
+    assert resolved(pictures(), device="cuda", compile=False).small_images == 0.5
+    assert resolved(pictures(), compile=True, small_images=0.3).small_images == 0.3
+
+
+def test_the_data_decides_how_many_classes_there_are() -> None:
+    recipe = resolved(pictures(), architecture={"num_classes": 7})
+    with pytest.raises(VitralError, match="number of the data's classes"):
+        start(recipe, ("ant", "bee"))
 
 
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))

@@ -502,6 +502,27 @@ def test_keeping_small_images_changes_nothing(
     assert weights(tmp_path / "0") == weights(tmp_path / str(10**9))
 
 
+def test_evaluations_may_be_passes_apart_and_checkpoints_stay(
+    base: str, data: ImageData, tmp_path: Path
+) -> None:
+    train(data, tmp_path / "run", small(base, steps=8, eval_epochs=2))  # an epoch has three steps
+    assert [record["step"] for record in metrics(tmp_path / "run")] == [6, 8]
+    assert opened_at_a_checkpoint(data, small(base, steps=100, eval_epochs=50), tmp_path / "stopped") == 3
+
+
+def opened_at_a_checkpoint(data: ImageData, recipe: Recipe, folder: Path) -> int:
+    """Where a run that crashes after its fourth step is taken up."""
+
+    class Crash(Reporter):
+        def step(self, run: Run) -> None:
+            if run.state.step == 4:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, folder, recipe, reporter=Crash())
+    return torch.load(folder / "checkpoints" / "state.pt", weights_only=True)["state"]["step"]
+
+
 def test_another_seed_gives_other_weights(base: str, data: ImageData, tmp_path: Path) -> None:
     for seed in (5, 6):
         train(data, tmp_path / str(seed), small(base, seed=seed))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from vitral.devices import put
 from vitral.preprocess import ImageSource, Preprocess, open_image
 
 Crop = Literal["padded", "resized", "simple", "none"]
@@ -88,7 +89,7 @@ def moved(pixels_NHWC: Tensor, rows_B: Tensor, augmentation: Augmentation) -> Te
         _random_cuts(count, side, _margin(side) if shifts else 0, rows_B.device) for side in (height, width)
     )
     if augmentation.flip:
-        mirrored_B1 = (torch.rand(count, 1) < 0.5).to(rows_B.device, non_blocking=True)
+        mirrored_B1 = put(torch.rand(count, 1) < 0.5, rows_B.device)
         across_BW = torch.where(mirrored_B1, across_BW.flip(1), across_BW)
     # As one index of all pixels: two and a half times as fast as three.
     lines_BH = rows_B[:, None] * height + down_BH
@@ -142,9 +143,13 @@ def _places(side: int, wanted: int, margin: int) -> np.ndarray:
 
 def _random_cuts(count: int, side: int, margin: int, device: torch.device) -> Tensor:
     """Which of `side` pixels each of so many random cuts takes, (B, side)."""
-    first_B1 = torch.randint(2 * margin + 1, (count, 1)).to(device, non_blocking=True)
-    edges = torch.from_numpy(_mirrored_edges(side, margin)).to(device, non_blocking=True)
-    return edges[first_B1 + torch.arange(side, device=device)]
+    first_B1 = put(torch.randint(2 * margin + 1, (count, 1)), device)
+    return _edges_on(device, side, margin)[first_B1 + torch.arange(side, device=device)]
+
+
+@functools.lru_cache
+def _edges_on(device: torch.device, side: int, margin: int) -> Tensor:
+    return torch.from_numpy(_mirrored_edges(side, margin)).to(device)
 
 
 def _margin(side: int) -> int:

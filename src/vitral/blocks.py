@@ -572,7 +572,7 @@ class EncoderLayer(nn.Module):
         """
         if not (self.training and self.drop_path):
             branch_BTD = _chain(branch, x_BTD)
-            return x_BTD[:, : branch_BTD.shape[1]] + branch_BTD
+            return (x_BTD[:, : branch_BTD.shape[1]] + branch_BTD).to(x_BTD.dtype)
         batch = x_BTD.shape[0]
         kept = torch.randperm(batch, device=x_BTD.device)[: max(round(batch * (1 - self.drop_path)), 1)]
         branch_KTD = _chain(branch, x_BTD[kept])
@@ -684,7 +684,8 @@ def stream_dtype(x_BTD: Tensor) -> torch.dtype:
     """What the sum that runs through the layers is kept in while training: that of the products.
 
     Casts and norms of float32 tokens cost a tenth of a step on a CPU, a twentieth on a GPU (docs/log.md,
-    2026-11-25 and 26). Weights and their gradients are float32 in any case.
+    2026-11-25 and 26). Weights and their gradients are float32 in any case; so are, on a GPU, the tokens that
+    a post-norm layer's norms give.
     """
     return _compute_dtype(x_BTD)
 

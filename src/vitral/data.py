@@ -14,6 +14,7 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,7 +57,7 @@ _MAX_VAL_BESIDE_TEST = 2500
 _NAMES_IN_MESSAGE = 5
 # Of larger images, opening is a small part of all that a step does with them.
 SMALL_PIXELS = 64 * 64
-KEPT_BYTES = 512 * 2**20
+KEPT_BYTES = 512 * 2**20  # of a split
 
 
 class Images(Protocol):
@@ -664,13 +665,13 @@ def endless_order(
 
 
 class _EndlessBatches(Sampler[list[tuple[int, ...]]]):
-    """Batches of keys in `endless_order`."""
+    """Batches of keys in an `endless_order`."""
 
-    def __init__(self, *order: Any) -> None:
+    def __init__(self, order: Callable[[], Iterator[tuple[int, np.ndarray, np.ndarray]]]) -> None:
         self.order = order
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
-        for epoch, rows, copies in endless_order(*self.order):
+        for epoch, rows, copies in self.order():
             yield [_key(epoch, *place) for place in zip(rows.tolist(), copies.tolist(), strict=True)]
 
 
@@ -690,7 +691,7 @@ def training_batches(
     pin_memory: bool = False,
 ) -> Generator[Batch]:
     """Shuffled batches without end, the same for the same seed whatever the step it starts from."""
-    batches = _EndlessBatches(split.labels, batch_size, seed, first_step, draw)
+    batches = _EndlessBatches(partial(endless_order, split.labels, batch_size, seed, first_step, draw))
     return _loader(_Images(split, transform, seed), batches, workers, pin_memory=pin_memory)
 
 

@@ -1,10 +1,9 @@
 """Where a computation runs and in which precision; what differs by machine is chosen here."""
 
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from vitral.errors import VitralError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16"]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -47,30 +45,36 @@ class Placement:
             self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16
         )
 
-    def compiled(self, function: Function, *, wanted: bool | None = None) -> Function:
-        """`function` through torch.compile: as the user wants, else as `compiles`."""
-        if not self.compiles(wanted=wanted):
-            return function
-        return torch.compile(function, **self.compile_options)  # pyrefly: ignore[bad-return]
+    def compile_options(self, *, replays: bool = True) -> dict[str, Any]:
+        """Of torch.compile: each size for itself, and on a GPU as CUDA graphs, which spare the launches.
 
-    def compiles(self, *, wanted: bool | None) -> bool:
-        """What the user wants, else where it was measured faster.
-
-        On CPUs the compiled step was slower than the eager one, and compiling takes a minute; on a GPU it was
-        1.4 times as fast (docs/log.md, 2026-11-25 and 26).
+        Args:
+            replays: False where gradients of several passes are summed, which graphs would overwrite.
         """
-        return wanted if wanted is not None else self.device.type == "cuda"
-
-    @property
-    def compile_options(self) -> dict[str, Any]:
-        """Of torch.compile: each size for itself, and on a GPU as CUDA graphs, which spare the launches."""
-        return {"dynamic": False, "mode": "reduce-overhead" if self.device.type == "cuda" else None}
+        graphs = replays and self.device.type == "cuda"
+        return {"dynamic": False, "mode": "reduce-overhead" if graphs else None}
 
     def put(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+        return put(tensor, self.device)
 
     def __str__(self) -> str:
         return f"{self.device.type}, {str(self.precision).removeprefix('torch.')}"
+
+
+def put(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; to a GPU without waiting. Apple's may read memory that was given back since."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def compiles(device: Device, *, wanted: bool | None) -> bool:
+    """Whether a run on this device goes through torch.compile: as the user wants, else where it is faster.
+
+    On CPUs the compiled step was slower than the eager one, and compiling takes a minute; on a GPU it was
+    1.4 times as fast (docs/log.md, 2026-11-25 and 26).
+    """
+    if wanted is not None:
+        return wanted
+    return device == "cuda" or (device == "auto" and _best_device() == "cuda")
 
 
 def _available_devices() -> list[str]:

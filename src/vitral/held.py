@@ -24,6 +24,7 @@ from vitral.data import (
     evaluation_batches,
     seeded,
 )
+from vitral.devices import put
 from vitral.preprocess import Preprocess, open_image
 
 
@@ -56,7 +57,7 @@ class HeldImages:
             if sound := [row for row in rows if row not in damaged]:
                 pixels_NHWC[sound] = batch.images
             first = rows.stop
-        labels = torch.from_numpy(split.labels).to(torch.float32 if split.multi_label else torch.int64)
+        labels = torch.tensor(split.labels, dtype=torch.float32 if split.multi_label else torch.int64)
         return cls(pixels_NHWC.to(device), labels.to(device), damaged, preprocess, split)
 
     def training_batches(
@@ -95,7 +96,7 @@ class HeldImages:
         return rows[[row not in self.damaged for row in rows]] if self.damaged else rows
 
     def _on_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.labels.device, non_blocking=True)
+        return put(torch.from_numpy(values), self.labels.device)
 
     def _batch(self, rows: np.ndarray, sound: Tensor, pixels_BHWC: Tensor) -> Batch:
         images_BCHW = self.preprocess.normalize_pixels(pixels_BHWC)

@@ -277,10 +277,11 @@ class VisionTransformer(nn.Module):
             grid: rows and columns of patches, if the images are of another size than the model.
             first: how many of the first tokens are wanted, if not all.
         """
-        *others, last = zip(self.layers, self.relations_of_layers(x_BTD, grid), strict=True)
+        relations = self.relations_of_layers(x_BTD, grid)
+        *others, (last, its_relation) = zip(self.layers, relations, strict=True)
         for layer, relation in others:
             x_BTD = self._run(layer, x_BTD, relation)
-        return self.norm(self._run(last[0], x_BTD, last[1], first))
+        return self.norm(self._run(last, x_BTD, its_relation, first))
 
     def _run(self, layer: nn.Module, x_BTD: Tensor, relation: Relation, first: int | None = None) -> Tensor:
         if self.checkpoint_layers and self.training:

@@ -241,16 +241,17 @@ _ROUNDS = 5
 
 
 def orthogonalize(matrices_GMN: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """About U V^T for each matrix U S V^T of a stack (G, M, N), by Newton-Schulz iteration in `dtype`."""
+    """About U V^T for each matrix U S V^T of a stack (G, M, N), by Newton-Schulz iteration in `dtype`.
+
+    Tall matrices take longer than their transposes, whose Gram matrices are smaller.
+    """
     a, b, c = _QUINTIC
-    tall = matrices_GMN.shape[1] > matrices_GMN.shape[2]
-    x = matrices_GMN.mT if tall else matrices_GMN  # the smaller Gram matrix
-    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    x = matrices_GMN / (matrices_GMN.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
     x = x.to(dtype)
     for _ in range(_ROUNDS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices_GMN.dtype)
+    return x.to(matrices_GMN.dtype)
 
 
 # --- The learning rate -----------------------------------------------------------------------------

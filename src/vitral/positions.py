@@ -363,8 +363,8 @@ class RelativeBias(nn.Module):
         self.grid, self.resize, self.start = grid, resize, start
         self.table = nn.Parameter(torch.empty((2 * grid[0] - 1) * (2 * grid[1] - 1) + 3, num_heads))
         # On the model's device, for a pass that copies to a GPU waits for it.
-        self.register_buffer("down", _differences(grid[0]), persistent=False)
-        self.register_buffer("across", _differences(grid[1]), persistent=False)
+        for name, side in zip(("down", "across"), grid, strict=True):
+            self.register_buffer(name, _differences(side), persistent=False)
 
     def draw(self) -> None:
         nn.init.zeros_(self.table)
@@ -373,21 +373,31 @@ class RelativeBias(nn.Module):
                 self.table[:-3] = local_bias(self.grid, self.table.shape[1])
 
     def forward(self, grid: Grid, device: torch.device) -> Relation:
+        # The gradient of an index adds in any order on a GPU, or sorts first.
+        learns_on_gpu = device.type == "cuda" and torch.is_grad_enabled()
+        return Relation(bias_ATT=self.by_products(grid) if learns_on_gpu else self.by_index(grid))
+
+    def by_index(self, grid: Grid) -> Tensor:
+        """Each pair's row of the table, (A, T, T)."""
         table_MA = self.resized(grid)
-        same = grid == self.grid
-        down, across = (self.down, self.across) if same else (_differences(side) for side in grid)
+        return table_MA[_distances(grid).to(table_MA.device)].permute(2, 0, 1)
+
+    def by_products(self, grid: Grid) -> Tensor:
+        """The same, exactly, by products with selections: of rows, then of columns."""
+        table_MA = self.resized(grid)
+        native = grid == self.grid
+        down, across = (self.down, self.across) if native else map(_differences, grid)
         down, across = down.to(table_MA), across.to(table_MA)
-        to_patch, from_patch, itself = table_MA[-3:, :, None, None]
-        # By products with selections, which are exact; the gradient of an index adds in any order on a GPU.
-        with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
+        with torch.autocast(table_MA.device.type, enabled=False):
             table_YXA = table_MA[:-3].unflatten(0, (down.shape[2], across.shape[2]))
             rows_IJXA = torch.einsum("ijy,yxa->ijxa", down, table_YXA)
             bias_AIKJL = torch.einsum("klx,ijxa->aikjl", across, rows_IJXA)
         patches_ANN = bias_AIKJL.flatten(3).flatten(1, 2)
         count = patches_ANN.shape[1]
+        to_patch, from_patch, itself = table_MA[-3:, :, None, None]
         class_A1T = torch.cat([itself, to_patch.expand(-1, -1, count)], dim=2)
         others_ANT = torch.cat([from_patch.expand(-1, count, -1), patches_ANN], dim=2)
-        return Relation(bias_ATT=torch.cat([class_A1T, others_ANT], dim=1))
+        return torch.cat([class_A1T, others_ANT], dim=1)
 
     def resized(self, grid: Grid) -> Tensor:
         """The table for another grid of patches."""
@@ -413,6 +423,19 @@ def local_bias(grid: Grid, num_heads: int) -> Tensor:
         raise ValueError(f"{num_heads} heads are more than the neighbours that {rows}x{columns} patches have")
     # What is further than a few patches has weight nought in any case, and may be learnt from there.
     return -torch.cdist(places, nearest).square().clamp(max=12)
+
+
+def _distances(grid: Grid) -> Tensor:
+    """(T, T): the row of the table for each pair of tokens, the class token first."""
+    rows, columns = grid
+    places = torch.meshgrid(*map(_positions_on_cpu, grid), indexing="ij")
+    row, column = (place.flatten() for place in places)
+    down = row[:, None] - row + rows - 1
+    across = column[:, None] - column + columns - 1
+    between = F.pad(down * (2 * columns - 1) + across, (1, 0, 1, 0))
+    count = (2 * rows - 1) * (2 * columns - 1)
+    between[0, :], between[:, 0], between[0, 0] = count, count + 1, count + 2
+    return between
 
 
 def _differences(side: int) -> Tensor:

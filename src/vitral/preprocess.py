@@ -29,6 +29,11 @@ def _channels(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values).view(-1, 1, 1)
 
 
+@functools.lru_cache
+def _line(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
+    return torch.tensor(values).repeat(width).to(device)
+
+
 def open_image(source: ImageSource) -> Image.Image:
     """Any image as an upright 8-bit RGB picture.
 
@@ -171,10 +176,7 @@ class Preprocess:
         """`normalize` of bytes on any device: (B, H, W, 3) -> (B, 3, H, W), the channels last in memory."""
         batch, height, width, channels = pixels_BHWC.shape
         # By whole lines of pixels, not by three numbers at a time.
-        mean, std = (
-            torch.tensor(values).repeat(width).to(pixels_BHWC.device, non_blocking=True)
-            for values in (self.mean, self.std)
-        )
+        mean, std = (_line(values, width, pixels_BHWC.device) for values in (self.mean, self.std))
         lines_BHL = pixels_BHWC.flatten(2).float().div_(255).sub_(mean).div_(std)
         return lines_BHL.view(batch, height, width, channels).permute(0, 3, 1, 2)
 

@@ -12,7 +12,7 @@ from vitral.blocks import height_and_width
 from vitral.checkpoints import Checkpoint, is_checkpoint, load_checkpoint
 from vitral.config import nested, read_toml
 from vitral.data import ImageData, class_counts, image_sizes
-from vitral.devices import Device, Placement, Precision
+from vitral.devices import Device, Precision, compiles
 from vitral.errors import VitralError
 from vitral.model import Pooling, VisionTransformer
 from vitral.preprocess import Preprocess
@@ -100,7 +100,7 @@ class Recipe:
     max_damaged: Share = 0.01  # share of unreadable images past which the run stops
     seed: Annotated[int, Field(ge=0)] = 0
     eval_epochs: Count = 1  # passes between evaluations; on a GPU one may take less than a second
-    checkpoint_steps: Count | None = None  # between checkpoints to resume from; None: with each evaluation
+    checkpoint_steps: Count | None = None  # between checkpoints to resume from; None: an epoch
     workers: Annotated[int, Field(ge=0)] | None = None  # processes that load images
     device: Device = "auto"
     precision: Precision = "auto"
@@ -207,8 +207,7 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
         choices["learning_rate"] *= _FEWER_WEIGHTS_FASTER
     if recipe.optimizer is not None and recipe.optimizer != choices["optimizer"]:
         choices |= (_TUNING_WITH if base else _SCRATCH_WITH)[recipe.optimizer]
-    placement = Placement.choose(recipe.device, recipe.precision)
-    if recipe.teacher is not None or placement.compiles(wanted=recipe.compile):
+    if recipe.teacher is not None or compiles(recipe.device, wanted=recipe.compile):
         # The teacher's patches may not divide them; to compile for each size takes longer than it saves.
         choices["small_images"] = 0.0
     if recipe.epochs is recipe.steps is recipe.minutes is None:
@@ -270,6 +269,8 @@ def start(recipe: Recipe, classes: tuple[str, ...]) -> Checkpoint:
     if recipe.pooling is not None:
         overrides["pooling"] = recipe.pooling
     overrides |= nested(recipe.architecture)
+    if "num_classes" in overrides:
+        raise VitralError("architecture.num_classes is the number of the data's classes; leave it out")
     if is_checkpoint(recipe.model):
         base = _start_from(recipe.model, overrides, classes)
         if recipe.crop_fraction is None:

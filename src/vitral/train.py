@@ -14,7 +14,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -46,7 +46,7 @@ from vitral.data import (
     thinned,
     training_batches,
 )
-from vitral.devices import Placement, cpu_count
+from vitral.devices import Placement, compiles, cpu_count
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, answered, evaluate, evaluate_multi_label
 from vitral.held import HeldImages, can_be_held
@@ -71,6 +71,8 @@ from vitral.recipes import RUN_FILE
 EVALUATION_BATCH = 256
 # Of the images that a stem's first filters are computed from: a patch has 27 numbers for each.
 _WHITENING_PIXELS = 1_000_000
+# To open more takes more than a second.
+_TOLD_IMAGES = 5000
 # For the head of a model that is fine-tuned; a part of an epoch.
 _PROBED_IMAGES = 2000
 # Settings that may change when a run is taken up again, for they do not change what it computes.
@@ -137,7 +139,7 @@ class Run:
         choose_trained(self.model, self.recipe)
         self.model.checkpoint_layers = self.recipe.checkpoint_layers
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.forward = self.placement.compiled(self.model.heads, wanted=self.recipe.compile)
+        self.forward = self._forward()
         self.optimizer = build_optimizer(self.model, self.recipe)
         self.objective = build_objective(
             self.recipe, self.data.split("train"), self.checkpoint.preprocess, labels, self.placement
@@ -152,6 +154,13 @@ class Run:
         self.recent = RunningMean()
         self._held: dict[str, HeldImages] = {}
         self._resumed_at, self._earlier_seconds = time.monotonic(), self.state.seconds
+
+    def _forward(self) -> Callable[[Tensor], list[Tensor]]:
+        """Logits of each head of the model that is trained, compiled where that is faster."""
+        if not compiles(self.recipe.device, wanted=self.recipe.compile):
+            return self.model.heads
+        options = self.placement.compile_options(replays=self.recipe.accumulate == 1)
+        return torch.compile(self.model.heads, **options)
 
     @property
     def steps_between_evaluations(self) -> int:
@@ -172,6 +181,8 @@ class Run:
         if not can_be_held(split, preprocess):
             return None
         if name not in self._held:
+            if len(split) > _TOLD_IMAGES:
+                self.reporter.message(f"opening {len(split):,} images")
             device, workers = self.placement.device, self.recipe.workers or 0
             self._held[name] = HeldImages.open(split, preprocess, device, workers)
         return self._held[name]
@@ -331,11 +342,7 @@ def _hits(run: Run, logits_PL: Tensor, targets_PL: Tensor) -> Tensor:
 
 def _finish_epoch(run: Run) -> None:
     """Evaluates the averaged weights and keeps them if they are the best so far."""
-    if not math.isfinite(run.recent.loss):
-        raise VitralError(
-            f"the loss is {run.recent.loss} after step {run.state.step}; lower learning_rate "
-            f"(it is {run.recipe.learning_rate}) or set precision=float32, and start again"
-        )
+    _refuse_lost(run)
     _take_optimizers_average(run)
     evaluation = _evaluate_split(run, "val")
     if (evaluation.merit, -evaluation.loss) > (run.state.best_merit, -run.state.best_loss):
@@ -346,6 +353,15 @@ def _finish_epoch(run: Run) -> None:
     _append_metrics(run, evaluation)
     run.reporter.epoch(run, evaluation)
     run.recent = RunningMean()
+
+
+def _refuse_lost(run: Run) -> None:
+    """Raises VitralError if the loss is no number any more."""
+    if not math.isfinite(run.recent.loss):
+        raise VitralError(
+            f"the loss is {run.recent.loss} after step {run.state.step}; lower learning_rate "
+            f"(it is {run.recipe.learning_rate}) or set precision=float32, and start again"
+        )
 
 
 def _conclude(run: Run, *, finished: bool) -> Summary:
@@ -408,23 +424,27 @@ def _evaluation_batches(run: Run, split: Split) -> Generator[Batch]:
 def _training_batches(run: Run) -> Generator[Batch]:
     recipe = run.recipe
     assert recipe.batch_size is not None
-    course: dict[str, Any] = {
-        "batch_size": recipe.batch_size,
-        "seed": recipe.seed,
-        "first_step": run.state.step,
-        "draw": Draw(balanced=recipe.sampling == "balanced", repeats=recipe.repeats),
-    }
+    draw = Draw(balanced=recipe.sampling == "balanced", repeats=recipe.repeats)
     if recipe.augmentation.only_moves and (held := run.held("train")):
-        return held.training_batches(recipe.augmentation, **course)
+        return held.training_batches(
+            recipe.augmentation,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            first_step=run.state.step,
+            draw=draw,
+        )
     split = run.data.split("train")
     if not recipe.workers:  # each of them would keep images of its own
         split = replace(split, images=KeptImages(split.images, open_image))
     return training_batches(
         split,
         training_transform(run.checkpoint.preprocess, recipe.augmentation),
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        first_step=run.state.step,
+        draw=draw,
         workers=recipe.workers or 0,
         pin_memory=run.placement.device.type == "cuda",
-        **course,
     )
 
 
@@ -471,7 +491,7 @@ def _take_optimizers_average(run: Run) -> None:
 
 
 class RunningMean:
-    """Loss and accuracy since the epoch began; reads the device only when asked."""
+    """Loss and accuracy since the last evaluation; reads the device only when asked."""
 
     def __init__(self) -> None:
         self._loss: Tensor | float = 0.0
@@ -570,11 +590,12 @@ def _state_file(folder: Path) -> Path:
 
 
 def _checkpoint_is_due(run: Run) -> bool:
-    return run.state.step % (run.recipe.checkpoint_steps or run.steps_between_evaluations) == 0
+    return run.state.step % (run.recipe.checkpoint_steps or run.steps_per_epoch) == 0
 
 
 def save(run: Run) -> None:
     """Writes all that a resume needs; one file, so that it is never half of one step and half of another."""
+    _refuse_lost(run)
     _take_optimizers_average(run)
     save_checkpoint(run.folder / "last", _averaged_checkpoint(run))
     content = io.BytesIO()

@@ -30,6 +30,7 @@ from vitral.bench.work import FLOPS_FACTOR, Begin, Contender, Task, prepare, rea
 from vitral.blocks import height_and_width
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.checkpoints.convert import convert
+from vitral.devices import Placement
 from vitral.errors import VitralError
 from vitral.info import stages
 from vitral.model import ViTConfig
@@ -84,7 +85,7 @@ def contenders(checkpoint: Checkpoint, folder: Path, settings: Settings) -> tupl
     ours = partial(_ours, folder / "vitral")
     found = [
         Contender("vitral", "eager", "", ours),
-        Contender("vitral", "compiled", "torch.compile", ours, compiled=True),
+        Contender("vitral", "compiled", _how_compiled(settings.placement), ours, compiled=True),
     ]
     absent = []
     save_checkpoint(folder / "vitral", checkpoint)
@@ -106,6 +107,11 @@ def contenders(checkpoint: Checkpoint, folder: Path, settings: Settings) -> tupl
         found = [contender for contender in found if not contender.compiled]
         absent += [_without_numbers(c, "left out with --no-compile") for c in left_out]
     return found, absent
+
+
+def _how_compiled(placement: Placement) -> str:
+    mode = placement.compile_options()["mode"]
+    return f'torch.compile, mode "{mode}"' if mode else "torch.compile"
 
 
 def _without_numbers(contender: Contender, reason: str) -> Row:
