@@ -5,6 +5,7 @@ import math
 import shutil
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -631,6 +632,34 @@ def test_a_damaged_image_is_passed_over_and_named_once(base: str, image_folder: 
     assert summary.finished
     _, message = recorder.messages  # the first is of the head
     assert message.startswith("skipped damaged image bee/004.png: not an image")
+
+
+@pytest.mark.parametrize(("accumulate", "usual"), [(1, {8}), (3, {3, 2})])
+def test_a_batch_that_damage_made_smaller_is_not_compiled_for(
+    accumulate: int,
+    usual: set[int],
+    base: str,
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled_for: list[int] = []
+
+    def compiling(function: Callable[[Tensor], list[Tensor]], **_: Any) -> Callable[[Tensor], list[Tensor]]:
+        def compiled(images: Tensor) -> list[Tensor]:
+            compiled_for.append(len(images))
+            return function(images)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    for number in range(3):
+        (image_folder / "bee" / f"{number:03}.png").write_bytes(b"no picture")
+    recipe = small(base, compile=True, accumulate=accumulate, epochs=2, steps=None, max_damaged=0.2)
+    summary = train(open_data(str(image_folder)), tmp_path / "run", recipe)
+    assert summary.steps == 6
+    assert set(compiled_for) == usual
+    assert len(compiled_for) < 6 * accumulate
 
 
 def test_too_many_damaged_images_stop_a_run(base: str, image_folder: Path, tmp_path: Path) -> None:

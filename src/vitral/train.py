@@ -156,11 +156,18 @@ class Run:
         self._resumed_at, self._earlier_seconds = time.monotonic(), self.state.seconds
 
     def _forward(self) -> Callable[[Tensor], list[Tensor]]:
-        """Logits of each head of the model that is trained, compiled where that is faster."""
+        """Logits of each head of the model that is trained, compiled where that is faster.
+
+        Not compiled are parts of a size that damaged images left, for each size takes half a minute.
+        """
+        plain = self.model.heads
         if not compiles(self.recipe.device, wanted=self.recipe.compile):
-            return self.model.heads
+            return plain
         options = self.placement.compile_options(replays=self.recipe.accumulate == 1)
-        return torch.compile(self.model.heads, **options)
+        compiled = torch.compile(plain, **options)
+        assert self.recipe.batch_size is not None
+        usual = self.images_at_a_time, self.recipe.batch_size % self.images_at_a_time
+        return lambda images_BCHW: (compiled if len(images_BCHW) in usual else plain)(images_BCHW)
 
     @property
     def steps_between_evaluations(self) -> int:
