@@ -37,7 +37,7 @@ class Row:
     seconds: tuple[float, ...] = ()  # of one call, a number a round
     images: int | None = None  # in one call
     speed_ratio: float | None = None  # to the fastest of the other libraries' defaults
-    peak_share: float | None = None  # of the GEMM's FLOP/s, reached
+    peak_share: float | None = None  # of the GEMM's FLOP/s; counts the whole model for all contenders
     agreement: Mapping[str, float | bool] = field(default_factory=dict)  # with the reference; see `models`
     parts: Mapping[str, float] = field(default_factory=dict)  # median seconds of a call's parts
     peak_bytes: int | None = None  # resident memory at most
