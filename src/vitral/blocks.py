@@ -693,4 +693,6 @@ def stream_dtype(x_BTD: Tensor) -> torch.dtype:
 def _compute_dtype(x: Tensor) -> torch.dtype:
     """What a matrix product of `x` computes in, which autocast may have lowered."""
     device = x.device.type
+    if device == "meta":  # autocast does not know it
+        return x.dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
