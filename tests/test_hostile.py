@@ -857,6 +857,7 @@ WIDTH, DEPTH = 1024, 6  # about 300 MB in float32, of which one layer is a sixth
 MEASURE = """
 import json, resource, sys
 from pathlib import Path
+import torchvision.models  # asked for the names of ImageNet's classes, and 90 MB of code
 import vitral.checkpoints
 
 def status(key):
