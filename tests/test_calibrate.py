@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.conftest import write_images
+from tests.test_resume import Crash, CrashAt
 from vitral import evaluate as evaluation_module
 from vitral.calibrate import LEAST_IMAGES, calibrate, fit_temperature
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
@@ -25,7 +26,7 @@ from vitral.evaluate import evaluate_classifier
 from vitral.model import VisionTransformer
 from vitral.preprocess import Preprocess, open_image
 from vitral.recipe import Recipe, start
-from vitral.train import Reporter, Run, train
+from vitral.train import train
 
 LABELS = ("ant", "bee", "cat")
 
@@ -265,15 +266,10 @@ def test_fine_tuning_starts_again_at_one(recipe: Recipe) -> None:
 
 
 def test_a_resumed_run_ends_at_the_same_temperature(data: Path, recipe: Recipe, tmp_path: Path) -> None:
-    class Crash(Reporter):
-        def step(self, run: Run) -> None:
-            if run.state.step == 5:
-                raise KeyboardInterrupt
-
     recipe = replace(recipe, checkpoint_steps=2)
     train(open_data(str(data)), tmp_path / "whole", recipe)
-    with pytest.raises(KeyboardInterrupt):
-        train(open_data(str(data)), tmp_path / "cut", recipe, reporter=Crash())
+    with pytest.raises(Crash):
+        train(open_data(str(data)), tmp_path / "cut", recipe, reporter=CrashAt(5))
     train(open_data(str(data)), tmp_path / "cut", recipe, resume=True)
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tests.conftest import write_images
 from tests.test_held import MOVES, held, split_of
-from tests.test_resume import assert_same_run
+from tests.test_resume import Crash, CrashAt, assert_same_run
 from vitral.checkpoints import load_checkpoint
 from vitral.data import Draw, ImageData, open_data
 from vitral.devices import Placement
@@ -45,19 +45,6 @@ def recipe(**changes: Any) -> Recipe:
 @pytest.fixture
 def data(tmp_path: Path) -> ImageData:
     return open_data(str(write_images(tmp_path / "images", {"ant": 30, "bee": 30}, size=(16, 16))))
-
-
-class Stop(Exception):
-    """A run that ends in the middle of things."""
-
-
-class StopAt(Reporter):
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def step(self, run: Any) -> None:
-        if run.state.step == self.at:
-            raise Stop
 
 
 def images(*shape: int) -> Tensor:
@@ -109,8 +96,8 @@ def test_no_step_waits_for_the_device(data: ImageData, tmp_path: Path, sampling:
 def test_a_resumed_run_ends_with_the_same_bits(data: ImageData, tmp_path: Path, precision: Any) -> None:
     settings = recipe(steps=14, checkpoint_steps=4, precision=precision)
     train(data, tmp_path / "whole", settings)
-    with pytest.raises(Stop):
-        train(data, tmp_path / "parts", settings, reporter=StopAt(10))
+    with pytest.raises(Crash):
+        train(data, tmp_path / "parts", settings, reporter=CrashAt(10))
     train(data, tmp_path / "parts", Recipe(), resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 

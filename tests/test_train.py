@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.conftest import write_images
+from tests.test_resume import Crash, CrashAt
 from vitral.blocks import ConvStem
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.data import Batch, ImageData, open_data, seeded
@@ -513,14 +514,8 @@ def test_evaluations_may_be_passes_apart_and_checkpoints_stay(
 
 def opened_at_a_checkpoint(data: ImageData, recipe: Recipe, folder: Path) -> int:
     """Where a run that crashes after its fourth step is taken up."""
-
-    class Crash(Reporter):
-        def step(self, run: Run) -> None:
-            if run.state.step == 4:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(data, folder, recipe, reporter=Crash())
+    with pytest.raises(Crash):
+        train(data, folder, recipe, reporter=CrashAt(4))
     return torch.load(folder / "checkpoints" / "state.pt", weights_only=True)["state"]["step"]
 
 

@@ -107,7 +107,7 @@ def _cropper(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[Im
             return v2.Compose([preprocess.fit, shift])
         case "simple":
             cover = replace(preprocess, resize="shortest", crop_fraction=1.0)
-            margin = min(4, height // 8), min(4, width // 8)
+            margin = min(4, _margin(height)), min(4, _margin(width))
             return v2.Compose([cover.resized, _ShiftedCrop((height, width), margin)])
         case "resized":
             return v2.RandomResizedCrop(

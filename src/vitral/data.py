@@ -14,7 +14,6 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from vitral.errors import ImageError, VitralError
 
@@ -664,17 +663,6 @@ def endless_order(
         epoch, step = epoch + 1, 0
 
 
-class _EndlessBatches(Sampler[list[tuple[int, ...]]]):
-    """Batches of keys in an `endless_order`."""
-
-    def __init__(self, order: Callable[[], Iterator[tuple[int, np.ndarray, np.ndarray]]]) -> None:
-        self.order = order
-
-    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
-        for epoch, rows, copies in self.order():
-            yield [_key(epoch, *place) for place in zip(rows.tolist(), copies.tolist(), strict=True)]
-
-
 def _key(epoch: int, row: int, copy: int) -> tuple[int, ...]:
     return (epoch, row, copy) if copy else (epoch, row)
 
@@ -691,7 +679,10 @@ def training_batches(
     pin_memory: bool = False,
 ) -> Generator[Batch]:
     """Shuffled batches without end, the same for the same seed whatever the step it starts from."""
-    batches = _EndlessBatches(partial(endless_order, split.labels, batch_size, seed, first_step, draw))
+    batches = (
+        [_key(epoch, *place) for place in zip(rows.tolist(), copies.tolist(), strict=True)]
+        for epoch, rows, copies in endless_order(split.labels, batch_size, seed, first_step, draw)
+    )
     return _loader(_Images(split, transform, seed), batches, workers, pin_memory=pin_memory)
 
 

@@ -270,7 +270,7 @@ class VisionTransformer(nn.Module):
         return 1 + (self.distillation_head is not None)
 
     def encode(self, x_BTD: Tensor, grid: Grid | None = None, first: int | None = None) -> Tensor:
-        """The layers and the final norm: (B, T, D) -> (B, T, D).
+        """The layers and the final norm: (B, T, D) -> (B, T, D), or (B, first, D).
 
         Args:
             x_BTD: embedded tokens.

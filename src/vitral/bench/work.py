@@ -127,8 +127,7 @@ def prepare(contender: Contender, work: Work) -> tuple[Call, dict[str, Tensor]]:
         if not work.training:
             model.to(work.placement.precision)
         # In place, so that it stays a module; each batch size is compiled for itself.
-        ours = contender.library == "vitral"
-        model.compile(**(work.placement.compile_options() if ours else {"dynamic": False}))
+        model.compile(**work.placement.compile_options(replays=contender.library == "vitral"))
     outcome = work.outcome(model, work.placement)
     return work.call(model), outcome
 
