@@ -11,8 +11,6 @@ import json
 import math
 import os
 import shlex
-import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -67,6 +65,7 @@ from vitral.probe import fitted_head
 from vitral.process import keep_freed_memory
 from vitral.recipe import Recipe, resolve, start
 from vitral.recipes import RUN_FILE
+from vitral.stopping import StopSignal, stop_signal
 
 EVALUATION_BATCH = 256
 # Of the images that a stem's first filters are computed from: a patch has 27 numbers for each.
@@ -272,7 +271,7 @@ def train(
     run = _open_run(data, folder, recipe, reporter or Reporter(), resume=resume)
     if resume and run.progress >= 1:
         raise VitralError(f"{folder} is finished; name a larger budget to go on, for example epochs=")
-    with _deterministic(), _stop_signal() as stop, advice_when_out_of_memory(run.images_at_a_time):
+    with _deterministic(), stop_signal() as stop, advice_when_out_of_memory(run.images_at_a_time):
         run.memory = memory_need(run.model, run.images_at_a_time, run.placement)
         run.reporter.begin(run)
         try:
@@ -297,7 +296,7 @@ def _probe_head(run: Run) -> None:
     run.reporter.message(f"the head begins as a linear probe of {len(images):,} images{judged}")
 
 
-def _loop(run: Run, stop: "StopSignal") -> bool:
+def _loop(run: Run, stop: StopSignal) -> bool:
     """Steps until the budget is spent (True) or a signal comes (False)."""
     with closing(_training_batches(run)) as batches:
         for batch in batches:
@@ -660,33 +659,6 @@ def _truncate_metrics(file: Path, step: int) -> None:
 
 
 # --- The process ---------------------------------------------------------------------------------
-
-
-@dataclass
-class StopSignal:
-    requested: bool = False
-
-
-@contextmanager
-def _stop_signal() -> Iterator[StopSignal]:
-    """Ctrl-C and SIGTERM ask the run to stop after its step; a second Ctrl-C ends it at once."""
-    stop = StopSignal()
-    if threading.current_thread() is not threading.main_thread():
-        # Only a process's main thread may handle signals; elsewhere the caller decides when to stop.
-        yield stop
-        return
-
-    def request(*_: Any) -> None:
-        stop.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(kind, request) for kind in kinds]
-    try:
-        yield stop
-    finally:
-        for kind, handler in zip(kinds, previous, strict=True):
-            signal.signal(kind, handler)
 
 
 def _refuse_several_processes() -> None:

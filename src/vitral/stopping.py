@@ -1,0 +1,46 @@
+"""How a person or a system asks Vitral to stop, and how long work heeds it."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+class Stopped(Exception):
+    """Raised inside long work after a stop was asked for; what was done before is kept by whoever catches it."""
+
+
+@dataclass
+class StopSignal:
+    """Whether a stop was asked for; long work looks at it every second or so."""
+
+    requested: bool = False
+
+    def check(self) -> None:
+        """Raises Stopped if a stop was asked for."""
+        if self.requested:
+            raise Stopped
+
+
+@contextmanager
+def stop_signal() -> Iterator[StopSignal]:
+    """Ctrl-C and SIGTERM ask to stop; a second Ctrl-C ends the process at once."""
+    stop = StopSignal()
+    if threading.current_thread() is not threading.main_thread():
+        # Only a process's main thread may handle signals; elsewhere the caller decides when to stop.
+        yield stop
+        return
+
+    def request(*_: Any) -> None:
+        stop.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(kind, request) for kind in kinds]
+    try:
+        yield stop
+    finally:
+        for kind, handler in zip(kinds, previous, strict=True):
+            signal.signal(kind, handler)
