@@ -111,11 +111,11 @@ def train(
     vitral train imagenet/ --out runs/deit3 --recipe deit3 batch_size=512
     """
     from vitral import config, recipes
+    from vitral.choose import train as run_training
     from vitral.console import TrainingConsole, print_groups
     from vitral.data import open_data
     from vitral.recipe import Recipe
     from vitral.train import groups_of, resumed_recipe
-    from vitral.train import train as run_training
 
     values = recipes.read(recipe) if recipe else {}
     words = config.nested(config.parse_overrides(settings or []))

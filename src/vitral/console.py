@@ -29,12 +29,9 @@ from vitral.train import Reporter, Run
 # Between two updates of the numbers; reading a loss waits for the device.
 _REFRESH_SECONDS = 0.5
 _PLAIN_LINE_SECONDS = 30.0
-# Below this a published model's features beat any training from scratch (docs/log.md, 2026-11-25).
+# With more, a model from scratch has mostly enough to learn from.
 _FEW_PHOTOGRAPHS = 10_000
-_TUNING_ADVICE = (
-    "from scratch on few images; a published model would do better: model=hf://facebook/dinov2-small, or "
-    "vitral probe"
-)
+_TUNING_ADVICE = "few images to begin from scratch with: model=auto minutes=30 may do better"
 
 
 class TrainingConsole(Reporter):
@@ -57,6 +54,15 @@ class TrainingConsole(Reporter):
 
     def message(self, text: str) -> None:
         self.console.print(f"vitral: {text}", markup=False)
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        if self.console.is_terminal:
+            self.progress.update(
+                self.task, completed=done / total, description=what, numbers=f"{done:,} of {total:,} images"
+            )
+        elif time.monotonic() - self.shown_at >= _PLAIN_LINE_SECONDS / 3:
+            self.shown_at = time.monotonic()
+            self.console.print(f"{what}: {done:,} of {total:,} images")
 
     def begin(self, run: Run) -> None:
         self.console.print(run.data.describe(), markup=False)

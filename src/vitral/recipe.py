@@ -32,7 +32,10 @@ Trained = Literal["all", "head", "lora"]
 class Recipe:
     """Settings of a run. None means: chosen from the data by `resolve`."""
 
-    model: str | None = None  # a variant's name, or a checkpoint to fine-tune
+    # A variant's name, a checkpoint to fine-tune, or "auto": whichever of the candidates, and of a model from
+    # scratch, does best in short trials.
+    model: str | None = None
+    candidates: tuple[str, ...] = ("hf://facebook/dinov2-small",)  # checkpoints that model="auto" tries
     img_size: int | tuple[int, int] | None = None  # pixels, one number or [height, width]
     pooling: Pooling | None = None  # None: as the variant has it
     dropout: Share = 0.0
@@ -44,7 +47,9 @@ class Recipe:
     small_images: Share | None = None
     # Whether a trained model's new head begins as its linear probe, where each image shows one class.
     probe_head: bool | None = None
-    trained: Trained = "all"  # what learns: everything, a new "head" alone, or "lora" and the head
+    # What learns: everything, a new "head" alone, or "lora" and the head. None: everything, or what trials
+    # find better where the budget is in minutes.
+    trained: Trained | None = None
     lora_rank: Count = 16  # of "lora" (arXiv:2106.09685)
 
     # The budget: the first of these that is reached ends the run, and the schedule is laid out for it.
@@ -134,8 +139,9 @@ _SCALES = (
 # From scratch so few are learnt by heart: with 900 of CIFAR-10's, RandAugment was worth two points
 # (docs/log.md, 2026-11-26).
 _FEW_IMAGES = 5000
-# Adapters and heads learn at a higher rate than all weights: 75 % rather than 71 (docs/log.md, 2026-11-26).
-_FEWER_WEIGHTS_FASTER = 10
+# Adapters and heads learn at a higher rate than all weights: 75 % at 1.5e-3, 71 at 1.5e-4 (docs/log.md,
+# 2026-11-26).
+_FEWER_WEIGHTS_FASTER = 7.5
 # Packaged recipes: TOML files of settings.
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -170,7 +176,7 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
     if data.multi_label:
         _refuse_one_class_only(recipe, data)
     base = load_checkpoint(recipe.model) if recipe.model and is_checkpoint(recipe.model) else None
-    if recipe.trained != "all" and base is None:
+    if recipe.trained not in (None, "all") and base is None:
         raise VitralError(f"trained={recipe.trained} adapts a trained model; name one with model=CHECKPOINT")
     if recipe.whiten and base is not None:
         raise VitralError(f"whiten=true begins a new stem, and {recipe.model} is trained; leave it out")
@@ -194,6 +200,7 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
     choices: dict[str, Any] = {
         **read_toml(RECIPES / ("finetune.toml" if base else "small.toml")),
         "model": model,
+        "trained": "all",
         "img_size": img_size,
         "crop": "padded" if side < 1.5 * smallest else "resized",
         "flip": data.mirror_safe,
@@ -203,7 +210,7 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
         # On two cores, loading in the training process itself was faster (docs/log.md, 2026-11-22).
         "workers": 0 if cpu_count <= 2 else min(cpu_count - 1, 8),
     }
-    if recipe.trained != "all":
+    if recipe.trained not in (None, "all"):
         choices["learning_rate"] *= _FEWER_WEIGHTS_FASTER
     if recipe.optimizer is not None and recipe.optimizer != choices["optimizer"]:
         choices |= (_TUNING_WITH if base else _SCRATCH_WITH)[recipe.optimizer]

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Stopped(Exception):
-    """Raised inside long work after a stop was asked for; what was done before is kept by whoever catches it."""
+    """Raised inside long work after a stop was asked for."""
 
 
 @dataclass
@@ -17,10 +17,26 @@ class StopSignal:
     """Whether a stop was asked for; long work looks at it every second or so."""
 
     requested: bool = False
+    _raising: bool = False
 
     def check(self) -> None:
         """Raises Stopped if a stop was asked for."""
         if self.requested:
+            raise Stopped
+
+    @contextmanager
+    def raises(self) -> Iterator[None]:
+        """Inside, a stop raises Stopped wherever the main thread is, in a library's work too."""
+        self.check()
+        self._raising = True
+        try:
+            yield
+        finally:
+            self._raising = False
+
+    def request(self) -> None:
+        self.requested = True
+        if self._raising:
             raise Stopped
 
 
@@ -34,8 +50,8 @@ def stop_signal() -> Iterator[StopSignal]:
         return
 
     def request(*_: Any) -> None:
-        stop.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop.request()
 
     kinds = (signal.SIGINT, signal.SIGTERM)
     previous = [signal.signal(kind, request) for kind in kinds]

@@ -18,12 +18,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitral import config
-from vitral.adapt import choose_trained, merged
+from vitral.adapt import choose_trained, merged, put_into
 from vitral.augment import batch_mixer, training_transform
 from vitral.blocks import ConvStem
 from vitral.calibrate import CALIBRATION_IMAGES, Calibration, calibrate
@@ -39,6 +40,7 @@ from vitral.data import (
     evaluation_batches,
     few_shot,
     fingerprint,
+    in_turns,
     sample,
     seeded,
     thinned,
@@ -48,6 +50,7 @@ from vitral.devices import Placement, compiles, cpu_count
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, answered, evaluate, evaluate_multi_label
 from vitral.held import HeldImages, can_be_held
+from vitral.loss_watch import LossWatch
 from vitral.memory import MemoryNeed, advice_when_out_of_memory, memory_need
 from vitral.model import VisionTransformer
 from vitral.multilabel import MultiLabelEvaluation
@@ -65,7 +68,7 @@ from vitral.probe import fitted_head
 from vitral.process import keep_freed_memory
 from vitral.recipe import Recipe, resolve, start
 from vitral.recipes import RUN_FILE
-from vitral.stopping import StopSignal, stop_signal
+from vitral.stopping import Stopped, StopSignal, stop_signal
 
 EVALUATION_BATCH = 256
 # Of the images that a stem's first filters are computed from: a patch has 27 numbers for each.
@@ -74,6 +77,20 @@ _WHITENING_PIXELS = 1_000_000
 _TOLD_IMAGES = 5000
 # For the head of a model that is fine-tuned; a part of an epoch.
 _PROBED_IMAGES = 2000
+# Where the budget is short: shares of it for the head's start, for one evaluation, for all of them; and
+# what they need at least to say something.
+_HEAD_SHARE = 0.15
+_VALIDATION_SHARE = 0.04
+_EVALUATIONS_SHARE = 0.1
+_LEAST_OF_A_CLASS = 10
+_LEAST_VALIDATED = 256
+_FIRST_EVALUATION_BATCH = 64
+# Steps that are no measure of time: models are compiled in them.
+_STARTING_STEPS = 3
+# Of the budget; a model that has learnt nothing by then may learn nothing at all.
+_THIRD = 1 / 3
+# Of the learning rate, where the loss rose.
+_LOWERED = 0.3
 # Settings that may change when a run is taken up again, for they do not change what it computes.
 _CHANGEABLE = {
     "epochs", "steps", "minutes", "checkpoint_steps", "workers", "device", "accumulate", "checkpoint_layers",
@@ -84,6 +101,7 @@ class Reporter:
     """Told of a run's course; this one says nothing."""
 
     def message(self, text: str) -> None: ...
+    def preparing(self, what: str, done: int, total: int) -> None: ...
     def begin(self, run: "Run") -> None: ...
     def step(self, run: "Run") -> None: ...
     def epoch(self, run: "Run", evaluation: Evaluation | MultiLabelEvaluation) -> None: ...
@@ -101,6 +119,9 @@ class RunState:
     best_loss: float = float("inf")  # decides between equal accuracies
     best_step: int = 0
     data: str = ""  # fingerprint of the training images
+    start_seconds: float = 0.0  # of `seconds`, what the start took: no part of the schedule
+    val_images: int = 0  # that each evaluation looks at, where time is the budget; 0: not known yet
+    rate_share: float = 1.0  # of the schedule's learning rate, once the loss rose
 
 
 @dataclass(frozen=True)
@@ -151,6 +172,9 @@ class Run:
             sum(map(len, self.data.splits.values())), self.recipe.max_damaged, self.reporter.message
         )
         self.recent = RunningMean()
+        self.loss_watch = LossWatch(self.steps_per_epoch, self.placement.device)
+        self.evaluation_seconds, self.evaluated_at = 0.0, 0.0
+        self.told_of_chance = False
         self._held: dict[str, HeldImages] = {}
         self._resumed_at, self._earlier_seconds = time.monotonic(), self.state.seconds
 
@@ -183,7 +207,8 @@ class Run:
 
     def held(self, name: str) -> HeldImages | None:
         """The images of a split in memory, opened when first asked for; None if they are large or many."""
-        split, preprocess = self.data.split(name), self.checkpoint.preprocess
+        preprocess = self.checkpoint.preprocess
+        split = self.validation if name == "val" else self.data.split(name)
         if not can_be_held(split, preprocess):
             return None
         if name not in self._held:
@@ -235,11 +260,51 @@ class Run:
         if self.total_steps:
             shares.append(self.state.step / self.total_steps)
         if self.recipe.minutes:
-            shares.append(self.state.seconds / (60 * self.recipe.minutes))
+            start = self.state.start_seconds
+            shares.append((self.state.seconds - start) / max(60 * self.recipe.minutes - start, 1e-9))
         return min(max(shares), 1.0)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of this step."""
+        return self.state.rate_share * learning_rate_at(self.progress, self.recipe)
+
+    @property
+    def is_tuning(self) -> bool:
+        """Whether the run begins from trained weights."""
+        return "base" in self.checkpoint.metadata
+
+    @property
+    def validation(self) -> Split:
+        """The images that evaluations look at; where time is the budget, as many as it allows.
+
+        In turns of the classes then, so that any first part is even over them.
+        """
+        split = self.data.split("val")
+        if not self.recipe.minutes:
+            return split
+        if split.multi_label:
+            order = np.random.default_rng(self.recipe.seed).permutation(len(split))
+        else:
+            order = in_turns(split, self.recipe.seed)
+        return split.take(order[: self.state.val_images or None])
+
+    def spend(self, seconds: float) -> None:
+        """Counts time that was spent on the run before it began."""
+        self._earlier_seconds += seconds
+        self.tick()
 
     def tick(self) -> None:
         self.state.seconds = self._earlier_seconds + time.monotonic() - self._resumed_at
+        if self.state.step <= _STARTING_STEPS:  # compiling, where there is any
+            self.state.start_seconds = min(self.state.seconds, 30 * (self.recipe.minutes or 0))
+
+    def watch(self, loss: Tensor) -> None:
+        """Takes a step's loss, where it means the same from step to step."""
+        recipe = self.recipe
+        grows = recipe.mix_passes or recipe.small_images
+        if self.is_tuning and not grows and recipe.optimizer != "schedule_free":
+            self.loss_watch.add(loss)
 
 
 # --- The run -------------------------------------------------------------------------------------
@@ -252,6 +317,7 @@ def train(
     *,
     resume: bool = False,
     reporter: Reporter | None = None,
+    spent: float = 0.0,
 ) -> Summary:
     """Trains `recipe` on `data` into `folder`.
 
@@ -261,6 +327,7 @@ def train(
         recipe: settings; those that are None are chosen from the data.
         resume: go on with the run in `folder`, with the recipe that it began with.
         reporter: told of the run's course.
+        spent: seconds of the budget that are gone already.
 
     Raises:
         VitralError: if the settings, the data or the folder cannot be used, the loss is lost, or
@@ -271,29 +338,82 @@ def train(
     run = _open_run(data, folder, recipe, reporter or Reporter(), resume=resume)
     if resume and run.progress >= 1:
         raise VitralError(f"{folder} is finished; name a larger budget to go on, for example epochs=")
+    run.spend(spent)
     with _deterministic(), stop_signal() as stop, advice_when_out_of_memory(run.images_at_a_time):
         run.memory = memory_need(run.model, run.images_at_a_time, run.placement)
         run.reporter.begin(run)
         try:
-            if run.recipe.probe_head and not run.state.step:
-                _probe_head(run)
-            finished = _loop(run, stop)
+            finished = _start(run, stop) and _loop(run, stop)
         finally:
             run.reporter.end()
     return _conclude(run, finished=finished)
 
 
-def _probe_head(run: Run) -> None:
+# --- The start -----------------------------------------------------------------------------------
+
+
+def _start(run: Run, stop: StopSignal) -> bool:
+    """What comes before the first step of tuning: a head, and how well it does. False: stopped meanwhile."""
+    if run.state.step or not run.is_tuning:
+        return True
+    try:
+        with stop.raises():
+            if run.recipe.probe_head:
+                _start_head(run)
+            _judge_start(run)
+    except Stopped:
+        run.tick()
+        save(run)
+        return False
+    run.tick()
+    return True
+
+
+def _start_head(run: Run) -> None:
     """A drawn head's first gradients spoil what the layers below have learnt (arXiv:2202.10054, §3)."""
-    images = few_shot(
-        run.data.split("train"), max(_PROBED_IMAGES // len(run.data.classes), 1), run.recipe.seed
-    )
+    train, minutes = run.data.split("train"), run.recipe.minutes
+    # Not the run's own seed, whose first epoch takes images in the same order: those that the head knows
+    # would come first, and the loss would seem to rise after them.
+    seed = run.recipe.seed + 1
+    images = few_shot(train, max(_head_images(run) // len(run.data.classes), 1), seed)
     classifier = Classifier(run.model, run.checkpoint.preprocess, run.data.classes, run.placement)
-    head, held_out_top1 = fitted_head(classifier, images, run.recipe.seed)
-    for model in (run.model.train(), run.average):
-        head.put_into(model)
-    judged = f", right on {held_out_top1:.1%} of those held out" if held_out_top1 is not None else ""
-    run.reporter.message(f"the head begins as a linear probe of {len(images):,} images{judged}")
+    found = fitted_head(
+        classifier,
+        images,
+        seed,
+        seconds=60 * minutes * _HEAD_SHARE if minutes else None,
+        on_images=lambda done, total: run.reporter.preparing("the head's start", done, total),
+    )
+    run.model.train()
+    if found is None:
+        run.reporter.message("no time for the head to begin as a linear probe: it begins at random")
+        return
+    for model in (run.model, run.average):
+        found.head.put_into(model)
+    judged = f", right on {found.held_out_top1:.1%} of those held out" if found.held_out_top1 else ""
+    run.reporter.message(f"the head begins as a linear probe of {found.images:,} images{judged}")
+
+
+def _head_images(run: Run) -> int:
+    """How many images a head may begin with: a step looks at an image three times as long."""
+    if run.total_steps is None:
+        return _PROBED_IMAGES
+    affordable = round(3 * _HEAD_SHARE * run.total_steps * (run.recipe.batch_size or 0))
+    return min(_PROBED_IMAGES, max(affordable, _LEAST_OF_A_CLASS * len(run.data.classes)))
+
+
+def _judge_start(run: Run) -> None:
+    """The start is the first candidate for the best weights, so that no run ends with worse."""
+    evaluation = _evaluate_split(run, "val")
+    _keep_if_best(run, evaluation)
+    _append_metrics(run, evaluation)
+    run.reporter.message(
+        f"before the first step: val loss {evaluation.loss:.3f} "
+        f"{evaluation.score_name} {evaluation.score:.1%}"
+    )
+
+
+# --- Steps ---------------------------------------------------------------------------------------
 
 
 def _loop(run: Run, stop: StopSignal) -> bool:
@@ -302,12 +422,13 @@ def _loop(run: Run, stop: StopSignal) -> bool:
         for batch in batches:
             run.damage.add(batch)
             if len(batch.labels):
-                step(run, batch)
+                run.watch(step(run, batch))
             run.state.step += 1
             run.tick()
             run.reporter.step(run)
             done = run.progress >= 1
-            if done or run.state.step % run.steps_between_evaluations == 0:
+            _mind_the_loss(run)
+            if done or _evaluation_is_due(run):
                 _finish_epoch(run)
             if done or stop.requested or _checkpoint_is_due(run):
                 save(run)
@@ -316,8 +437,12 @@ def _loop(run: Run, stop: StopSignal) -> bool:
     raise AssertionError("training batches never end")
 
 
-def step(run: Run, batch: Batch) -> None:
-    """One update: forward, loss, backward for each part of the batch; clip, optimizer, averaged weights."""
+def step(run: Run, batch: Batch) -> Tensor:
+    """One update: forward, loss, backward for each part of the batch; clip, optimizer, averaged weights.
+
+    Gives the mean loss of the batch, on the device.
+    """
+    mean_loss = torch.zeros((), device=run.placement.device)
     with seeded(run.recipe.seed, run.state.step, device=run.placement.device):
         images_BCHW = run.sized(run.placement.put(batch.images))
         images_BCHW, targets_BL = run.mixed(images_BCHW, run.placement.put(batch.labels))
@@ -325,14 +450,17 @@ def step(run: Run, batch: Batch) -> None:
             with run.placement.autocast():
                 heads = run.forward(images_PCHW)
             loss = run.objective(heads, targets_PL, images_PCHW)
-            (loss * (len(images_PCHW) / len(images_BCHW))).backward()
+            share = len(images_PCHW) / len(images_BCHW)
+            (loss * share).backward()
+            mean_loss += share * loss.detach()
             run.recent.add(loss.detach(), _hits(run, heads[0], targets_PL), len(targets_PL))
     if run.recipe.clip_norm:
         nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
-    set_learning_rate(run.optimizer, learning_rate_at(run.progress, run.recipe))
+    set_learning_rate(run.optimizer, run.learning_rate)
     run.optimizer.step()
     run.optimizer.zero_grad()
     update_average(run)
+    return mean_loss
 
 
 def _hits(run: Run, logits_PL: Tensor, targets_PL: Tensor) -> Tensor:
@@ -346,19 +474,68 @@ def _hits(run: Run, logits_PL: Tensor, targets_PL: Tensor) -> Tensor:
     return (likeliest_P == targets_PL.argmax(1)).sum()
 
 
+def _evaluation_is_due(run: Run) -> bool:
+    """At the end of an epoch; where time is the budget, evaluations take a tenth of it at most."""
+    if run.state.step % run.steps_between_evaluations:
+        return False
+    since = run.state.seconds - run.evaluated_at
+    return not run.recipe.minutes or since >= run.evaluation_seconds / _EVALUATIONS_SHARE
+
+
 def _finish_epoch(run: Run) -> None:
     """Evaluates the averaged weights and keeps them if they are the best so far."""
     _refuse_lost(run)
     _take_optimizers_average(run)
     evaluation = _evaluate_split(run, "val")
+    _keep_if_best(run, evaluation)
+    _append_metrics(run, evaluation)
+    run.reporter.epoch(run, evaluation)
+    run.recent = RunningMean()
+    if isinstance(evaluation, Evaluation):
+        _tell_if_at_chance(run, evaluation)
+
+
+def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
+    """Once, after a third of the budget: whoever always names the commonest class does as well."""
+    if run.told_of_chance or run.progress < _THIRD:
+        return
+    run.told_of_chance = True
+    chance = max(result.n for result in evaluation.per_class.values()) / evaluation.n
+    noise = math.sqrt(chance * (1 - chance) / evaluation.n)
+    if evaluation.top1 <= chance + 2 * noise:
+        run.reporter.message(
+            f"after {run.progress:.0%} of the budget the model is no better than chance ({chance:.1%}): "
+            f"see that the labels fit the images, lower learning_rate (now {run.recipe.learning_rate:g}), "
+            "or begin with a published model (model=auto)"
+        )
+
+
+def _keep_if_best(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
     if (evaluation.merit, -evaluation.loss) > (run.state.best_merit, -run.state.best_loss):
         run.state.best_top1, run.state.best_loss = evaluation.score, evaluation.loss
         run.state.best_merit = evaluation.merit
         run.state.best_step = run.state.step
         save_checkpoint(run.folder, _averaged_checkpoint(run))
-    _append_metrics(run, evaluation)
-    run.reporter.epoch(run, evaluation)
-    run.recent = RunningMean()
+
+
+def _mind_the_loss(run: Run) -> None:
+    """Lowers the rate of a run from trained weights whose loss rises, and goes back to the best weights."""
+    watch = run.loss_watch
+    if not watch.is_full or not watch.rose():
+        return
+    assert watch.lowest is not None
+    assert watch.latest is not None
+    if run.progress < (run.recipe.warmup or 0) or run.state.best_merit < 0:
+        return
+    run.state.rate_share *= _LOWERED
+    best = load_checkpoint(run.folder).model.to(run.placement.device)
+    for model in (run.model, run.average):
+        put_into(model, best)
+    run.optimizer.forget()
+    run.reporter.message(
+        f"the loss rose from {watch.lowest.mean:.2f} to {watch.latest.mean:.2f} in {watch.window} steps: "
+        f"back to the weights of step {run.state.best_step}, at {run.state.rate_share:.2g} of the rate"
+    )
 
 
 def _refuse_lost(run: Run) -> None:
@@ -401,29 +578,56 @@ def _conclude(run: Run, *, finished: bool) -> Summary:
 def _evaluate_split(run: Run, name: str, temperature: float = 1.0) -> Evaluation | MultiLabelEvaluation:
     # The test images are looked at once.
     held = run.held(name) if name == "val" else None
+    limited = name == "val" and run.recipe.minutes and not run.state.val_images
+    size = _FIRST_EVALUATION_BATCH if limited else EVALUATION_BATCH
     if held:
-        batches = held.evaluation_batches(EVALUATION_BATCH)
+        batches = held.evaluation_batches(size)
     else:
-        batches = _evaluation_batches(run, run.data.split(name))
+        batches = _evaluation_batches(run, run.validation if name == "val" else run.data.split(name), size)
+    if limited:
+        batches = _while_time_allows(run, batches)
+    begun = time.monotonic()
     if run.data.multi_label:
-        return evaluate_multi_label(run.average, batches, run.data.classes, run.placement, run.damage.add)
-    return evaluate(
-        run.average, batches, run.data.classes, run.placement, run.damage.add, temperature=temperature
-    )
+        evaluation = evaluate_multi_label(
+            run.average, batches, run.data.classes, run.placement, run.damage.add
+        )
+    else:
+        evaluation = evaluate(
+            run.average, batches, run.data.classes, run.placement, run.damage.add, temperature=temperature
+        )
+    run.tick()
+    run.evaluation_seconds, run.evaluated_at = time.monotonic() - begun, run.state.seconds
+    return evaluation
+
+
+def _while_time_allows(run: Run, batches: Generator[Batch]) -> Generator[Batch]:
+    """The first of the batches: as many as a share of the budget takes. Later evaluations take as many."""
+    total, done = len(run.validation), 0
+    end = time.monotonic() + 60 * (run.recipe.minutes or 0) * _VALIDATION_SHARE
+    with closing(batches):
+        for batch in batches:
+            yield batch
+            done += len(batch.labels) + len(batch.damaged)
+            run.reporter.preparing("validating", done, total)
+            if time.monotonic() > end and done >= min(_LEAST_VALIDATED, total):
+                break
+    run.state.val_images = done
+    if done < total:
+        run.reporter.message(f"time for {done:,} of the {total:,} validation images")
 
 
 def _calibrate(run: Run) -> Calibration | None:
     """Of the averaged weights, on the validation images; for softmax's probabilities only."""
     if run.data.multi_label:
         return None
-    images = sample(run.data.split("val"), CALIBRATION_IMAGES, run.recipe.seed)
+    images = sample(run.validation, CALIBRATION_IMAGES, run.recipe.seed)
     answers = answered(run.average, _evaluation_batches(run, images), run.placement, run.damage.add)
     return calibrate(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
 
 
-def _evaluation_batches(run: Run, split: Split) -> Generator[Batch]:
+def _evaluation_batches(run: Run, split: Split, size: int = EVALUATION_BATCH) -> Generator[Batch]:
     return evaluation_batches(
-        split, run.checkpoint.preprocess, batch_size=EVALUATION_BATCH, workers=run.recipe.workers or 0
+        split, run.checkpoint.preprocess, batch_size=size, workers=run.recipe.workers or 0
     )
 
 
@@ -521,9 +725,15 @@ class RunningMean:
 # --- The run on disk -----------------------------------------------------------------------------
 
 
-def _open_run(data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter, *, resume: bool) -> Run:
-    if (folder / RUN_FILE).exists() and not resume:
+def refuse_occupied(folder: Path) -> None:
+    """Raises VitralError if there is a run."""
+    if (folder / RUN_FILE).exists():
         raise VitralError(f"{folder} already holds a run; go on with --resume, or choose another --out")
+
+
+def _open_run(data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter, *, resume: bool) -> Run:
+    if not resume:
+        refuse_occupied(folder)
     if "val" not in data.splits:
         raise VitralError(f"{data.source} has no validation images; give a val folder, or val_fraction=0.2")
     recipe = resumed_recipe(folder, recipe) if resume else resolve(recipe, data, cpu_count())
@@ -534,7 +744,7 @@ def _open_run(data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter,
         _restore(run)
         _write_recipe(folder, recipe, data)  # a larger budget holds for the next resume too
         return run
-    _truncate_metrics(folder / "metrics.jsonl", 0)
+    _truncate_metrics(folder / "metrics.jsonl", -1)
     with seeded(recipe.seed):
         checkpoint = start(recipe, data.classes)
     if recipe.whiten and isinstance(checkpoint.model.embedding.stem, ConvStem):
@@ -610,6 +820,7 @@ def save(run: Run) -> None:
             "model": run.model.state_dict(),
             "average": run.average.state_dict(),
             "optimizer": run.optimizer.state_dict(),
+            "loss_watch": run.loss_watch.state_dict(),
             "state": asdict(run.state),
         },
         content,
@@ -632,6 +843,7 @@ def _restore(run: Run) -> None:
     run.model.load_state_dict(saved["model"])
     run.average.load_state_dict(saved["average"])
     run.optimizer.load_state_dict(saved["optimizer"])
+    run.loss_watch.load_state_dict(saved.get("loss_watch") or run.loss_watch.state_dict())
     run._earlier_seconds = run.state.seconds
     _truncate_metrics(run.folder / "metrics.jsonl", run.state.step)
 
@@ -641,11 +853,11 @@ def _append_metrics(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> 
         "step": run.state.step,
         "epoch": run.epoch,
         "seconds": round(run.state.seconds, 3),
-        "train_loss": run.recent.loss,
-        "train_accuracy": run.recent.accuracy,
+        "train_loss": run.recent.loss if run.state.step else None,
+        "train_accuracy": run.recent.accuracy if run.state.step else None,
         "val_loss": evaluation.loss,
         **{f"val_{name}": value for name, value in evaluation.metrics.items()},
-        "learning_rate": learning_rate_at(run.progress, run.recipe),
+        "learning_rate": run.learning_rate,
     }
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
