@@ -1,4 +1,4 @@
-"""`scripts/gpu` runs what fits, goes on after a failure and keeps each stage's results; none of it on a GPU."""
+"""`scripts/gpu` runs what fits, goes on after a failure and keeps each stage's results; here on a CPU."""
 
 import importlib.util
 import json
