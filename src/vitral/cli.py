@@ -375,8 +375,7 @@ def bench(  # noqa: PLR0913 - a command's options
         ),
     ] = False,
     peer: Annotated[
-        list[str] | None,
-        typer.Option(help="A library to compete, rather than all that are installed; can be repeated."),
+        list[str] | None, typer.Option(help="Compete with this library only; repeatable.")
     ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
