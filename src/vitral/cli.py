@@ -374,6 +374,9 @@ def bench(  # noqa: PLR0913 - a command's options
             "rather than all in one.",
         ),
     ] = False,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Compete with this library only; repeatable.")
+    ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
@@ -391,7 +394,9 @@ def bench(  # noqa: PLR0913 - a command's options
 
     placement = Placement.choose(device, precision)  # type: ignore[arg-type]
     command = shlex.join(["vitral", *sys.argv[1:]])
-    report = run(what, words or [], Settings(placement, rounds, compiled, apart, command, _warn))
+    report = run(
+        what, words or [], Settings(placement, rounds, compiled, apart, tuple(peer or ()), command, _warn)
+    )
     content = json.dumps(report.to_dict(), indent=1)
     if out is not None:
         write_atomically(out, f"{content}\n".encode())

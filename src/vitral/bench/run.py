@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from vitral import peers
 from vitral.bench import Report, Settings
 from vitral.bench.kernels import kernels
 from vitral.bench.models import infer, train
@@ -30,6 +31,9 @@ def run(benchmark: str, words: Sequence[str], settings: Settings) -> Report:
     """
     if settings.rounds < 1:
         raise VitralError(f"rounds={settings.rounds}: it is at least 1")
+    unknown = [name for name in settings.peers if name not in peers.LIBRARIES]
+    if unknown:
+        raise VitralError(f"peer={unknown[0]}: it is one of {', '.join(peers.LIBRARIES)}")
     if benchmark in _OF_MODELS:
         return _OF_MODELS[benchmark](choose_subject(benchmark, words, settings.placement), settings)
     if benchmark != "kernels":
