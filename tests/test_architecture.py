@@ -16,7 +16,9 @@ SOURCE = Path(vitral.__file__).parent
 # Lower floors first. A module imports only from floors below its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "peers", "process", "stopping"),
-    ("positions", "preprocess", "data", "config", "devices", "pictures"),
+    ("devices", "streams"),
+    ("workers",),
+    ("positions", "preprocess", "data", "config", "pictures"),
     ("blocks",),
     ("model", "augment"),
     ("variants", "checkpoints", "info"),

@@ -35,6 +35,7 @@ from vitral.data import (
 )
 from vitral.errors import ImageError, VitralError
 from vitral.preprocess import open_image
+from vitral.workers import Loading
 
 
 def png(grey: int = 0, size: tuple[int, int] = (3, 2)) -> bytes:
@@ -483,7 +484,7 @@ def greys(count: int) -> Split:
 def stream(steps: int, *, seed: int = 0, first_step: int = 0, workers: int = 0) -> list[Batch]:
     """Of 13 images in batches of 4: three steps an epoch, with one image left out."""
     batches = training_batches(
-        greys(13), noisy, batch_size=4, seed=seed, first_step=first_step, workers=workers
+        greys(13), noisy, batch_size=4, seed=seed, first_step=first_step, loading=Loading(workers)
     )
     return list(islice(batches, steps))
 
@@ -606,7 +607,7 @@ def repeated(
         seed=0,
         first_step=first_step,
         draw=Draw(repeats=repeats),
-        workers=workers,
+        loading=Loading(workers),
     )
     return list(islice(batches, steps))
 
@@ -649,13 +650,15 @@ def test_evaluation_sees_every_image_once_in_order() -> None:
 
 
 def test_evaluation_with_workers_keeps_the_order() -> None:
-    assert labels(list(evaluation_batches(greys(13), opened, batch_size=4, workers=2))) == list(range(13))
+    assert labels(list(evaluation_batches(greys(13), opened, batch_size=4, loading=Loading(2)))) == list(
+        range(13)
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damaged_images_are_left_out_and_named(workers: int) -> None:
     split = split_of(png(0), b"text", png(2), png(3)[:30], png(4))
-    first, second = evaluation_batches(split, opened, batch_size=3, workers=workers)
+    first, second = evaluation_batches(split, opened, batch_size=3, loading=Loading(workers))
     assert first.labels.tolist() == [0, 2]
     assert first.images.shape == (2, 3, 2, 3)
     assert [name for name, _ in (*first.damaged, *second.damaged)] == ["image 1", "image 3"]

@@ -184,9 +184,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     load_batches = evaluation_module.evaluation_batches
 
-    def watched(split: Any, transform: Any, *, batch_size: int, workers: int) -> Any:
+    def watched(split: Any, transform: Any, *, batch_size: int, loading: Any) -> Any:
         names.extend(split.names)
-        return load_batches(split, transform, batch_size=batch_size, workers=0)
+        return load_batches(split, transform, batch_size=batch_size)
 
     monkeypatch.setattr(evaluation_module, "evaluation_batches", watched)
     return names

@@ -251,7 +251,7 @@ def test_a_signal_ends_the_command_well_and_names_resume(
         time.sleep(0.01)
     send(process, number, to_group=to_group)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    assert process.returncode == 128 + number, err
     assert "Traceback" not in err
     stopped = re.match(r"stopped after step (\d+); go on with: vitral train .* --resume\n", out)
     assert stopped

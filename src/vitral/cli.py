@@ -8,13 +8,16 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitral.errors import VitralError
-from vitral.process import set_threads
+from vitral.process import keep_freed_memory, set_threads
+from vitral.stopping import Interrupted, ending_on_signals, exit_status
+from vitral.streams import OutputLost, command_streams, shown
 
 if TYPE_CHECKING:
     from vitral.checkpoints import Checkpoint
@@ -49,6 +52,10 @@ SettingsArgument = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that load images; by default as many as the machine suits."),
+]
 TtaOption = Annotated[
     str, typer.Option(help="none, or flip: the mean probabilities of each image and its mirror.")
 ]
@@ -79,6 +86,7 @@ def demo(
     from vitral import demo as demos
     from vitral.console import TrainingConsole, print_evaluation
 
+    keep_freed_memory()
     folder = _free_folder(out)
     result = demos.demo(folder, TrainingConsole())
     print_evaluation(result.evaluation, f"{folder} on the held-out fifth of the digits")
@@ -129,17 +137,18 @@ def train(
         print_groups(*groups_of(wanted, images))
         return
     assert out is not None
+    keep_freed_memory()
     summary = run_training(images, out, wanted, resume=resume, reporter=TrainingConsole())
     if not summary.finished:
         command = shlex.join(["vitral", "train", data, "--out", str(out), "--resume"])
         print(f"stopped after step {summary.steps}; go on with: {command}")
-        return
+        raise typer.Exit(exit_status(summary.stopped_by) if summary.stopped_by else 1)
     _print_summary(summary)
     print(f"model: {out}; try: vitral predict {out} IMAGE...")
 
 
 @app.command("eval")
-def evaluate(
+def evaluate(  # noqa: PLR0913 - a command's options
     model: ModelArgument,
     data: DataArgument,
     split: Annotated[
@@ -147,6 +156,7 @@ def evaluate(
     ] = None,
     json_output: JsonOption = False,
     max_damaged: Annotated[float, typer.Option(help="Share of unreadable images allowed.")] = 0.01,
+    workers: WorkersOption = None,
     tta: TtaOption = "none",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -162,7 +172,8 @@ def evaluate(
     classifier = _load(model, device, precision, tta)
     how = f"{classifier.placement}" + ("" if tta == "none" else f", test-time augmentation {tta}")
     with console.progress_bar("evaluating") as bar:
-        options = {"split": split, "max_damaged": max_damaged, "warn": _warn, "on_images": bar}
+        options: dict[str, Any] = {"split": split, "max_damaged": max_damaged, "workers": workers}
+        options |= {"warn": _warn, "on_images": bar}
         if classifier.multi_label:
             name, evaluation = evaluate_multi_label_classifier(classifier, data, **options)
         else:
@@ -223,7 +234,7 @@ def info(
 
 
 @app.command()
-def doctor(
+def doctor(  # noqa: PLR0913 - a command's options
     model: ModelArgument,
     data: DataArgument,
     split: Annotated[
@@ -231,6 +242,7 @@ def doctor(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Images at most, even over the classes.")] = 400,
     seed: Annotated[int, typer.Option(help="Of the choice of images.")] = 0,
+    workers: WorkersOption = None,
     json_output: JsonOption = False,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -241,7 +253,8 @@ def doctor(
 
     classifier = _load(model, device, precision)
     with progress_bar("examining") as bar:
-        diagnosis = diagnose(classifier, data, split=split, limit=limit, seed=seed, warn=_warn, on_images=bar)
+        options: dict[str, Any] = {"split": split, "limit": limit, "seed": seed, "workers": workers}
+        diagnosis = diagnose(classifier, data, **options, warn=_warn, on_images=bar)
     if json_output:
         print(json.dumps(diagnosis.to_dict()))
     else:
@@ -273,6 +286,7 @@ def probe(  # noqa: PLR0913 - a command's options
     cache: Annotated[
         Path | None, typer.Option(help="Folder for features; by default in $VITRAL_CACHE or ~/.cache/vitral.")
     ] = None,
+    workers: WorkersOption = None,
     json_output: JsonOption = False,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -289,7 +303,7 @@ def probe(  # noqa: PLR0913 - a command's options
     from vitral.probe import probe as run_probe
 
     asked = {"features": features, "per_class": per_class, "limit": limit, "seed": seed}
-    options = build(ProbeOptions, {**asked, "layers": tuple(layer or (-1,))})
+    options = build(ProbeOptions, {**asked, "workers": workers, "layers": tuple(layer or (-1,))})
     classifier = _load(model, device, precision, img_size=img_size)
     with progress_bar("features") as bar:
         result = run_probe(classifier, data, options, cache=cache, out=out, warn=_warn, on_images=bar)
@@ -485,7 +499,7 @@ def _print_summary(summary: "Summary") -> None:
 
 
 def _warn(message: str) -> None:
-    print(f"vitral: {message}", file=sys.stderr)
+    print(f"vitral: {shown(message)}", file=sys.stderr)
 
 
 def _free_folder(wanted: Path) -> Path:
@@ -502,8 +516,8 @@ def _print_prediction(prediction: "Prediction", *, as_json: bool) -> None:
         top = [{"label": label, "probability": value} for label, value in prediction.top]
         print(json.dumps({"image": prediction.image, "top": top, "error": prediction.error}))
     elif prediction.error is None:
-        labels = "  ".join(f"{label} {value:.1%}" for label, value in prediction.top)
-        print(f"{prediction.image}: {labels}")
+        labels = "  ".join(f"{shown(label)} {value:.1%}" for label, value in prediction.top)
+        print(f"{shown(prediction.image)}: {labels}")
     if prediction.error is not None:
         _warn(f"{prediction.image}: {prediction.error}")
 
@@ -525,7 +539,9 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
     """Labels, preprocessing, where the weights come from and under which licence."""
     metadata, labels = checkpoint.metadata, checkpoint.labels
     lines = [
-        f"{model}: {len(labels)} labels ({', '.join(labels[:5])}, ...)" if labels else f"{model}: no labels"
+        shown(f"{model}: {len(labels)} labels ({', '.join(labels[:5])}, ...)")
+        if labels
+        else f"{model}: no labels"
     ]
     lines.append(f"images: {checkpoint.preprocess}")
     options = checkpoint.model.config.embedding
@@ -544,12 +560,33 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
 def main() -> None:
     """The entry point: what a user can get wrong ends in one line."""
     set_threads()
+    with command_streams(), ending_on_signals():
+        status = _status()
+    sys.exit(status)
+
+
+def _status() -> int | str | None:
+    """Runs the command; 0 done, 1 failed with one line, 2 wrong usage, 128 + n ended by signal n."""
     try:
-        app()
-    except BrokenPipeError:
-        # The reader, such as `head`, has what it wanted.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        status = _ending(app)
+        return status or _ending(sys.stdout.flush)
+    except Interrupted as signal:  # it may come while the last line is printed
+        return signal.status
+
+
+def _ending(call: Callable[[], None]) -> int | str | None:
+    """The exit status of what is called, its error said in one line."""
+    try:
+        call()
+    except SystemExit as exit:
+        return exit.code
+    except Interrupted as signal:
+        _warn(str(signal))
+        return signal.status
+    except OutputLost as lost:
+        if not lost.quietly:  # else the reader, such as `head`, has what it wanted
+            _warn(str(lost))
+        return 1
     except Exception as error:
         if os.environ.get("VITRAL_DEBUG"):
             raise
@@ -561,4 +598,5 @@ def main() -> None:
                 "the output of the same command under VITRAL_DEBUG=1"
             )
         _warn(" ".join(text.split()))
-        sys.exit(1)
+        return 1
+    return 0

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vitral.errors import ImageError, VitralError
+from vitral.workers import Loading
 
 Transform = Callable[[Any], Tensor]
 
@@ -574,8 +574,16 @@ class Batch:
     labels: Tensor
     damaged: tuple[tuple[str, str], ...]
 
+    @property
+    def nbytes(self) -> int:
+        return self.images.nbytes + self.labels.nbytes
+
     def pin_memory(self) -> "Batch":
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.damaged)
+
+    def share_memory(self) -> "Batch":
+        """In memory that other processes see."""
+        return Batch(self.images.share_memory_(), self.labels.share_memory_(), self.damaged)
 
 
 @contextmanager
@@ -675,43 +683,23 @@ def training_batches(
     seed: int,
     first_step: int = 0,
     draw: Draw = Draw(),
-    workers: int = 0,
-    pin_memory: bool = False,
+    loading: Loading | None = None,
 ) -> Generator[Batch]:
     """Shuffled batches without end, the same for the same seed whatever the step it starts from."""
     batches = (
         [_key(epoch, *place) for place in zip(rows.tolist(), copies.tolist(), strict=True)]
         for epoch, rows, copies in endless_order(split.labels, batch_size, seed, first_step, draw)
     )
-    return _loader(_Images(split, transform, seed), batches, workers, pin_memory=pin_memory)
+    return (loading or Loading()).batches(_Images(split, transform, seed), batches, _collate)
 
 
 def evaluation_batches(
-    split: Split, transform: Transform, *, batch_size: int, workers: int = 0
+    split: Split, transform: Transform, *, batch_size: int, loading: Loading | None = None
 ) -> Generator[Batch]:
     """Every image once, in order."""
     keys = [(0, index) for index in range(len(split))]
     batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
-    return _loader(_Images(split, transform, 0), batches, workers, pin_memory=False)
-
-
-def _loader(dataset: _Images, batches: Any, workers: int, *, pin_memory: bool) -> Generator[Batch]:
-    # A generator, so that closing it ends the workers.
-    yield from DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=_worker_signals,
-        pin_memory=pin_memory,
-    )
-
-
-def _worker_signals(_: int) -> None:
-    # Ctrl-C, and the SIGTERM of `timeout`, reach every process of the group; the main one ends workers.
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    return (loading or Loading()).batches(_Images(split, transform, 0), batches, _collate)
 
 
 def _collate(items: list) -> Batch:

@@ -20,9 +20,10 @@ from vitral.data import (
     fingerprint,
     open_data,
 )
-from vitral.devices import Placement, cpu_count
+from vitral.devices import Placement
 from vitral.errors import VitralError
 from vitral.multilabel import MultiLabelEvaluation, MultiLabelOutcomes
+from vitral.workers import Loading, worker_count
 
 CALIBRATION_BINS = 15
 
@@ -221,6 +222,7 @@ def evaluate_classifier(
     split: str | None = None,
     batch_size: int = 256,
     max_damaged: float = 0.01,
+    workers: int | None = None,
     warn: Callable[[str], None] = lambda _: None,
     on_images: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[str, Evaluation]:
@@ -236,6 +238,7 @@ def evaluate_classifier(
             images (those held out of the run's own data), else all.
         batch_size: images at a time.
         max_damaged: share of unreadable images past which to give up.
+        workers: processes that load images; None: as many as the machine suits.
         warn: told of each damaged image and of doubts about the split.
         on_images: told how many images are done, of how many.
 
@@ -248,7 +251,14 @@ def evaluate_classifier(
             "a multi-label model has no accuracy; evaluate it with evaluate_multi_label_classifier"
         )
     name, images = choose_split(classifier, source, split, warn)
-    answers = _classifier_answers(classifier, images, batch_size, max_damaged, warn, on_images)
+    answers = _classifier_answers(
+        classifier,
+        images,
+        batch_size,
+        DamageCount(len(images), max_damaged, warn),
+        Loading(worker_count(workers), warn),
+        on_images,
+    )
     outcomes = Outcomes.merge(Outcomes.of(answer_BL, labels_B) for answer_BL, labels_B in answers)
     return name, Evaluation.of(outcomes, classifier.labels)
 
@@ -260,6 +270,7 @@ def evaluate_multi_label_classifier(
     split: str | None = None,
     batch_size: int = 256,
     max_damaged: float = 0.01,
+    workers: int | None = None,
     warn: Callable[[str], None] = lambda _: None,
     on_images: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[str, MultiLabelEvaluation]:
@@ -267,7 +278,14 @@ def evaluate_multi_label_classifier(
     if not classifier.multi_label:
         raise VitralError("this model gives one class an image; evaluate it with evaluate_classifier")
     name, images = choose_split(classifier, source, split, warn)
-    answers = _classifier_answers(classifier, images, batch_size, max_damaged, warn, on_images)
+    answers = _classifier_answers(
+        classifier,
+        images,
+        batch_size,
+        DamageCount(len(images), max_damaged, warn),
+        Loading(worker_count(workers), warn),
+        on_images,
+    )
     parts = [MultiLabelOutcomes.of(answer_BL, labels_BL) for answer_BL, labels_BL in answers]
     return name, MultiLabelEvaluation.of(MultiLabelOutcomes.merge(parts), classifier.labels)
 
@@ -276,12 +294,11 @@ def _classifier_answers(
     classifier: Classifier,
     images: Split,
     batch_size: int,
-    max_damaged: float,
-    warn: Callable[[str], None],
+    damage: DamageCount,
+    loading: Loading,
     on_images: Callable[[int, int], None],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logarithms of probabilities (B, L), and labels, batch by batch."""
-    damage = DamageCount(len(images), max_damaged, warn)
     done = 0
 
     def on_batch(batch: Batch) -> None:
@@ -290,7 +307,7 @@ def _classifier_answers(
         done += len(batch.labels) + len(batch.damaged)
         on_images(done, len(images))
 
-    batches = evaluation_batches(images, classifier.preprocess, batch_size=batch_size, workers=cpu_count())
+    batches = evaluation_batches(images, classifier.preprocess, batch_size=batch_size, loading=loading)
     return answered(classifier.log_probabilities, batches, classifier.placement, on_batch)
 
 

@@ -25,6 +25,7 @@ from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, Outcomes
 from vitral.features import PooledFeatures, cache_folder, extract, poolings
 from vitral.model import Pooling, VisionTransformer
+from vitral.workers import Loading, worker_count
 
 # Of half the squared weights of standardized features, beside the mean cross-entropy.
 PENALTIES = tuple(10.0 ** (step / 2) for step in range(-8, 3))
@@ -46,6 +47,7 @@ class ProbeOptions:
     limit: int | None = None  # images of any split at most, even over classes; with per_class, of the judge
     seed: int = 0  # of what is held out and drawn
     max_damaged: float = 0.01  # share of unreadable images past which to give up
+    workers: int | None = None  # processes that load images; None: as many as the machine suits
 
     def __post_init__(self) -> None:
         for name in ("per_class", "limit"):
@@ -131,15 +133,16 @@ def probe(
         )
     judged_name, parts = _parts(data, options)
     damage = DamageCount(sum(map(len, parts)), options.max_damaged, warn)
-    folder = cache_folder(cache)
+    folder, loading = cache_folder(cache), Loading(worker_count(options.workers), warn)
+    how: dict[str, Any] = {"damage": damage, "on_images": on_images, "loading": loading}
 
     def features_of(split: Split) -> PooledFeatures:
-        found = extract(classifier, split, options.layers, folder, damage=damage, on_images=on_images)
+        found = extract(classifier, split, options.layers, folder, **how)
         if found.cached:
             warn(f"the features of {found.cached:,} of {len(split):,} images were in {folder}")
         return found
 
-    labelled = _Labelled([features_of(split) for split in parts[:-1]], data.classes, options.seed)
+    labelled = _Labelled([*map(features_of, parts[:-1])], data.classes, options.seed)
     linear, head = _fit_linear(labelled, kinds[0], options.layers)
     neighbours = _choose(labelled, kinds[1], options.layers, _NEIGHBOURS)
     judged = features_of(parts[-1])
@@ -154,13 +157,16 @@ def probe(
     )
 
 
-def fitted_head(classifier: Classifier, split: Split, seed: int) -> tuple["LinearHead", float | None]:
+def fitted_head(
+    classifier: Classifier, split: Split, seed: int, loading: Loading | None = None
+) -> tuple["LinearHead", float | None]:
     """The linear probe of what the model's own head sees, and its accuracy on images held out meanwhile.
 
     Raises:
         VitralError: if a class has no image that can be read.
     """
-    features = extract(classifier, split, (-1,), cache_folder(), damage=DamageCount(len(split), 1.0, _ignore))
+    damage = DamageCount(len(split), 1.0, _ignore)
+    features = extract(classifier, split, (-1,), cache_folder(), damage=damage, loading=loading)
     labelled = _Labelled([features], classifier.labels, seed)
     choice, head = _fit_linear(labelled, classifier.model.config.pooling, (-1,))
     return head, choice.held_out_top1

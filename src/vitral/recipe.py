@@ -17,6 +17,7 @@ from vitral.errors import VitralError
 from vitral.model import Pooling, VisionTransformer
 from vitral.preprocess import Preprocess
 from vitral.variants import configure, parse
+from vitral.workers import worker_count
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -200,8 +201,7 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
         "rand_augment": 9.0 if few and data.mirror_safe else 0.0,
         "loss": "binary" if data.multi_label else "cross_entropy",
         "batch_size": min(int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 64)), len(train)),
-        # On two cores, loading in the training process itself was faster (docs/log.md, 2026-11-22).
-        "workers": 0 if cpu_count <= 2 else min(cpu_count - 1, 8),
+        "workers": worker_count(cores=cpu_count),
     }
     if recipe.trained != "all":
         choices["learning_rate"] *= _FEWER_WEIGHTS_FASTER

@@ -62,10 +62,10 @@ from vitral.optim import (
 )
 from vitral.preprocess import Preprocess, open_image
 from vitral.probe import fitted_head
-from vitral.process import keep_freed_memory
 from vitral.recipe import Recipe, resolve, start
 from vitral.recipes import RUN_FILE
-from vitral.stopping import StopSignal, stop_signal
+from vitral.stopping import Stopped, StopSignal, stop_signal
+from vitral.workers import Loading
 
 EVALUATION_BATCH = 256
 # Of the images that a stem's first filters are computed from: a patch has 27 numbers for each.
@@ -116,6 +116,7 @@ class Summary:
     test: dict[str, Any] | None  # the evaluation of the test split, if there is one
     calibration: dict[str, Any] | None = None  # `Calibration`, on the validation images; None: too few
     val_mean_average_precision: float | None = None  # of multi-label data
+    stopped_by: int | None = None  # the number of a signal that asked to stop
 
 
 @dataclass
@@ -152,6 +153,7 @@ class Run:
         )
         self.recent = RunningMean()
         self._held: dict[str, HeldImages] = {}
+        self.loading = Loading(self.recipe.workers or 0, self.reporter.message)
         self._resumed_at, self._earlier_seconds = time.monotonic(), self.state.seconds
 
     def _forward(self) -> Callable[[Tensor], list[Tensor]]:
@@ -181,7 +183,7 @@ class Run:
         assert self.recipe.batch_size is not None
         return math.ceil(self.recipe.batch_size / self.recipe.accumulate)
 
-    def held(self, name: str) -> HeldImages | None:
+    def held(self, name: str, stop: StopSignal | None = None) -> HeldImages | None:
         """The images of a split in memory, opened when first asked for; None if they are large or many."""
         split, preprocess = self.data.split(name), self.checkpoint.preprocess
         if not can_be_held(split, preprocess):
@@ -189,8 +191,8 @@ class Run:
         if name not in self._held:
             if len(split) > _TOLD_IMAGES:
                 self.reporter.message(f"opening {len(split):,} images")
-            device, workers = self.placement.device, self.recipe.workers or 0
-            self._held[name] = HeldImages.open(split, preprocess, device, workers)
+            loading = replace(self.loading, stop=stop)
+            self._held[name] = HeldImages.open(split, preprocess, self.placement.device, loading)
         return self._held[name]
 
     def parts(self, tensor_B: Tensor) -> tuple[Tensor, ...]:
@@ -267,7 +269,6 @@ def train(
             torchrun started several processes.
     """
     _refuse_several_processes()
-    keep_freed_memory()
     run = _open_run(data, folder, recipe, reporter or Reporter(), resume=resume)
     if resume and run.progress >= 1:
         raise VitralError(f"{folder} is finished; name a larger budget to go on, for example epochs=")
@@ -278,9 +279,12 @@ def train(
             if run.recipe.probe_head and not run.state.step:
                 _probe_head(run)
             finished = _loop(run, stop)
+        except Stopped:  # while a batch was waited for
+            save(run)
+            finished = False
         finally:
             run.reporter.end()
-    return _conclude(run, finished=finished)
+    return replace(_conclude(run, finished=finished), stopped_by=stop.number)
 
 
 def _probe_head(run: Run) -> None:
@@ -298,7 +302,7 @@ def _probe_head(run: Run) -> None:
 
 def _loop(run: Run, stop: StopSignal) -> bool:
     """Steps until the budget is spent (True) or a signal comes (False)."""
-    with closing(_training_batches(run)) as batches:
+    with closing(_training_batches(run, stop)) as batches:
         for batch in batches:
             run.damage.add(batch)
             if len(batch.labels):
@@ -423,15 +427,18 @@ def _calibrate(run: Run) -> Calibration | None:
 
 def _evaluation_batches(run: Run, split: Split) -> Generator[Batch]:
     return evaluation_batches(
-        split, run.checkpoint.preprocess, batch_size=EVALUATION_BATCH, workers=run.recipe.workers or 0
+        split, run.checkpoint.preprocess, batch_size=EVALUATION_BATCH, loading=run.loading
     )
 
 
-def _training_batches(run: Run) -> Generator[Batch]:
+def _training_batches(run: Run, stop: StopSignal | None = None) -> Generator[Batch]:
+    """Without end; a `stop` that comes while one is waited for raises Stopped."""
     recipe = run.recipe
     assert recipe.batch_size is not None
+    pin_memory = run.placement.device.type == "cuda"
+    loading = replace(run.loading, stop=stop, pin_memory=pin_memory)
     draw = Draw(balanced=recipe.sampling == "balanced", repeats=recipe.repeats)
-    if recipe.augmentation.only_moves and (held := run.held("train")):
+    if recipe.augmentation.only_moves and (held := run.held("train", stop)):
         return held.training_batches(
             recipe.augmentation,
             batch_size=recipe.batch_size,
@@ -449,8 +456,7 @@ def _training_batches(run: Run) -> Generator[Batch]:
         seed=recipe.seed,
         first_step=run.state.step,
         draw=draw,
-        workers=recipe.workers or 0,
-        pin_memory=run.placement.device.type == "cuda",
+        loading=loading,
     )
 
 
