@@ -43,7 +43,7 @@ class StopSignal:
 
     requested: bool = False
     number: int | None = None  # of the signal that asked
-    _waited_for: bool = False
+    _raising: bool = False
 
     def check(self) -> None:
         """Raises Stopped if a stop was asked for."""
@@ -51,18 +51,18 @@ class StopSignal:
             raise Stopped
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Inside, a signal raises Stopped at once: for waits in which nothing can look at `requested`."""
+    def raises(self) -> Iterator[None]:
+        """Inside, a stop raises Stopped wherever the main thread is, in a library's work too."""
         self.check()
-        self._waited_for = True
+        self._raising = True
         try:
             yield
         finally:
-            self._waited_for = False
+            self._raising = False
 
-    def ask(self, number: int) -> None:
+    def request(self, number: int | None = None) -> None:
         self.requested, self.number = True, number
-        if self._waited_for:
+        if self._raising:
             self.check()
 
 
@@ -78,7 +78,7 @@ def stop_signal() -> Iterator[StopSignal]:
         if number == signal.SIGINT and stop.requested:
             before = previous.get(number)
             return before(number, None) if callable(before) else signal.default_int_handler(number, None)
-        return stop.ask(number)
+        return stop.request(number)
 
     with _handled_by(request) as previous:
         yield stop

@@ -132,7 +132,7 @@ class Loading:
                 workers._shutdown_workers()
 
     def _heeding(self) -> Any:
-        return nullcontext() if self.stop is None else self.stop.waiting()
+        return nullcontext() if self.stop is None else self.stop.raises()
 
     def _do_without(self, reason: str) -> None:
         self.workers = 0
