@@ -15,11 +15,12 @@ SOURCE = Path(vitral.__file__).parent
 
 # Lower floors first. A module imports only from floors below its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "peers", "process", "stopping"),
+    ("errors", "limits", "peers", "process", "spelling", "stopping"),
     ("positions", "preprocess", "data", "config", "devices", "pictures"),
     ("blocks",),
     ("model", "augment"),
     ("variants", "checkpoints", "info"),
+    ("mistakes",),
     ("classifier", "recipe", "multilabel", "held"),
     ("evaluate", "optim", "adapt", "objective", "memory", "recipes", "bench"),
     ("calibrate", "features"),

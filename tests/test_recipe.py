@@ -221,7 +221,7 @@ def test_a_setting_within_a_group_leaves_the_rest_as_the_model_has_it(tmp_path: 
 @pytest.mark.parametrize(
     ("architecture", "text"),
     [
-        ({"depth": 3}, "there is no setting 'depth'; did you mean '"),
+        ({"depth": 3}, "there is no setting 'depth'"),
         ({"num_layers": "few"}, "num_layers='few': input should be a valid integer"),
         ({"layer": 3}, "layer=3: input should be"),
         ({"layer.attention.relative_start": "far"}, "layer.attention.relative_start='far': input should be"),
