@@ -15,7 +15,7 @@ SOURCE = Path(vitral.__file__).parent
 
 # Lower floors first. A module imports only from floors below its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "limits", "peers", "process", "spelling", "stopping"),
+    ("errors", "limits", "peers", "plainjson", "process", "spelling", "stopping"),
     ("positions", "preprocess", "data", "config", "devices", "pictures"),
     ("blocks",),
     ("model", "augment"),
@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("calibrate", "features"),
     ("doctor", "probe"),
     ("train",),
-    ("console", "demo"),
+    ("console", "demo", "options", "usage"),
     ("cli",),
     ("__main__",),
 )

@@ -15,11 +15,10 @@ from PIL import Image
 from vitral.checkpoints import write_atomically
 from vitral.data import Images, Split
 from vitral.errors import ImageError, VitralError
+from vitral.limits import LIST_SUFFIXES, SHEET_SUFFIXES
 from vitral.pictures import prediction_sheet
 from vitral.preprocess import open_image
 
-LIST_SUFFIXES = (".csv", ".json")
-SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _PICTURED = 100
 _COLUMNS = ("path", "truth", "answer", "probability")
 
@@ -131,8 +130,8 @@ def find_mistakes(
 
 
 def refuse_unwritable(file: Path, suffixes: Sequence[str]) -> None:
-    """Raises VitralError if no file of one of the suffixes can be written there."""
-    if file.suffix.lower() not in suffixes:
+    """Raises VitralError if no file of one of the suffixes, if any are named, can be written there."""
+    if suffixes and file.suffix.lower() not in suffixes:
         listed = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
         raise VitralError(f"{str(file)!r} does not end in {listed}, which says what is written")
     if file.is_dir():
