@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset
 
 from vitral.classifier import Classifier
 from vitral.data import (
+    SPLITS,
     Batch,
     DamageCount,
     ImageData,
@@ -383,6 +384,11 @@ def choose_split(
         if wanted is None and "test" not in data.splits and not same:
             data, wanted = open_data(source, val_fraction=0), "all"
     name = wanted or ("test" if "test" in data.splits else "val")
+    if name not in (*data.splits, "all"):
+        others = [split for split in SPLITS if split in data.splits or (split == "val" and name == "test")]
+        raise VitralError(
+            f"{source} has no {name!r} split; it has {', '.join(map(repr, others))}; 'all' takes every image"
+        )
     images = _all_images(data) if name == "all" else data.split(name)
     return name, _relabelled(images, data.classes, classifier.labels)
 

@@ -28,11 +28,12 @@ def _off_or_more(value: float) -> float:
 
 
 # Numbers beyond these ranges cannot be meant; they would hang, fill the memory or overflow.
-Steps = Annotated[int, Field(ge=1, le=10**9)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Batch = Annotated[int, Field(ge=limits.BATCH[0], le=limits.BATCH[1])]
 Pixels = Annotated[int, Field(ge=limits.PIXELS[0], le=limits.PIXELS[1])]
 Budget = Annotated[float, Field(ge=0.001, le=10**6)]  # in epochs or minutes
-Rate = Annotated[float, Field(ge=1e-12)]
+Positive = Annotated[float, Field(ge=1e-12)]
+NotNegative = Annotated[float, Field(ge=0, le=10**6)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Whole = Annotated[float, Field(ge=0, le=1)]  # a share that may be all
 Part = Annotated[float, Field(ge=0.01, le=1)]  # a share that may not be nothing
@@ -65,11 +66,11 @@ class Recipe:
 
     # The budget: the first of these that is reached ends the run, and the schedule is laid out for it.
     epochs: Budget | None = None
-    steps: Steps | None = None
+    steps: Count | None = None
     minutes: Budget | None = None
 
     optimizer: OptimizerName | None = None
-    learning_rate: Rate | None = None  # at its peak
+    learning_rate: Positive | None = None  # at its peak
     learning_rate_batch: Batch | None = None  # batch that it is meant for; None: for any. Scaled linearly
     schedule: Schedule | None = None
     warmup: Share | None = None  # share of the budget over which the learning rate rises from 0
@@ -116,13 +117,13 @@ class Recipe:
     mixup: Strength = 0.0  # alpha; 0 is off
     cutmix: Strength | None = None  # alpha; 0 is off. With both on, each batch takes one by chance
     # Passes over the images after which every batch is mixed; until then the probability grows evenly.
-    mix_passes: Annotated[float, Field(ge=0, le=10**6)] | None = None
+    mix_passes: NotNegative | None = None
 
     val_fraction: Share = 0.2  # held out where the data has no validation split
     max_damaged: Share = 0.01  # share of unreadable images past which the run stops
     seed: Annotated[int, Field(ge=limits.SEED[0], le=limits.SEED[1])] = 0
-    eval_epochs: Steps = 1  # passes between evaluations; on a GPU one may take less than a second
-    checkpoint_steps: Steps | None = None  # between checkpoints to resume from; None: an epoch
+    eval_epochs: Count = 1  # passes between evaluations; on a GPU one may take less than a second
+    checkpoint_steps: Count | None = None  # between checkpoints to resume from; None: an epoch
     # Processes that load images.
     workers: Annotated[int, Field(ge=limits.WORKERS[0], le=limits.WORKERS[1])] | None = None
     device: Device = "auto"
@@ -206,8 +207,22 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
         resolved = replace(resolved, probe_head=False)
     assert resolved.batch_size is not None
     if resolved.batch_size > len(train):
-        raise VitralError(f"batch_size={resolved.batch_size} is more than the {len(train)} training images")
+        raise VitralError(_batch_too_large(resolved, len(train), choices["batch_size"]))
     return resolved
+
+
+def _batch_too_large(recipe: Recipe, images: int, usual: int) -> str:
+    most = 2 ** (images.bit_length() - 1)
+    usual = min(usual, most)
+    more = f", or {most} at most" if most > usual else ""
+    if recipe.learning_rate_batch is None:
+        rate = f"learning_rate stays {recipe.learning_rate:g} unless you change it"
+    else:
+        rate = f"the learning rate, {recipe.learning_rate:g} for {recipe.learning_rate_batch:,}, follows by itself"
+    return (
+        f"batch_size={recipe.batch_size} is more than the {images:,} training images; "
+        f"set batch_size={usual}, as Vitral would here{more}; {rate}"
+    )
 
 
 def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count: int) -> dict[str, Any]:
