@@ -218,7 +218,9 @@ def _batch_too_large(recipe: Recipe, images: int, usual: int) -> str:
     if recipe.learning_rate_batch is None:
         rate = f"learning_rate stays {recipe.learning_rate:g} unless you change it"
     else:
-        rate = f"the learning rate, {recipe.learning_rate:g} for {recipe.learning_rate_batch:,}, follows by itself"
+        rate = (
+            f"learning_rate, {recipe.learning_rate:g} for {recipe.learning_rate_batch:,}, follows by itself"
+        )
     return (
         f"batch_size={recipe.batch_size} is more than the {images:,} training images; "
         f"set batch_size={usual}, as Vitral would here{more}; {rate}"

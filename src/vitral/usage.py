@@ -71,4 +71,4 @@ def _name(param: Any, hint: str | Sequence[str] | None) -> str:
     if param is None:
         return "a word"
     longest: str = max(param.opts, key=len)
-    return longest if longest.startswith("-") else (param.metavar or longest).upper()
+    return longest if longest.startswith("-") else param.metavar or longest.upper()
