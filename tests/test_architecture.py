@@ -15,19 +15,20 @@ SOURCE = Path(vitral.__file__).parent
 
 # Lower floors first. A module imports only from floors below its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "peers", "process", "stopping"),
+    ("errors", "limits", "peers", "plainjson", "process", "spelling", "stopping"),
     ("devices", "streams"),
     ("workers",),
     ("positions", "preprocess", "data", "config", "pictures"),
     ("blocks",),
     ("model", "augment"),
     ("variants", "checkpoints", "info"),
+    ("mistakes",),
     ("classifier", "recipe", "multilabel", "held"),
     ("evaluate", "optim", "adapt", "objective", "memory", "recipes", "bench"),
     ("calibrate", "features"),
     ("doctor", "probe"),
     ("train",),
-    ("console", "demo"),
+    ("console", "demo", "options", "usage"),
     ("cli",),
     ("__main__",),
 )

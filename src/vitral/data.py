@@ -242,7 +242,9 @@ def _by_class(labels: np.ndarray) -> list[np.ndarray]:
     With several classes an image, from the rarest class on; images of no class count as one more.
     """
     if labels.ndim == 1:
-        return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        # One sort, for a comparison with each class takes the square of many.
+        order = np.argsort(labels, kind="stable")
+        return np.split(order, np.unique(labels[order], return_index=True)[1][1:])
     shown = np.column_stack([labels, ~labels.any(1)])
     groups = [np.flatnonzero(column) for column in shown.T]
     return sorted((members for members in groups if len(members)), key=len)
@@ -277,9 +279,9 @@ def _turns(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A random order of the images, and of each image how many of its class come before it there."""
     order = np.random.default_rng(seed).permutation(len(split))
     turns = np.empty(len(split), dtype=np.int64)
-    for label in np.unique(split.labels):
-        members = order[split.labels[order] == label]
-        turns[members] = np.arange(len(members))
+    by_class = order[np.argsort(split.labels[order], kind="stable")]
+    _, firsts, counts = np.unique(split.labels[by_class], return_index=True, return_counts=True)
+    turns[by_class] = np.arange(len(split)) - np.repeat(firsts, counts)
     return order, turns
 
 
@@ -714,6 +716,8 @@ class DamageCount:
     """Names each damaged image once, and stops a run that meets too many."""
 
     def __init__(self, total: int, limit: float, warn: Callable[[str], None]) -> None:
+        if not 0 <= limit <= 1:
+            raise VitralError(f"max_damaged={limit}: it is a share of the images, from 0 to 1")
         self.total, self.limit, self.warn = total, limit, warn
         self.reasons: dict[str, str] = {}
 

@@ -13,6 +13,8 @@ from vitral.errors import VitralError
 # Kernels' own workspace, gradients in flight and fragmentation, on top of what autograd keeps: with it the
 # measured peaks of five runs were 0.9 to 1.4 of the estimate (docs/log.md, 2026-11-25).
 _MARGIN = 1.5
+# Of so many times the images there is room for any batch that one might want.
+_PLENTY = 4
 
 ADVICE = (
     "set accumulate=2 or more (the same step, computed in parts) or checkpoint_layers=true (a third slower), "
@@ -44,10 +46,10 @@ class MemoryNeed:
 
     def __str__(self) -> str:
         needed, free = (f"{value / 2**30:,.2f}" for value in (self.total, self.available))
-        line = (
-            f"memory: about {needed} of {free} GiB free; {self.images:,} images at a time "
-            f"({self.per_image / 2**20:,.1f} MiB each), room for {self.most_images:,}"
-        )
+        line = f"memory: about {needed} of {free} GiB free; {self.images:,} images at a time"
+        if self.most_images >= _PLENTY * self.images:
+            return line
+        line += f", room for {self.most_images:,}"
         return line if self.fits else f"{line}. That is too much: {ADVICE}"
 
 

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vitral.errors import VitralError
+from vitral.mistakes import Mistakes
 
 THRESHOLD = 0.5  # a class counts as predicted where its probability is above it
 _LEAST_LOG = -100.0  # as torch's binary_cross_entropy bounds the logarithm of what float32 rounds to 0
@@ -59,6 +60,7 @@ class MultiLabelEvaluation:
     exact_match: float  # share of the images whose classes are all right and complete
     loss: float  # mean binary cross-entropy over images and classes, nats
     per_class: dict[str, MultiLabelClassResult]
+    mistakes: Mistakes | None = field(default=None, repr=False, compare=False)  # if they were asked for
 
     @classmethod
     def of(cls, outcomes: MultiLabelOutcomes, classes: Iterable[str]) -> Self:
@@ -109,4 +111,7 @@ class MultiLabelEvaluation:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        del values["mistakes"]
+        return {**values, "per_class": {name: vars(result) for name, result in self.per_class.items()}}

@@ -8,18 +8,21 @@ on others.
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitral import limits
 from vitral.calibrate import calibrate
 from vitral.checkpoints import Checkpoint, save_checkpoint
 from vitral.classifier import Classifier
+from vitral.config import check
 from vitral.data import DamageCount, ImageData, Split, few_shot, fingerprint, open_data, sample
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, Outcomes
@@ -37,23 +40,30 @@ _FIT_STEPS = 1000
 _CHUNK = 1024  # queries at a time, for their similarities to all labelled images
 
 
+Images = Annotated[int, Field(ge=limits.IMAGES[0], le=limits.IMAGES[1])]
+Layer = Annotated[int, Field(ge=limits.LAYER[0], le=limits.LAYER[1])]
+
+
 @dataclass(frozen=True)
 class ProbeOptions:
     """What to probe, and on how much."""
 
     features: Pooling | None = None  # None: as the field does with such a model (`usual_features`)
-    layers: tuple[int, ...] = (-1,)  # the better of these is taken
-    per_class: int | None = None  # labelled images of each class; None: all
-    limit: int | None = None  # images of any split at most, even over classes; with per_class, of the judge
-    seed: int = 0  # of what is held out and drawn
-    max_damaged: float = 0.01  # share of unreadable images past which to give up
-    workers: int | None = None  # processes that load images; None: as many as the machine suits
+    layers: tuple[Layer, ...] = (-1,)  # the better of these is taken
+    per_class: Images | None = None  # labelled images of each class; None: all
+    limit: Images | None = (
+        None  # images of any split at most, even over classes; with per_class, of the judge
+    )
+    seed: Annotated[int, Field(ge=limits.SEED[0], le=limits.SEED[1])] = 0  # of what is held out and drawn
+    max_damaged: Annotated[float, Field(ge=0, le=1)] = (
+        0.01  # share of unreadable images past which to give up
+    )
+    workers: Annotated[int, Field(ge=0)] | None = (
+        None  # processes that load images; None: as many as the machine suits
+    )
 
     def __post_init__(self) -> None:
-        for name in ("per_class", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise VitralError(f"{name}={value}: it is a number of images, 1 at least")
+        check(self)
         if not self.layers:
             raise VitralError("no layer is named; -1 is the last")
 
@@ -92,7 +102,8 @@ class ProbeResult:
     neighbours: NeighboursResult
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        linear = {**vars(self.linear), "evaluation": self.linear.evaluation.to_dict()}
+        return {**vars(self), "linear": linear, "neighbours": vars(self.neighbours)}
 
 
 def probe(

@@ -8,6 +8,7 @@ from vitral.bench.models import infer, train
 from vitral.bench.start import start
 from vitral.bench.subject import Subject, choose_subject
 from vitral.errors import VitralError
+from vitral.limits import ROUNDS
 
 _OF_MODELS: dict[str, Callable[[Subject, Settings], Report]] = {
     "train": train,
@@ -28,8 +29,9 @@ def run(benchmark: str, words: Sequence[str], settings: Settings) -> Report:
     Raises:
         VitralError: if there is no such benchmark, or a word cannot be used.
     """
-    if settings.rounds < 1:
-        raise VitralError(f"rounds={settings.rounds}: it is at least 1")
+    low, high = ROUNDS
+    if not low <= settings.rounds <= high:
+        raise VitralError(f"rounds={settings.rounds}: it is from {low} to {high:,}")
     if benchmark in _OF_MODELS:
         return _OF_MODELS[benchmark](choose_subject(benchmark, words, settings.placement), settings)
     if benchmark != "kernels":
