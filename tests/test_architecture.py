@@ -16,6 +16,7 @@ SOURCE = Path(vitral.__file__).parent
 # Lower floors first. A module imports only from floors below its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "peers", "process", "stopping"),
+    ("image_files",),
     ("positions", "preprocess", "data", "config", "devices", "pictures"),
     ("blocks",),
     ("model", "augment"),
