@@ -17,6 +17,7 @@ SOURCE = Path(vitral.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "peers", "process", "stopping"),
     ("image_files",),
+    ("sources",),
     ("positions", "preprocess", "data", "config", "devices", "pictures"),
     ("blocks",),
     ("model", "augment"),

@@ -188,16 +188,18 @@ def predict(
     precision: PrecisionOption = "auto",
 ) -> None:
     """The likeliest labels of each image, a line an image."""
-    from vitral.data import find_images
+    from vitral.sources import find_images
 
-    files = find_images(images)
+    found = find_images(images)
+    for note in (*found.notes, *found.failures):
+        _warn(note)
     classifier = _load(model, device, precision, tta)
     failed = 0
-    for prediction in classifier.predictions(files, top=top, batch_size=batch_size):
+    for prediction in classifier.predictions(found.files, top=top, batch_size=batch_size):
         failed += prediction.error is not None
         _print_prediction(prediction, as_json=json_output)
-    if failed:
-        raise VitralError(f"{failed} of {len(files)} images could not be read")
+    if failed or found.failures:
+        raise VitralError(found.summary(failed))
 
 
 @app.command()

@@ -33,7 +33,12 @@ _PLUGINS = {
 _NAMES = "JPEG, PNG, GIF, WebP, TIFF, BMP, PPM, AVIF, JPEG 2000"
 # By which a file in a folder is known; of a file without a suffix the content is looked at.
 _SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".gif", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".avifs", ".jp2", ".j2k", ".jpx"]
+    f".{name}"
+    for names in (
+        ("jpg", "jpeg", "jpe", "jfif", "jif", "mpo", "png", "apng", "gif", "webp", "bmp", "tif", "tiff"),
+        ("ppm", "pgm", "pbm", "pnm", "avif", "avifs", "jp2", "j2k", "jpx"),
+    )
+    for name in names
 )
 _HEIF_SUFFIXES = frozenset([".heic", ".heif", ".hif"])
 _HEIF_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"])
@@ -43,7 +48,7 @@ HEIF_ADVICE = "install pillow-heif: pip install 'vitral[heif]'"
 # Pillow opens, 179 million pixels, of grey or colour, and not for eight copies of it.
 _ROOM_BYTES = 900_000_000
 # Bytes a pixel that a format's decoder takes beside the picture (docs/log.md, 2026-11-26).
-_DECODER_BYTES = {"WEBP": 12, "AVIF": 12, "JPEG2000": 16, "HEIF": 8, "TIFF": 1}
+_DECODER_BYTES = {"WEBP": 14, "AVIF": 8, "JPEG2000": 16, "HEIF": 8, "TIFF": 4}
 # Of a JPEG that is stored in several scans: each goes over all pixels. Libraries write some ten of them.
 _MOST_SCANNED_PIXELS = 2_000_000_000
 # Extensions of a GIF before its picture; Pillow joins their comments at a cost that grows with the square.
@@ -133,6 +138,13 @@ def why_not_read(error: Exception) -> str:
     return f"cannot be opened: {error.strerror or error}" if isinstance(error, OSError) else str(error)
 
 
+def why_not_list(error: OSError) -> str:
+    """The reason that a system gives for not listing a folder."""
+    if isinstance(error, PermissionError):
+        return "may not be listed: permission is missing"
+    return f"cannot be listed: {error.strerror or error}"
+
+
 # --- Opening ---------------------------------------------------------------------------------------
 
 
@@ -182,11 +194,15 @@ def _readable(source: Any) -> Any:
 
 def upright(image: Image.Image) -> Image.Image:
     """The picture as its orientation in EXIF or XMP says, where that can be read; else as it is."""
-    try:
-        method = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # of damaged metadata Pillow raises many kinds, and the pixels may be sound
-        return image
+    method = _turn(image)
     return image if method is None else image.transpose(method)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # of damaged metadata Pillow raises many kinds, and the pixels may be sound
+        return None
 
 
 _TURNS: dict[Any, Image.Transpose] = {
@@ -213,8 +229,9 @@ def _bytes_if_worth_it(image: Image.Image) -> int:
     result = 0 if image.mode == "RGB" and "transparency" not in image.info else 4
     # Of several scans libjpeg keeps every coefficient.
     decoder = 2 * len(image.getbands()) if scans > 1 else _DECODER_BYTES.get(image.format or "", 0)
+    turned = stored if image.format != "PNG" and _turn(image) else 0
     pixels = image.width * image.height
-    wanted, size = pixels * (stored + result + decoder), f"{image.width:,}x{image.height:,} pixels"
+    wanted, size = pixels * (stored + turned + result + decoder), f"{image.width:,}x{image.height:,} pixels"
     if wanted > _ROOM_BYTES:
         raise ImageError(
             f"is too large: to decode {size} of {image.format} takes some {wanted / 1e9:.1f} GB, more than "

@@ -23,7 +23,7 @@ CropRounding = Literal["even", "down"]
 
 # "shortest" makes 1x100,000 pixels 22 million wide: a few bytes in a file, 15 GB in memory.
 _MAX_RESIZED_PIXELS = 100_000_000
-_BAND_PIXELS = 4_000_000
+_BAND_PIXELS = 1_000_000
 
 
 @functools.lru_cache
