@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("blocks",),
     ("model", "augment"),
     ("variants", "checkpoints", "info"),
-    ("classifier", "recipe", "multilabel", "held"),
+    ("classifier", "imagenet", "recipe", "multilabel", "held"),
     ("evaluate", "optim", "adapt", "objective", "memory", "recipes", "bench"),
     ("calibrate", "features"),
     ("doctor", "probe"),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset
 
+from vitral import imagenet
 from vitral.classifier import Classifier
 from vitral.data import (
     Batch,
@@ -317,6 +318,8 @@ def choose_split(
             )
         if wanted is None and "test" not in data.splits and not same:
             data, wanted = open_data(source, val_fraction=0), "all"
+    for note in data.notes:
+        warn(note)
     name = wanted or ("test" if "test" in data.splits else "val")
     images = _all_images(data) if name == "all" else data.split(name)
     return name, _relabelled(images, data.classes, classifier.labels)
@@ -333,14 +336,15 @@ def _all_images(data: ImageData) -> Split:
 
 
 def _relabelled(split: Split, classes: tuple[str, ...], labels: tuple[str, ...]) -> Split:
-    """The split with indices into the model's labels."""
-    unknown = sorted(set(classes) - set(labels))
+    """The split with indices into the model's labels; ImageNet's folders are known by their ids too."""
+    index = None if set(classes) <= set(labels) else imagenet.class_indices(classes, labels)
+    unknown = [] if index else sorted(set(classes) - set(labels))
     if unknown:
         raise VitralError(
             f"the data has classes that the model lacks: {', '.join(unknown[:5])}; "
             f"it knows {', '.join(labels[:5])}{' and more' if len(labels) > 5 else ''}"
         )
-    index = np.array([labels.index(name) for name in classes])
+    index = np.array(index or [labels.index(name) for name in classes])
     if not split.multi_label:
         return replace(split, labels=index[split.labels])
     shown = np.zeros((len(split), len(labels)), dtype=bool)
