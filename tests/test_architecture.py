@@ -16,14 +16,14 @@ SOURCE = Path(vitral.__file__).parent
 # Lower floors first. A module imports only from floors below its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "limits", "peers", "plainjson", "process", "spelling", "stopping"),
-    ("devices", "streams"),
-    ("workers",),
+    ("devices", "image_files", "streams"),
+    ("sources", "workers"),
     ("positions", "preprocess", "data", "config", "pictures"),
     ("blocks",),
     ("model", "augment"),
     ("variants", "checkpoints", "info"),
     ("mistakes",),
-    ("classifier", "recipe", "multilabel", "held"),
+    ("classifier", "imagenet", "recipe", "multilabel", "held"),
     ("evaluate", "optim", "adapt", "objective", "memory", "recipes", "bench"),
     ("calibrate", "features"),
     ("doctor", "probe"),

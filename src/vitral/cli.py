@@ -182,16 +182,18 @@ def predict(
     precision: options.Precision = "auto",
 ) -> None:
     """The likeliest labels of each image, a line an image."""
-    from vitral.data import find_images
+    from vitral.sources import find_images
 
-    files = find_images(images)
+    found = find_images(images)
+    for note in (*found.notes, *found.failures):
+        _warn(note)
     classifier = _load(model, device, precision, tta)
     failed = 0
-    for prediction in classifier.predictions(files, top=top, batch_size=batch_size):
+    for prediction in classifier.predictions(found.files, top=top, batch_size=batch_size):
         failed += prediction.error is not None
         _print_prediction(prediction, as_json=json_output)
-    if failed:
-        raise VitralError(f"{failed} of {len(files)} images could not be read")
+    if failed or found.failures:
+        raise VitralError(found.summary(failed))
 
 
 @app.command()
@@ -592,13 +594,15 @@ def _ending(call: Callable[[], int | None]) -> int | str | None:
     except Exception as error:
         if os.environ.get("VITRAL_DEBUG"):
             raise
-        if isinstance(error, VitralError | OSError):
-            text = str(error)
-        else:
-            text = (
-                f"unexpected {type(error).__name__}: {error}; this is a defect, please report it with "
-                "the output of the same command under VITRAL_DEBUG=1"
-            )
-        _warn(" ".join(text.split()))
+        _warn(" ".join(_told(error).split()))
         return 1
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, VitralError | OSError):
+        return str(error)
+    return (
+        f"unexpected {type(error).__name__}: {error}; this is a defect, please report it with "
+        "the output of the same command under VITRAL_DEBUG=1"
+    )
     return 0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset
 
+from vitral import imagenet
 from vitral.classifier import Classifier
 from vitral.data import (
     SPLITS,
@@ -389,6 +390,8 @@ def choose_split(
             )
         if wanted is None and "test" not in data.splits and not same:
             data, wanted = open_data(source, val_fraction=0), "all"
+    for note in data.notes:
+        warn(note)
     name = wanted or ("test" if "test" in data.splits else "val")
     if name not in (*data.splits, "all"):
         others = [split for split in SPLITS if split in data.splits or (split == "val" and name == "test")]
@@ -410,15 +413,16 @@ def _all_images(data: ImageData) -> Split:
 
 
 def _relabelled(split: Split, classes: tuple[str, ...], labels: tuple[str, ...]) -> Split:
-    """The split with indices into the model's labels."""
-    unknown = sorted(set(classes) - set(labels))
+    """The split with indices into the model's labels; ImageNet's folders are known by their ids too."""
+    index = None if set(classes) <= set(labels) else imagenet.class_indices(classes, labels)
+    unknown = [] if index else sorted(set(classes) - set(labels))
     if unknown:
         raise VitralError(
             f"the data has classes that the model lacks: {', '.join(unknown[:5])}; "
             f"it knows {', '.join(labels[:5])}{' and more' if len(labels) > 5 else ''}"
         )
     places = {name: place for place, name in reversed(list(enumerate(labels)))}
-    index = np.array([places[name] for name in classes])
+    index = np.array(index or [places[name] for name in classes])
     if not split.multi_label:
         return replace(split, labels=index[split.labels])
     shown = np.zeros((len(split), len(labels)), dtype=bool)

@@ -137,6 +137,8 @@ def probe(
     if out is not None:
         _refuse_unwritable(out, model, kinds[0], options.layers)
     data = open_data(source, seed=options.seed)
+    for note in data.notes:
+        warn(note)
     if data.multi_label:
         raise VitralError(
             f"a probe takes one class an image, and {source} has lists of labels; train a head on it "
