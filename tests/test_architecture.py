@@ -16,13 +16,13 @@ SOURCE = Path(vitral.__file__).parent
 # Lower floors first. A module imports only from floors below its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "peers", "process", "stopping"),
-    ("positions", "preprocess", "data", "config", "devices", "pictures"),
-    ("blocks",),
+    ("positions", "preprocess", "data", "config", "devices", "pictures", "lock"),
+    ("blocks", "contents"),
     ("model", "augment"),
     ("variants", "checkpoints", "info"),
     ("classifier", "recipe", "multilabel", "held"),
     ("evaluate", "optim", "adapt", "objective", "memory", "recipes", "bench"),
-    ("calibrate", "features"),
+    ("calibrate", "features", "run_folder"),
     ("doctor", "probe"),
     ("train",),
     ("console", "demo"),
