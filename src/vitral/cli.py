@@ -96,7 +96,8 @@ def train(
     from vitral.console import TrainingConsole, print_groups
     from vitral.data import open_data
     from vitral.recipe import Recipe
-    from vitral.train import groups_of, resumed_recipe
+    from vitral.run_folder import RunFolder, changed
+    from vitral.train import groups_of
     from vitral.train import train as run_training
 
     values = recipes.read(recipe) if recipe else {}
@@ -105,7 +106,7 @@ def train(
     if out is None and not show_groups:
         raise typer.BadParameter("name a folder for the run", param_hint="--out")
     if resume and out is not None:
-        wanted = resumed_recipe(out, wanted)
+        wanted = changed(RunFolder(out).recipe(), wanted)
     images = open_data(data, val_fraction=wanted.val_fraction, seed=wanted.seed)
     if show_groups:
         print_groups(*groups_of(wanted, images))
@@ -605,4 +606,3 @@ def _told(error: Exception) -> str:
         f"unexpected {type(error).__name__}: {error}; this is a defect, please report it with "
         "the output of the same command under VITRAL_DEBUG=1"
     )
-    return 0

@@ -125,8 +125,10 @@ class Recipe:
     seed: Annotated[int, Field(ge=limits.SEED[0], le=limits.SEED[1])] = 0
     eval_epochs: Count = 1  # passes between evaluations; on a GPU one may take less than a second
     checkpoint_steps: Count | None = None  # between checkpoints to resume from; None: an epoch
+    keep_state: bool = False  # of the optimizer, once the run is finished, to go on with a larger budget
     # Processes that load images.
     workers: Annotated[int, Field(ge=limits.WORKERS[0], le=limits.WORKERS[1])] | None = None
+    threads: Count | None = None  # of the CPU; None: as many as torch takes, and on resume as the run had
     device: Device = "auto"
     precision: Precision = "auto"
     compile: bool | None = None  # torch.compile; None: where it is faster
