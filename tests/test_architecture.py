@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "limits", "peers", "plainjson", "process", "spelling", "stopping"),
     ("devices", "image_files", "streams"),
     ("sources", "workers"),
-    ("positions", "preprocess", "data", "config", "pictures", "lock"),
+    ("positions", "preprocess", "data", "config", "ranges", "pictures", "lock"),
     ("blocks", "contents"),
     ("model", "augment"),
     ("variants", "checkpoints", "info"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import time
 import tracemalloc
@@ -210,6 +211,25 @@ def test_dropout_rests_while_a_model_is_evaluated(training: bool) -> None:
     result = evaluate(model, [Batch(logits_BL, labels_B, ())], map(str, range(7)), CPU)
     assert result.loss == pytest.approx(evaluated(logits_BL, labels_B).loss)
     assert model.training is training
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"split": "foo"}, "split='foo': input should be 'train', 'val', 'test' or 'all'"),
+        ({"max_damaged": math.nan}, "max_damaged=nan: it is a number from 0 to 1"),
+        ({"batch_size": 0}, "batch_size=0: it is a whole number from 1 to 1,048,576"),
+        ({"workers": -1}, "workers=-1: it is a whole number from 0 to 1,024"),
+        ({"workers": True}, "workers=true: it is a whole number from 0 to 1,024"),
+        ({"mistake": True}, "there is no setting 'mistake'; did you mean 'mistakes'?"),
+    ],
+    ids=str,
+)
+def test_an_option_that_cannot_be_meant_is_refused_before_the_data_is_read(
+    options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(VitralError, match=f"^{re.escape(text)}"):
+        evaluate_classifier(tint_classifier(), "nowhere", **options)
 
 
 # --- The choice of images ------------------------------------------------------------------------

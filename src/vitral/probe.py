@@ -10,15 +10,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitral import limits
 from vitral.calibrate import calibrate
 from vitral.checkpoints import Checkpoint, save_checkpoint
 from vitral.classifier import Classifier
@@ -28,6 +26,7 @@ from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, Outcomes
 from vitral.features import PooledFeatures, cache_folder, extract, poolings
 from vitral.model import Pooling, VisionTransformer
+from vitral.ranges import Images, Layer, Seed, Whole, Workers
 from vitral.workers import Loading, worker_count
 
 # Of half the squared weights of standardized features, beside the mean cross-entropy.
@@ -40,10 +39,6 @@ _FIT_STEPS = 1000
 _CHUNK = 1024  # queries at a time, for their similarities to all labelled images
 
 
-Images = Annotated[int, Field(ge=limits.IMAGES[0], le=limits.IMAGES[1])]
-Layer = Annotated[int, Field(ge=limits.LAYER[0], le=limits.LAYER[1])]
-
-
 @dataclass(frozen=True)
 class ProbeOptions:
     """What to probe, and on how much."""
@@ -51,16 +46,10 @@ class ProbeOptions:
     features: Pooling | None = None  # None: as the field does with such a model (`usual_features`)
     layers: tuple[Layer, ...] = (-1,)  # the better of these is taken
     per_class: Images | None = None  # labelled images of each class; None: all
-    limit: Images | None = (
-        None  # images of any split at most, even over classes; with per_class, of the judge
-    )
-    seed: Annotated[int, Field(ge=limits.SEED[0], le=limits.SEED[1])] = 0  # of what is held out and drawn
-    max_damaged: Annotated[float, Field(ge=0, le=1)] = (
-        0.01  # share of unreadable images past which to give up
-    )
-    workers: Annotated[int, Field(ge=0)] | None = (
-        None  # processes that load images; None: as many as the machine suits
-    )
+    limit: Images | None = None  # of any split at most, even over classes; with per_class, of the judge
+    seed: Seed = 0  # of what is held out and drawn
+    max_damaged: Whole = 0.01  # share of unreadable images past which to give up
+    workers: Workers | None = None  # processes that load images; None: as many as the machine suits
 
     def __post_init__(self) -> None:
         check(self)

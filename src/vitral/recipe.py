@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from vitral import limits
 from vitral.augment import Augmentation, Crop
 from vitral.blocks import height_and_width
 from vitral.checkpoints import Checkpoint, is_checkpoint, load_checkpoint
@@ -17,28 +16,24 @@ from vitral.devices import Device, Precision, compiles
 from vitral.errors import VitralError
 from vitral.model import Pooling, VisionTransformer, ViTConfig
 from vitral.preprocess import Preprocess
+from vitral.ranges import (
+    Batch,
+    Budget,
+    Count,
+    NotNegative,
+    Part,
+    Pixels,
+    Positive,
+    Seed,
+    Share,
+    Strength,
+    Threads,
+    Whole,
+    Workers,
+)
 from vitral.variants import configure, parse
 from vitral.workers import worker_count
 
-
-def _off_or_more(value: float) -> float:
-    """Less than this changes nothing, or overflows what is divided by it."""
-    if 0 < value < 1e-3:
-        raise ValueError("it is 0 (off), or a number from 0.001 on")
-    return value
-
-
-# Numbers beyond these ranges cannot be meant; they would hang, fill the memory or overflow.
-Count = Annotated[int, Field(ge=1, le=10**9)]
-Batch = Annotated[int, Field(ge=limits.BATCH[0], le=limits.BATCH[1])]
-Pixels = Annotated[int, Field(ge=limits.PIXELS[0], le=limits.PIXELS[1])]
-Budget = Annotated[float, Field(ge=0.001, le=10**6)]  # in epochs or minutes
-Positive = Annotated[float, Field(ge=1e-12)]
-NotNegative = Annotated[float, Field(ge=0, le=10**6)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Whole = Annotated[float, Field(ge=0, le=1)]  # a share that may be all
-Part = Annotated[float, Field(ge=0.01, le=1)]  # a share that may not be nothing
-Strength = Annotated[float, Field(ge=0, le=100), AfterValidator(_off_or_more)]
 OptimizerName = Literal["adamw", "muon", "lion", "sgd", "schedule_free"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 Loss = Literal["cross_entropy", "binary"]  # "binary": each class for itself, for several labels an image
@@ -122,13 +117,12 @@ class Recipe:
 
     val_fraction: Share = 0.2  # held out where the data has no validation split
     max_damaged: Share = 0.01  # share of unreadable images past which the run stops
-    seed: Annotated[int, Field(ge=limits.SEED[0], le=limits.SEED[1])] = 0
+    seed: Seed = 0
     eval_epochs: Count = 1  # passes between evaluations; on a GPU one may take less than a second
     checkpoint_steps: Count | None = None  # between checkpoints to resume from; None: an epoch
     keep_state: bool = False  # of the optimizer, once the run is finished, to go on with a larger budget
-    # Processes that load images.
-    workers: Annotated[int, Field(ge=limits.WORKERS[0], le=limits.WORKERS[1])] | None = None
-    threads: Count | None = None  # of the CPU; None: as many as torch takes, and on resume as the run had
+    workers: Workers | None = None  # processes that load images
+    threads: Threads | None = None  # of the CPU; None: as many as torch takes, and on resume as the run had
     device: Device = "auto"
     precision: Precision = "auto"
     compile: bool | None = None  # torch.compile; None: where it is faster
