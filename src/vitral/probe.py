@@ -125,14 +125,7 @@ def probe(
         _check_features(model, kind, options.layers)
     if out is not None:
         _refuse_unwritable(out, model, kinds[0], options.layers)
-    data = open_data(source, seed=options.seed)
-    for note in data.notes:
-        warn(note)
-    if data.multi_label:
-        raise VitralError(
-            f"a probe takes one class an image, and {source} has lists of labels; train a head on it "
-            "instead: vitral train DATA --out RUN model=MODEL trained=head"
-        )
+    data = _open(source, options.seed, warn)
     judged_name, parts = _parts(data, options)
     damage = DamageCount(sum(map(len, parts)), options.max_damaged, warn)
     folder, loading = cache_folder(cache), Loading(worker_count(options.workers), warn)
@@ -157,6 +150,18 @@ def probe(
         _judge_linear(linear, head, judged, data.classes),
         _judge_neighbours(neighbours, labelled, judged, data.classes),
     )
+
+
+def _open(source: str, seed: int, warn: Callable[[str], None]) -> ImageData:
+    data = open_data(source, seed=seed)
+    for note in data.notes:
+        warn(note)
+    if data.multi_label:
+        raise VitralError(
+            f"a probe takes one class an image, and {source} has lists of labels; train a head on it "
+            "instead: vitral train DATA --out RUN model=MODEL trained=head"
+        )
+    return data
 
 
 def fitted_head(
