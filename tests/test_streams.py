@@ -93,8 +93,14 @@ def test_what_is_printed_to_a_closed_stream_reaches_no_file(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("how", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}])
 def test_a_terminal_of_ascii_is_shown_escapes(how: dict[str, str]) -> None:
-    code = "from vitral.streams import command_streams\nwith command_streams():\n"
-    code += "    import sys; print('\\u017e \\udce9'); print('\\u017e \\udce9', file=sys.stderr); sys.stdout.flush()"
+    code = """if True:
+        import sys
+        from vitral.streams import command_streams
+        with command_streams():
+            print("\\u017e \\udce9")
+            print("\\u017e \\udce9", file=sys.stderr)
+            sys.stdout.flush()
+    """
     environment = {**os.environ, "PYTHONUTF8": "0", **how}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
@@ -110,8 +116,8 @@ import sys, time
 from vitral import __main__, cli, stopping
 stopping._SECONDS_TO_END = 2.0
 def app(**_):
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(300)
     except BaseException:
         {}
