@@ -15,7 +15,7 @@ SOURCE = Path(vitral.__file__).parent
 
 # Lower floors first. A module imports only from floors below its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "limits", "peers", "plainjson", "process", "spelling", "stopping"),
+    ("errors", "libtiff", "limits", "peers", "plainjson", "process", "spelling", "stopping"),
     ("devices", "image_files", "streams"),
     ("sources", "workers"),
     ("positions", "preprocess", "data", "config", "ranges", "pictures", "lock"),

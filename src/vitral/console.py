@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -26,6 +27,7 @@ from vitral.optim import Group, peak_learning_rate
 from vitral.probe import ProbeResult
 from vitral.recipe import Recipe
 from vitral.recipes import Difference, Setting
+from vitral.streams import shown, steady
 from vitral.train import Reporter, Run
 
 # Between two updates of the numbers; reading a loss waits for the device.
@@ -43,7 +45,9 @@ class TrainingConsole(Reporter):
     """A live bar with loss, accuracy, images per second and time left, and a line for each epoch."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        # Losing the terminal is not losing the run, in a program of the user's own too.
+        stream = steady(sys.stderr)
+        self.console = Console(file=stream, highlight=False, soft_wrap=True, markup=False, emoji=False)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -58,19 +62,28 @@ class TrainingConsole(Reporter):
         self.pace: _Pace | None = None
 
     def message(self, text: str) -> None:
-        self.console.print(f"vitral: {text}", markup=False)
+        self.console.print(f"vitral: {shown(text)}")
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        if self.console.is_terminal:
+            self.progress.update(
+                self.task, completed=done / total, description=what, numbers=f"{done:,} of {total:,} images"
+            )
+        elif time.monotonic() - self.shown_at >= _PLAIN_LINE_SECONDS / 3:
+            self.shown_at = time.monotonic()
+            self.console.print(f"{what}: {done:,} of {total:,} images")
 
     def begin(self, run: Run) -> None:
-        self.console.print(run.data.describe(), markup=False)
-        self.console.print(describe_recipe(run), markup=False)
+        self.console.print(run.data.describe())
+        self.console.print(describe_recipe(run))
         if run.memory is not None:
-            self.console.print(str(run.memory), markup=False)
+            self.console.print(str(run.memory))
         if altered := _how_altered(run):
             self.console.print(
                 f"train loss and accuracy are of images {altered}, val's of images as they are"
             )
         if _had_better_be_tuned(run):
-            self.console.print(_TUNING_ADVICE, markup=False)
+            self.console.print(_TUNING_ADVICE)
         self.progress.start()
 
     def step(self, run: Run) -> None:
@@ -151,11 +164,20 @@ def _peak_rate(recipe: Recipe) -> str:
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; gives a function to call with (done, total)."""
+    """A bar on a terminal, a line every half minute elsewhere; gives a function of (done, total)."""
     console = Console(stderr=True)
+    told_at = time.monotonic()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+        def tell(done: int, total: int) -> None:
+            nonlocal told_at
+            progress.update(task, completed=done, total=total)
+            if not console.is_terminal and time.monotonic() - told_at >= _PLAIN_LINE_SECONDS:
+                told_at = time.monotonic()
+                console.print(f"vitral: {description}: {done:,} of {total:,} images", highlight=False)
+
+        yield tell
 
 
 def clock(seconds: float) -> str:
@@ -420,7 +442,7 @@ def _say(text: str, indent: str = "") -> None:
     """Wraps at words; a path stays whole."""
     width = max(Console().width, 40)
     options = {"break_long_words": False, "break_on_hyphens": False}
-    print(textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent, **options))
+    print(textwrap.fill(shown(text), width, initial_indent=indent, subsequent_indent=indent, **options))
 
 
 def _print_table(
@@ -446,7 +468,7 @@ def _print_table(
     table = Table(title=heading_above, title_justify="left", box=SIMPLE_HEAD, padding=0, show_lines=lines)
     for heading in headings:
         if heading in numbers:
-            table.add_column(_plain(heading.replace(" ", "\n")), justify="right", no_wrap=True)
+            table.add_column(Text(heading.replace(" ", "\n")), justify="right", no_wrap=True)
         else:
             table.add_column(_plain(heading), overflow="fold")
     for place, row in enumerate(rows):
@@ -455,5 +477,5 @@ def _print_table(
 
 
 def _plain(cell: str | Text) -> Text:
-    """Brackets in a name are no markup."""
-    return cell if isinstance(cell, Text) else Text(cell)
+    """Brackets in a name are no markup, and what would move the cursor is made visible."""
+    return cell if isinstance(cell, Text) else Text(shown(cell))

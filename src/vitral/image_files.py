@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from vitral import libtiff
 from vitral.errors import ImageError
 
 # The formats that people keep photographs in. Of Pillow's others some start programs (EPS, "gs") or are
@@ -304,10 +305,11 @@ if hasattr(os, "register_at_fork"):  # what threads of the parent hold is not fr
     os.register_at_fork(after_in_child=_new_room)
 
 
-# --- Pillow's warnings -----------------------------------------------------------------------------
+# --- Pillow's warnings, and libtiff's --------------------------------------------------------------
 
 _lock = threading.Lock()
 _inside = 0
+_handlers: tuple[int | None, ...] = ()
 
 
 @contextmanager
@@ -317,18 +319,21 @@ def _without_warnings() -> Iterator[None]:
     `warnings.catch_warnings` in several threads leaves what one of them found; here the last one out takes
     away the one filter that the first one in has put.
     """
-    global _inside
+    global _inside, _handlers
     with _lock:
         _inside += 1
         if _inside == 1:
             warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
+            _handlers = libtiff.silence()
     try:
         yield
     finally:
         with _lock:
             _inside -= 1
-            if not _inside and _FILTER in warnings.filters:
-                warnings.filters.remove(_FILTER)  # type: ignore[attr-defined]
+            if not _inside:
+                libtiff.restore(_handlers)
+                if _FILTER in warnings.filters:
+                    warnings.filters.remove(_FILTER)  # type: ignore[attr-defined]
 
 
 _FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)

@@ -33,6 +33,7 @@ from vitral.workers import Loading, worker_count
 PENALTIES = tuple(10.0 ** (step / 2) for step in range(-8, 3))
 NEIGHBOURS = (10, 20)
 _VOTE_TEMPERATURE = 0.07  # DINO's (arXiv:2104.14294, appendix F.1; Wu et al., arXiv:1805.01978, §3.4)
+_INSTEAD = "train a head on it instead: vitral train DATA --out RUN model=MODEL trained=head"
 _FOLDS = 5
 _ENOUGH_HELD_OUT = 500  # images; with as many in one fold, the other folds say nothing new
 _FIT_STEPS = 1000
@@ -157,10 +158,7 @@ def _open(source: str, seed: int, warn: Callable[[str], None]) -> ImageData:
     for note in data.notes:
         warn(note)
     if data.multi_label:
-        raise VitralError(
-            f"a probe takes one class an image, and {source} has lists of labels; train a head on it "
-            "instead: vitral train DATA --out RUN model=MODEL trained=head"
-        )
+        raise VitralError(f"a probe takes one class an image, and {source} has lists of labels; {_INSTEAD}")
     return data
 
 

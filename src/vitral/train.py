@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ from vitral.stopping import Stopped, StopSignal, stop_signal
 from vitral.workers import Loading
 
 EVALUATION_BATCH = 256
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 # Of the images that a stem's first filters are computed from: a patch has 27 numbers for each.
 _WHITENING_PIXELS = 1_000_000
 # To open more takes more than a second.
@@ -77,6 +79,7 @@ class Reporter:
     """Told of a run's course; this one says nothing."""
 
     def message(self, text: str) -> None: ...
+    def preparing(self, what: str, done: int, total: int) -> None: ...
     def begin(self, run: "Run") -> None: ...
     def step(self, run: "Run") -> None: ...
     def epoch(self, run: "Run", evaluation: Evaluation | MultiLabelEvaluation) -> None: ...
@@ -156,8 +159,8 @@ class Run:
         if name not in self._held:
             if len(split) > _TOLD_IMAGES:
                 self.reporter.message(f"opening {len(split):,} images")
-            loading = replace(self.loading, stop=stop)
-            self._held[name] = HeldImages.open(split, preprocess, self.placement.device, loading)
+            loading, opening = replace(self.loading, stop=stop), partial(self.reporter.preparing, "opening")
+            self._held[name] = HeldImages.open(split, preprocess, self.placement.device, loading, opening)
         return self._held[name]
 
     def parts(self, tensor_B: Tensor) -> tuple[Tensor, ...]:
@@ -744,15 +747,25 @@ def _refuse_several_processes() -> None:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """The same seed gives the same bits on a GPU too, where some kernels otherwise add in any order."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    """The same seed gives the same bits on a GPU too, where some kernels otherwise add in any order.
+
+    All of it, and a GPU's random numbers, are the caller's again afterwards.
+    """
     memory: Any = torch.utils.deterministic  # an attribute that type checkers do not see
-    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    filled, workspace = memory.fill_uninitialized_memory, os.environ.get(_WORKSPACE)
+    os.environ.setdefault(_WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Every tensor would be filled before it is written, against bugs that the tests of resuming would show.
     memory.fill_uninitialized_memory = False
     try:
-        yield
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+            yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        memory.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = filled
+        if workspace is None:
+            os.environ.pop(_WORKSPACE, None)
