@@ -66,8 +66,9 @@ def demo(
     result = demos.demo(folder, TrainingConsole())
     print_evaluation(result.evaluation, f"{folder} on the held-out fifth of the digits")
     print(f"\nSome of them, with what the model says: {result.picture}\n\nTry next:")
-    print(f"  vitral predict {folder} {folder}/digit-1.png {folder}/digit-2.png")
-    print(f"  vitral eval {folder} digits --split val --json")
+    name = shlex.quote(str(folder))
+    print(f"  vitral predict {name} {name}/digit-1.png {name}/digit-2.png")
+    print(f"  vitral eval {name} digits --split val --json")
     print("  vitral info ViT-B/16")
 
 
@@ -119,7 +120,7 @@ def train(
         print(f"stopped after step {summary.steps}; go on with: {command}")
         raise typer.Exit(exit_status(summary.stopped_by) if summary.stopped_by else 1)
     _print_summary(summary)
-    print(f"model: {out}; try: vitral predict {out} IMAGE...")
+    print(f"model: {out}; try: vitral predict {shlex.quote(str(out))} IMAGE...")
 
 
 @app.command("eval")
@@ -298,7 +299,7 @@ def probe(  # noqa: PLR0913 - a command's options
     title = f"{model} on {data}, split {result.split} ({height}x{width} pixels, {classifier.placement})"
     print_probe(result, title)
     if out is not None:
-        print(f"model: {out}; try: vitral predict {out} IMAGE...")
+        print(f"model: {out}; try: vitral predict {shlex.quote(str(out))} IMAGE...")
 
 
 @app.command()

@@ -355,9 +355,11 @@ def _keep_if_best(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> No
 def _refuse_lost(run: Run) -> None:
     """Raises VitralError if the loss is no number any more."""
     if not math.isfinite(run.recent.loss):
+        rounded = run.placement.precision != torch.float32
         raise VitralError(
             f"the loss is {run.recent.loss} after step {run.state.step}; lower learning_rate "
-            f"(it is {run.recipe.learning_rate}) or set precision=float32, and start again"
+            f"(it is {run.recipe.learning_rate})"
+            f"{' or set precision=float32' if rounded else ''}, and start again"
         )
 
 
@@ -553,7 +555,7 @@ def _resumed(
 ) -> Run:
     """A run taken up again; nothing is written before all is accepted."""
     if files.finished and not files.has_state:
-        raise _is_finished(files.path, can_go_on=False)
+        raise _is_finished(files.path)
     steps_per_epoch = _steps_per_epoch(data, recipe)
     device = Placement.choose(recipe.device, recipe.precision).device
     saved = files.saved(recipe.checkpoint_steps or steps_per_epoch, device)
@@ -642,7 +644,7 @@ def _take_up(run: Run, saved: Saved, saved_recipe: Recipe) -> None:
     """
     run.state, run._earlier_seconds = saved.state, saved.state.seconds
     if run.files.finished and (run.progress >= 1 or not saved.tensors):
-        raise _is_finished(run.folder, can_go_on=bool(saved.tensors))
+        raise _is_finished(run.folder, run.recipe if saved.tensors else None)
     changes = [name for name in BUDGET if getattr(run.recipe, name) != getattr(saved_recipe, name)]
     if run.progress >= 1 and changes:
         asked = f"{changes[0]}={getattr(run.recipe, changes[0]):g}"
@@ -659,7 +661,7 @@ def _take_up(run: Run, saved: Saved, saved_recipe: Recipe) -> None:
                 f"the state in {run.folder}/checkpoints is not of this run's model; put its own back"
             ) from error
     elif run.progress < 1:
-        raise _is_finished(run.folder, can_go_on=False)
+        raise _is_finished(run.folder)
     if run.state.best_step and not run.files.has_best:
         _replace_best(run, saved)
 
@@ -672,9 +674,12 @@ def _replace_best(run: Run, saved: Saved) -> None:
     run.reporter.message(f"{lost}; the best of those from here on take their place")
 
 
-def _is_finished(folder: Path, *, can_go_on: bool) -> VitralError:
-    if can_go_on:
-        return VitralError(f"{folder} is finished; name a larger budget to go on, for example epochs=")
+def _is_finished(folder: Path, budget_of: Recipe | None = None) -> VitralError:
+    """What to say; a run whose state is there can go on with more than the budget of its recipe."""
+    if budget_of is not None:
+        # A second limit beside the one that was reached would change nothing.
+        had = ", ".join(f"{name}={value:g}" for name in BUDGET if (value := getattr(budget_of, name)))
+        return VitralError(f"{folder} is finished; name a larger budget to go on (it had {had})")
     return VitralError(
         f"{folder} is finished, and the optimizer's state was dropped then (keep_state=true keeps it for a "
         f"larger budget); to train on from its weights, begin a new run with model={folder}"
