@@ -156,6 +156,14 @@ def test_the_matrix_and_the_commonest_mistakes_are_scikit_learns() -> None:
     }
 
 
+def test_two_classes_of_one_name_stay_two() -> None:
+    outcomes = random_outcomes(4, 100)
+    result = Evaluation.of(outcomes, ["crane", "bird", "crane", "dog"])
+    assert list(result.per_class) == ["crane", "bird", "crane (class 2)", "dog"]
+    assert [row.n for row in result.per_class.values()] == np.bincount(outcomes.labels).tolist()
+    assert np.array(result.confusion).shape == (4, 4)
+
+
 def test_twenty_thousand_classes_take_no_square_of_memory_or_time() -> None:
     outcomes = random_outcomes(21_843, 50_000)
     names = [f"class {index}" for index in range(21_843)]

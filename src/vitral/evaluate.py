@@ -26,7 +26,7 @@ from vitral.data import (
 from vitral.devices import Placement
 from vitral.errors import VitralError
 from vitral.mistakes import Mistakes, find_mistakes
-from vitral.multilabel import THRESHOLD, MultiLabelEvaluation, MultiLabelOutcomes
+from vitral.multilabel import THRESHOLD, MultiLabelEvaluation, MultiLabelOutcomes, distinct
 from vitral.ranges import Batch as BatchSize
 from vitral.ranges import Whole, Workers
 from vitral.workers import Loading, worker_count
@@ -94,7 +94,7 @@ class Evaluation:
     def of(cls, outcomes: Outcomes, classes: Iterable[str]) -> Self:
         from scipy.stats import binomtest
 
-        names, n = list(classes), len(outcomes.labels)
+        names, n = distinct(classes), len(outcomes.labels)
         correct = outcomes.labels == outcomes.predictions
         interval = binomtest(int(correct.sum()), n).proportion_ci(method="wilson")
         codes, counts = np.unique(
