@@ -553,13 +553,16 @@ def test_diagnoses_repeat(truth: Truth) -> None:
 # --- Input that is not as it should be ---------------------------------------------------------------
 
 
-def test_damaged_images_are_named_counted_and_left_out(image_folder: Path) -> None:
+def test_damaged_images_are_named_counted_and_left_out(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_BATCH_SIZE", 10)
     for name in ("ant/003.png", "cat/011.png"):
         (image_folder / name).write_bytes(b"no picture")
     warnings: list[str] = []
     calls: list[tuple[int, int]] = []
     told = lambda done, total: calls.append((done, total))  # noqa: E731
-    diagnosis = diagnose(tint(50), str(image_folder), batch_size=10, warn=warnings.append, on_images=told)
+    diagnosis = diagnose(tint(50), str(image_folder), warn=warnings.append, on_images=told)
     assert (diagnosis.n, diagnosis.damaged) == (34, 2)
     assert [warning.split(":")[0] for warning in warnings] == [
         "skipped damaged image ant/003.png",
@@ -587,7 +590,7 @@ def test_a_model_without_labels_is_refused(image_folder: Path) -> None:
 
 
 def test_no_images_are_refused(image_folder: Path) -> None:
-    with pytest.raises(VitralError, match="limit=0: it takes an image"):
+    with pytest.raises(VitralError, match="limit=0: it is a whole number from 1"):
         diagnose(tint(50), str(image_folder), limit=0)
 
 

@@ -17,11 +17,12 @@ from tests.test_resume import Crash, CrashAt, assert_same_run
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.classifier import Classifier
 from vitral.data import Draw, ImageData, open_data
-from vitral.devices import Placement
+from vitral.devices import Placement, cpu_count
 from vitral.model import VisionTransformer
 from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe
-from vitral.train import Reporter, _open_run, _training_batches, step, train
+from vitral.recipe import Recipe, resolve
+from vitral.run_folder import RunFolder
+from vitral.train import Reporter, _first_checkpoint, _opened, _training_batches, step, train
 from vitral.variants import create
 
 pytestmark = [
@@ -111,7 +112,8 @@ def test_gradients_are_those_of_the_cpu_in_float32(
 )
 def test_no_step_waits_for_the_device(data: ImageData, tmp_path: Path, changes: dict[str, Any]) -> None:
     settings = recipe(steps=40, class_weights="balanced", **changes)
-    run = _open_run(data, tmp_path / "run", settings, Reporter(), resume=False)
+    settings = resolve(settings, data, cpu_count())
+    run = _opened(data, RunFolder(tmp_path / "run"), settings, _first_checkpoint(settings, data), Reporter())
     batches = _training_batches(run)
     for batch in islice(
         batches, 10

@@ -445,6 +445,7 @@ def test_an_interrupted_extraction_leaves_whole_files_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(features_module, "SHARD_IMAGES", 16)
+    monkeypatch.setattr(features_module, "_BATCH_SIZE", 8)
     split = open_data(str(folder)).split("test")
 
     def interrupt(done: int, _: int) -> None:
@@ -461,7 +462,6 @@ def test_an_interrupted_extraction_leaves_whole_files_and_goes_on(
             cache,
             damage=DamageCount(41, 0, print),
             on_images=interrupt,
-            batch_size=8,
         )
     (model_folder,) = cache.iterdir()
     assert {file.suffix for file in model_folder.iterdir()} == {".safetensors"}

@@ -171,14 +171,17 @@ def test_a_head_without_time_looks_at_one_batch_and_tries_one_penalty(
     assert set(fitted) == set(PENALTIES)
 
 
-def test_features_end_with_the_time_and_go_on_from_there(base: str, data: ImageData, tmp_path: Path) -> None:
+def test_features_end_with_the_time_and_go_on_from_there(
+    base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vitral.data import DamageCount
 
     classifier, split = classifier_of(base, data), data.split("train")
-    options = {"damage": DamageCount(99, 1.0, print), "batch_size": 8}
-    part = extract(classifier, split, (-1,), tmp_path, until=0.0, **options)
+    monkeypatch.setattr("vitral.features._BATCH_SIZE", 8)
+    damage = DamageCount(99, 1.0, print)
+    part = extract(classifier, split, (-1,), tmp_path, until=0.0, damage=damage)
     assert len(part.labels) == 8
-    rest = extract(classifier, split, (-1,), tmp_path, **options)
+    rest = extract(classifier, split, (-1,), tmp_path, damage=damage)
     assert (len(rest.labels), rest.cached) == (len(split), 8)
 
 
@@ -248,6 +251,10 @@ def test_windows_are_a_quarter_epoch_and_go_on_after_a_save() -> None:
         watch.add(loss)
         if index == 30:
             watch = LossWatch(80, torch.device("cpu")).load_state_dict(watch.state_dict())
+            assert (
+                LossWatch(40, torch.device("cpu")).load_state_dict(watch.state_dict()).state_dict()["losses"]
+                == []
+            )
         if watch.is_full:
             found.append(watch.rose())
     assert found == [False, True]

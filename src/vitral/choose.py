@@ -6,6 +6,7 @@ mostly, adapters where steps are few, a model from scratch where there are many 
 
 import json
 import math
+import signal
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -19,8 +20,9 @@ from vitral.checkpoints import is_checkpoint, load_checkpoint
 from vitral.data import ImageData, image_sizes
 from vitral.errors import VitralError
 from vitral.recipe import Recipe
-from vitral.stopping import Stopped
-from vitral.train import Reporter, Summary
+from vitral.run_folder import RunFolder, Summary
+from vitral.stopping import Interrupted
+from vitral.train import Reporter
 
 AUTO = "auto"  # the model that says: find out
 # Of the budget, for all trials together; less a trial than this shows nothing.
@@ -74,7 +76,7 @@ def train(
         return training.train(data, folder, recipe, resume=True, reporter=reporter)
     if recipe.model == AUTO and not recipe.minutes:
         raise VitralError("model=auto tries several ways, for which it needs a time to keep to: minutes=30")
-    training.refuse_occupied(folder)
+    RunFolder(folder).refuse_to_begin(data, recipe)
     begun = time.monotonic()
     ways = _ways(data, recipe, reporter)
     seconds = _SHARE * 60 * (recipe.minutes or 0.0) / len(ways)
@@ -136,8 +138,8 @@ def _size(base: str, data: ImageData) -> int | tuple[int, int]:
 
 def _tried(data: ImageData, recipe: Recipe, ways: list[Way], seconds: float, reporter: Reporter) -> Way:
     trials = []
-    for number, way in enumerate(ways):
-        reporter.preparing(f"trying {way.name}", number, len(ways))
+    for way in ways:
+        reporter.message(f"trying {way.name}, {seconds:.0f} s")
         trials.append(_trial(data, recipe, way, seconds))
     best = choose(trials)
     reporter.message(
@@ -172,8 +174,8 @@ def _trial(data: ImageData, recipe: Recipe, way: Way, seconds: float) -> Trial:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "trial"
         summary = training.train(replace(data, splits=splits), folder, short)
-        if not summary.finished:
-            raise Stopped
+        if not summary.finished:  # nothing was written that could be taken up again
+            raise Interrupted(summary.stopped_by or signal.SIGINT)
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     score = summary.val_top1 if summary.val_top1 is not None else summary.val_mean_average_precision
     name = "val_top1" if summary.val_top1 is not None else "val_mean_average_precision"

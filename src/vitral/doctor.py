@@ -19,12 +19,14 @@ from vitral.blocks import ACTIVATIONS, FeedForward, Gated, LearnedPositions, pat
 from vitral.checkpoints.layout import CLIP, IMAGENET
 from vitral.classifier import Classifier
 from vitral.data import Batch, DamageCount, evaluation_batches, sample
-from vitral.devices import cpu_count
 from vitral.errors import VitralError
 from vitral.evaluate import choose_split
+from vitral.limits import IMAGES, SEED
 from vitral.model import VisionTransformer
 from vitral.positions import RESIZE, RelativeBias
 from vitral.preprocess import ImageSource, Interpolation, Preprocess, Resize, open_image
+from vitral.ranges import refuse_beyond
+from vitral.workers import Loading, worker_count
 
 Verdict = Literal["better", "worse", "unclear", "no effect"]
 
@@ -47,6 +49,7 @@ _NORMALIZATIONS: dict[str, dict[str, Any]] = {
 _CROP_FRACTIONS = (0.875, 0.9, 0.95, 1.0)
 _ACTIVATION_NAMES = ("gelu", "gelu_tanh", "quick_gelu", "silu")
 _EPSILONS = (1e-5, 1e-6, 1e-12)
+_BATCH_SIZE = 32  # images at a time, each held as bytes in about ten fittings
 
 
 # --- What came out -------------------------------------------------------------------------------------
@@ -171,7 +174,7 @@ def diagnose(
     split: str | None = None,
     limit: int = 400,
     seed: int = 0,
-    batch_size: int = 32,
+    workers: int | None = None,
     warn: Callable[[str], None] = lambda _: None,
     on_images: Callable[[int, int], None] = lambda *_: None,
 ) -> Diagnosis:
@@ -185,7 +188,7 @@ def diagnose(
         split: as `evaluate_classifier` takes it.
         limit: images at most, as many of each class as of any other while they last.
         seed: of the choice of images.
-        batch_size: images at a time, each held as bytes in about ten fittings.
+        workers: processes that load images; None: as many as the machine suits.
         warn: told of each damaged image, which is left out, and of doubts about the split.
         on_images: told how many images are done, of how many.
 
@@ -200,8 +203,8 @@ def diagnose(
         )
     if classifier.multi_label:
         raise VitralError("doctor examines models of one class an image, and this one is multi-label")
-    if limit < 1:
-        raise VitralError(f"limit={limit}: it takes an image at least, and some hundreds to tell much")
+    refuse_beyond("limit", limit, IMAGES)
+    refuse_beyond("seed", seed, SEED)
     name, images = choose_split(classifier, source, split, warn)
     images = sample(images, limit, seed)
     damage = DamageCount(len(images), 1.0, warn)
@@ -215,7 +218,8 @@ def diagnose(
 
     changes = _changes(classifier)
     views = _Views(tuple(dict.fromkeys(change.view for change in changes)))
-    batches = evaluation_batches(images, views, batch_size=batch_size, workers=cpu_count())
+    loading = Loading(worker_count(workers), warn)
+    batches = evaluation_batches(images, views, batch_size=_BATCH_SIZE, loading=loading)
     answers = _answers(classifier, changes, views, batches, on_batch)
     return _conclude(name, len(damage.reasons), changes, answers)
 

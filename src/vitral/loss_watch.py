@@ -65,13 +65,13 @@ class LossWatch:
         return self.latest.rose_from(self.lowest)
 
     def state_dict(self) -> dict[str, Any]:
-        lowest = (self.lowest.mean, self.lowest.squared_error) if self.lowest else None
-        return {"losses": self._losses.cpu(), "count": self._count, "lowest": lowest}
+        lowest = [self.lowest.mean, self.lowest.squared_error] if self.lowest else None
+        return {"losses": self._losses[: self._count].tolist(), "lowest": lowest}
 
     def load_state_dict(self, state: dict[str, Any]) -> Self:
-        """Goes on where another left off; one with another window begins anew."""
-        if len(state["losses"]) == self.window:
-            self._losses.copy_(state["losses"])
-            self._count = state["count"]
-        self.lowest = Window(*state["lowest"]) if state["lowest"] else None
+        """Goes on where another left off; from nothing, or with more losses than a window, begins anew."""
+        losses = state.get("losses", [])
+        self._count = len(losses) if len(losses) < self.window else 0
+        self._losses[: self._count] = torch.tensor(losses[: self._count])
+        self.lowest = Window(*state["lowest"]) if state.get("lowest") else None
         return self

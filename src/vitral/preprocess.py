@@ -1,19 +1,20 @@
 """`Preprocess`: what a checkpoint expects of an image, as data and as a callable; and `open_image`."""
 
 import functools
-import io
 import math
-import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from vitral.errors import ImageError
+from vitral.image_files import decodable, upright
 
 ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
 Resize = Literal["shortest", "squash", "longest"]
@@ -22,6 +23,7 @@ CropRounding = Literal["even", "down"]
 
 # "shortest" makes 1x100,000 pixels 22 million wide: a few bytes in a file, 15 GB in memory.
 _MAX_RESIZED_PIXELS = 100_000_000
+_BAND_PIXELS = 1_000_000
 
 
 @functools.lru_cache
@@ -45,39 +47,39 @@ def open_image(source: ImageSource) -> Image.Image:
     16-bit grey is scaled to 8 bits.
 
     Raises:
-        ImageError: if the image is missing, damaged or of an unknown kind.
+        ImageError: if the image is missing, damaged, of an unknown kind or out of all proportion.
     """
-    try:
-        with warnings.catch_warnings():
-            # Of damaged EXIF and the like, in pictures that can be read all the same.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            return _decode(source)
-    # Pillow's format plugins raise almost anything on damaged bytes: OSError, SyntaxError,
-    # struct.error, IndexError, DecompressionBombError.
-    except Exception as error:
-        raise ImageError(_reason(source, error)) from error
+    with _opened(source) as image:
+        return image
 
 
-def _reason(source: ImageSource, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"there is no file {source}"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image, or of a kind that Pillow cannot read"
-    return f"cannot be decoded: {error}"
+@contextmanager
+def _opened(source: ImageSource) -> Iterator[Image.Image]:
+    """As `open_image`; inside, an encoded picture's place in memory is kept for it."""
+    with ExitStack() as stack:
+        try:
+            image = _decoded(source, stack)
+        except ImageError:
+            raise
+        # Pillow's format plugins raise almost anything on damaged bytes: OSError, SyntaxError,
+        # struct.error, IndexError, DecompressionBombError.
+        except Exception as error:
+            raise ImageError(f"cannot be decoded: {error}") from error
+        yield image
 
 
-def _decode(source: ImageSource) -> Image.Image:
+def _decoded(source: ImageSource, stack: ExitStack) -> Image.Image:
     match source:
         case Image.Image():
-            return _upright_rgb(source)
+            upright = _upright_rgb(source)
+            return upright.copy() if upright is source else upright
         case Tensor():
             array = source.detach().cpu().numpy()
             return _upright_rgb(_from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array))
         case np.ndarray():
             return _upright_rgb(_from_array(source))
         case _:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                return _upright_rgb(image)
+            return _upright_rgb(stack.enter_context(decodable(source)))
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -96,29 +98,55 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
+    """The picture itself where it is upright RGB."""
     if 0 in image.size:
         raise ValueError("it has no pixels")
     image.seek(0)
-    image = ImageOps.exif_transpose(image)
+    image.load()  # after which a TIFF is upright, and says so
+    image = upright(image)
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image)
     if image.has_transparency_data:
-        # The colour under full transparency is arbitrary, often black; people see such pictures on white.
-        overlay = image.convert("RGBA")
-        image = Image.new("RGBA", image.size, "white")
-        image.alpha_composite(overlay)
-    return image.convert("RGB")
+        return _on_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of whole rows that make up the picture, so that what is done to each takes little memory."""
+    rows = max(_BAND_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """RGB of a transparent picture.
+
+    The colour under full transparency is arbitrary, often black; people see such pictures on white.
+    """
+    result = Image.new("RGB", image.size)
+    for box in _bands(image):
+        overlay = image.crop(box).convert("RGBA")
+        paper = Image.new("RGBA", overlay.size, "white")
+        result.paste(Image.alpha_composite(paper, overlay).convert("RGB"), box)
+    return result
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Integers above 255 are taken for 16-bit, floats up to 1 for the range 0..1."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    high = values.max()
+    """Grey of 8 bits. Integers above 255 are taken for 16-bit, floats up to 1 for the range 0..1."""
+    bands = [(box, lambda box=box: _numbers(image.crop(box))) for box in _bands(image)]
+    high = max(numbers().max() for _, numbers in bands)
     if image.mode.startswith("I"):
         scale = 1 / 257 if high > 255 or image.mode.startswith("I;16") else 1
     else:
         scale = 255 if high <= 1 else 1
-    return Image.fromarray(np.rint(values * scale).clip(0, 255).astype(np.uint8))
+    result = Image.new("L", image.size)
+    for box, numbers in bands:
+        result.paste(Image.fromarray(np.rint(numbers() * scale).clip(0, 255).astype(np.uint8)), box)
+    return result
+
+
+def _numbers(image: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(image, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -143,7 +171,9 @@ class Preprocess:
 
     def __call__(self, source: ImageSource) -> Tensor:
         """Raises ImageError if the image cannot be read."""
-        return self.normalize(self.fit(open_image(source)))
+        with _opened(source) as image:
+            fitted = self.fit(image)
+        return self.normalize(fitted)
 
     def fit(self, image: Image.Image) -> Image.Image:
         """The picture at exactly `img_size`: resized, its centre cut out, or padded with the mean colour."""

@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,20 @@ from torch.nn import functional as F
 from vitral.calibrate import calibrate
 from vitral.checkpoints import Checkpoint, save_checkpoint
 from vitral.classifier import Classifier
+from vitral.config import check
 from vitral.data import DamageCount, ImageData, Split, few_shot, fingerprint, in_turns, open_data, sample
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, Outcomes
 from vitral.features import PooledFeatures, cache_folder, extract, poolings
 from vitral.model import Pooling, VisionTransformer
+from vitral.ranges import Images, Layer, Seed, Whole, Workers
+from vitral.workers import Loading, worker_count
 
 # Of half the squared weights of standardized features, beside the mean cross-entropy.
 PENALTIES = tuple(10.0 ** (step / 2) for step in range(-8, 3))
 NEIGHBOURS = (10, 20)
 _VOTE_TEMPERATURE = 0.07  # DINO's (arXiv:2104.14294, appendix F.1; Wu et al., arXiv:1805.01978, §3.4)
+_INSTEAD = "train a head on it instead: vitral train DATA --out RUN model=MODEL trained=head"
 _FOLDS = 5
 _ENOUGH_HELD_OUT = 500  # images; with as many in one fold, the other folds say nothing new
 _FIT_STEPS = 1000
@@ -46,17 +50,15 @@ class ProbeOptions:
     """What to probe, and on how much."""
 
     features: Pooling | None = None  # None: as the field does with such a model (`usual_features`)
-    layers: tuple[int, ...] = (-1,)  # the better of these is taken
-    per_class: int | None = None  # labelled images of each class; None: all
-    limit: int | None = None  # images of any split at most, even over classes; with per_class, of the judge
-    seed: int = 0  # of what is held out and drawn
-    max_damaged: float = 0.01  # share of unreadable images past which to give up
+    layers: tuple[Layer, ...] = (-1,)  # the better of these is taken
+    per_class: Images | None = None  # labelled images of each class; None: all
+    limit: Images | None = None  # of any split at most, even over classes; with per_class, of the judge
+    seed: Seed = 0  # of what is held out and drawn
+    max_damaged: Whole = 0.01  # share of unreadable images past which to give up
+    workers: Workers | None = None  # processes that load images; None: as many as the machine suits
 
     def __post_init__(self) -> None:
-        for name in ("per_class", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise VitralError(f"{name}={value}: it is a number of images, 1 at least")
+        check(self)
         if not self.layers:
             raise VitralError("no layer is named; -1 is the last")
 
@@ -95,7 +97,8 @@ class ProbeResult:
     neighbours: NeighboursResult
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        linear = {**vars(self.linear), "evaluation": self.linear.evaluation.to_dict()}
+        return {**vars(self), "linear": linear, "neighbours": vars(self.neighbours)}
 
 
 def probe(
@@ -128,23 +131,19 @@ def probe(
         _check_features(model, kind, options.layers)
     if out is not None:
         _refuse_unwritable(out, model, kinds[0], options.layers)
-    data = open_data(source, seed=options.seed)
-    if data.multi_label:
-        raise VitralError(
-            f"a probe takes one class an image, and {source} has lists of labels; train a head on it "
-            "instead: vitral train DATA --out RUN model=MODEL trained=head"
-        )
+    data = _open(source, options.seed, warn)
     judged_name, parts = _parts(data, options)
     damage = DamageCount(sum(map(len, parts)), options.max_damaged, warn)
-    folder = cache_folder(cache)
+    folder, loading = cache_folder(cache), Loading(worker_count(options.workers), warn)
+    how: dict[str, Any] = {"damage": damage, "on_images": on_images, "loading": loading}
 
     def features_of(split: Split) -> PooledFeatures:
-        found = extract(classifier, split, options.layers, folder, damage=damage, on_images=on_images)
+        found = extract(classifier, split, options.layers, folder, **how)
         if found.cached:
             warn(f"the features of {found.cached:,} of {len(split):,} images were in {folder}")
         return found
 
-    labelled = _Labelled([features_of(split) for split in parts[:-1]], data.classes, options.seed)
+    labelled = _Labelled([*map(features_of, parts[:-1])], data.classes, options.seed)
     linear, head = _fit_linear(labelled, kinds[0], options.layers, _LINEAR)
     neighbours = _choose(labelled, kinds[1], options.layers, _NEIGHBOURS)
     judged = features_of(parts[-1])
@@ -157,6 +156,15 @@ def probe(
         _judge_linear(linear, head, judged, data.classes),
         _judge_neighbours(neighbours, labelled, judged, data.classes),
     )
+
+
+def _open(source: str, seed: int, warn: Callable[[str], None]) -> ImageData:
+    data = open_data(source, seed=seed)
+    for note in data.notes:
+        warn(note)
+    if data.multi_label:
+        raise VitralError(f"a probe takes one class an image, and {source} has lists of labels; {_INSTEAD}")
+    return data
 
 
 @dataclass(frozen=True)
@@ -175,6 +183,7 @@ def fitted_head(
     *,
     seconds: float | None = None,
     on_images: Callable[[int, int], None] = lambda *_: None,
+    loading: Loading | None = None,
 ) -> HeadStart | None:
     """The linear probe of what the model's own head sees; None if `seconds` reach for no image of some class.
 
@@ -185,6 +194,7 @@ def fitted_head(
         seconds: time to spend at most, about. Where it is short, fewer images are looked at and fewer
             penalties tried. None: all of them.
         on_images: told how many images are done, of how many.
+        loading: how images are loaded; None: by as many workers as the machine suits.
     """
     begun = time.monotonic()
     end = math.inf if seconds is None else begun + seconds
@@ -196,6 +206,7 @@ def fitted_head(
         cache_folder(),
         damage=DamageCount(len(split), 1.0, _ignore),
         on_images=on_images,
+        loading=loading,
         until=math.inf if seconds is None else begun + _LOOKING_SHARE * seconds,
     )
     if not np.bincount(features.labels, minlength=len(classifier.labels)).all():
