@@ -596,14 +596,15 @@ def _ending(call: Callable[[], int | None]) -> int | str | None:
     except Exception as error:
         if os.environ.get("VITRAL_DEBUG"):
             raise
-        _warn(" ".join(_told(error).split()))
+        _warn(_told(error))
         return 1
 
 
 def _told(error: Exception) -> str:
     if isinstance(error, VitralError | OSError):
         return str(error)
+    text = " ".join(str(error).split())
     return (
-        f"unexpected {type(error).__name__}: {error}; this is a defect, please report it with "
+        f"unexpected {type(error).__name__}: {text}; this is a defect, please report it with "
         "the output of the same command under VITRAL_DEBUG=1"
     )
