@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitral.errors import ImageError, VitralError
-from vitral.image_files import decodable, upright
+from vitral.image_files import decodable, upright, why_not_read
 
 ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
 Resize = Literal["shortest", "squash", "longest"]
@@ -62,6 +62,8 @@ def _opened(source: ImageSource) -> Iterator[Image.Image]:
             image = _decoded(source, stack)
         except ImageError:
             raise
+        except PermissionError as error:
+            raise ImageError(why_not_read(error)) from error
         # Pillow's format plugins raise almost anything on damaged bytes: OSError, SyntaxError,
         # struct.error, IndexError, DecompressionBombError.
         except Exception as error:
