@@ -318,8 +318,7 @@ def choose_split(
             )
         if wanted is None and "test" not in data.splits and not same:
             data, wanted = open_data(source, val_fraction=0), "all"
-    for note in data.notes:
-        warn(note)
+    data.told(warn)
     name = wanted or ("test" if "test" in data.splits else "val")
     images = _all_images(data) if name == "all" else data.split(name)
     return name, _relabelled(images, data.classes, classifier.labels)

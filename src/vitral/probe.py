@@ -123,9 +123,7 @@ def probe(
         _check_features(model, kind, options.layers)
     if out is not None:
         _refuse_unwritable(out, model, kinds[0], options.layers)
-    data = open_data(source, seed=options.seed)
-    for note in data.notes:
-        warn(note)
+    data = open_data(source, seed=options.seed).told(warn)
     if data.multi_label:
         raise VitralError(
             f"a probe takes one class an image, and {source} has lists of labels; train a head on it "
