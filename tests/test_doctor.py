@@ -495,7 +495,9 @@ def test_they_are_after_a_failure_too(calls: int, truth: Truth) -> None:
 
 def test_each_image_is_decoded_once(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
-    monkeypatch.setattr(doctor, "open_image", lambda source: opened.append(source) or open_image(source))
+    monkeypatch.setattr(
+        "vitral.preprocess.open_image", lambda source: opened.append(source) or open_image(source)
+    )
     diagnose(truth.classifier, truth.folder, limit=20)
     assert len(opened) == len(set(opened)) == 20
 

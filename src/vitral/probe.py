@@ -154,9 +154,7 @@ def probe(
 
 
 def _open(source: str, seed: int, warn: Callable[[str], None]) -> ImageData:
-    data = open_data(source, seed=seed)
-    for note in data.notes:
-        warn(note)
+    data = open_data(source, seed=seed).told(warn)
     if data.multi_label:
         raise VitralError(f"a probe takes one class an image, and {source} has lists of labels; {_INSTEAD}")
     return data
