@@ -623,9 +623,10 @@ def _steps_per_epoch(data: ImageData, recipe: Recipe) -> int:
 
 
 def _threads(recipe: Recipe, files: RunFolder) -> int:
-    """As many as the run began with, unless the recipe says otherwise."""
+    """As many as the run began with, unless the recipe says otherwise or a GPU computes."""
     here = torch.get_num_threads()
-    if recipe.threads or files.record is None:
+    on_cpu = Placement.choose(recipe.device, recipe.precision).device.type == "cpu"
+    if recipe.threads or files.record is None or not on_cpu:
         return recipe.threads or here
     began = files.record.threads
     if began != here:
