@@ -218,7 +218,7 @@ def load(
 
 def as_classifier(checkpoint: Checkpoint, placement: Placement, tta: Augmentation = "none") -> Classifier:
     return Classifier(
-        checkpoint.model.to(placement.device).eval(),
+        placement.place(checkpoint.model).eval(),
         checkpoint.preprocess,
         checkpoint.labels,
         placement,

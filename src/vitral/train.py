@@ -134,7 +134,7 @@ class Run:
     def __post_init__(self) -> None:
         assert self.recipe.batch_size is not None
         labels = self.checkpoint.labels
-        self.model: VisionTransformer = self.checkpoint.model.to(self.placement.device).train()
+        self.model: VisionTransformer = self.placement.place(self.checkpoint.model).train()
         choose_trained(self.model, self.recipe)
         self.model.checkpoint_layers = self.recipe.checkpoint_layers
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -374,7 +374,7 @@ def _conclude(run: Run, *, finished: bool) -> Summary:
     test = calibration = None
     if finished:
         best = load_checkpoint(run.folder)
-        run.average = best.model.to(run.placement.device).eval()
+        run.average = run.placement.place(best.model).eval()
         calibration = _calibrate(run)
         temperature = calibration.temperature if calibration else 1.0
         save_checkpoint(run.folder, replace(best, temperature=temperature))
