@@ -1,6 +1,7 @@
 """`Classifier`: model, preprocessing and labels as one object; what predict, explain and serve all hold."""
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ class Classifier:
     temperature: float = 1.0  # probabilities are softmax(logits / temperature)
     tta: Augmentation = "none"  # what is averaged over, test-time augmentation
     multi_label: bool = False  # an image shows any number of the labels: sigmoid in softmax's place
+    notes: tuple[str, ...] = ()  # what no file of the source states, and what was taken
 
     def __post_init__(self) -> None:
         if self.tta not in get_args(Augmentation):
@@ -76,6 +78,10 @@ class Classifier:
         self, images: Iterable[ImageSource], *, top: int = 5, batch_size: int = 32
     ) -> Iterator[Prediction]:
         """As `predict`, one at a time while later images are still being read."""
+        if self.metadata.get("regression"):
+            raise VitralError(
+                "this model is a regression, whose numbers are no labels' probabilities; ask for logits"
+            )
         if not self.labels:
             raise VitralError("this model has no labels to predict; train it, or ask for features")
         for names, loaded in self._batches(images, batch_size):
@@ -104,6 +110,7 @@ class Classifier:
         for images_BCHW in self._readable_batches(images, batch_size):
             with self.placement.autocast():
                 parts.append(self.model.features(images_BCHW, layers))
+            _refuse_overflow(parts[-1].patch_tokens)
         return _concatenate(parts)
 
     @torch.inference_mode()
@@ -133,7 +140,9 @@ class Classifier:
 
     def _logits(self, images_BCHW: Tensor) -> Tensor:
         with self.placement.autocast():
-            return self.model(images_BCHW).float()
+            logits_BL = self.model(images_BCHW).float()
+        _refuse_overflow(logits_BL)
+        return logits_BL
 
     def _likeliest(self, probabilities_L: Tensor, top: int) -> tuple[tuple[str, float], ...]:
         values, indices = probabilities_L.topk(min(top, len(self.labels)))
@@ -205,7 +214,10 @@ def load(
         tta: "flip" averages probabilities over an image and its mirror, at twice the time; not for what
             a mirror changes, such as digits.
         options: other fields of `ViTConfig`, for what a bare file does not say, such as
-            ``num_heads=12`` or ``layer={"feed_forward": {"activation": "quick_gelu"}}``.
+            ``num_heads=12`` or ``layer={"feed_forward": {"activation": "quick_gelu"}}``; and
+            ``preprocess={"mean": [...]}``, or ``base``, the model of a LoRA adapter that does not name it.
+
+    What no file states, and what is taken for it, is said in a warning.
 
     Raises:
         VitralError: if there is no usable model there.
@@ -213,6 +225,8 @@ def load(
     asked = {"img_size": img_size, "num_classes": num_classes, "patch_size": patch_size}
     overrides = {name: value for name, value in asked.items() if value is not None}
     checkpoint = load_checkpoint(str(source), **overrides, **options)
+    for note in checkpoint.notes:
+        warnings.warn(note, stacklevel=2)
     return as_classifier(checkpoint, Placement.choose(device, precision), tta)
 
 
@@ -226,7 +240,16 @@ def as_classifier(checkpoint: Checkpoint, placement: Placement, tta: Augmentatio
         checkpoint.temperature,
         tta,
         checkpoint.multi_label,
+        checkpoint.notes,
     )
+
+
+def _refuse_overflow(answers: Tensor) -> None:
+    """Of weights too large to be multiplied: an answer of NaN would be taken for one."""
+    if not answers.isfinite().all():
+        raise VitralError(
+            "the model's answers are no numbers: its weights overflow, they are damaged or diverged"
+        )
 
 
 def _as_sequence(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:

@@ -457,9 +457,14 @@ def recipe_diff(
 def _load(
     model: str, device: str, precision: str, tta: str = "none", img_size: int | None = None
 ) -> "Classifier":
-    from vitral.classifier import load
+    from vitral.checkpoints import load_checkpoint
+    from vitral.classifier import as_classifier
+    from vitral.devices import Placement
 
-    return load(model, img_size=img_size, device=device, precision=precision, tta=tta)  # type: ignore[arg-type]
+    checkpoint = load_checkpoint(model, **({} if img_size is None else {"img_size": img_size}))
+    for note in checkpoint.notes:
+        _warn(note)
+    return as_classifier(checkpoint, Placement.choose(device, precision), tta)  # type: ignore[arg-type]
 
 
 def _print_summary(summary: "Summary") -> None:

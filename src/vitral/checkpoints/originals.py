@@ -18,8 +18,10 @@ from vitral.checkpoints.layout import (
     Reading,
     Source,
     count_layers,
-    imagenet_labels,
+    labels_of,
     merge,
+    no_preprocessing,
+    per_channel,
     square,
     usual_heads,
 )
@@ -54,9 +56,16 @@ def _family(weights: Weights) -> Callable[[Source, Mapping[str, Any]], Reading] 
     return None
 
 
-def _imagenet(img_size: tuple[int, int]) -> Preprocess:
+def _imagenet(img_size: tuple[int, int], draft: Draft) -> Preprocess:
     """What DINO, DINOv2, DeiT and MAE are evaluated with: the shorter side to 256 of 224 pixels."""
-    return Preprocess(img_size, crop_fraction=0.875, interpolation="bicubic", **IMAGENET)
+    return _prepared(img_size, draft, {"crop_fraction": 0.875, "interpolation": "bicubic", **IMAGENET})
+
+
+def _prepared(img_size: tuple[int, int], draft: Draft, options: Draft) -> Preprocess:
+    """With as many means and deviations as the model has channels."""
+    channels = draft["in_channels"]
+    for_each: Draft = {name: per_channel(options[name], channels) for name in ("mean", "std")}
+    return Preprocess(img_size, **(options | for_each))
 
 
 def _asked_size(asked: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -75,18 +84,22 @@ def _read_timm_names(source: Source, asked: Mapping[str, Any]) -> Reading:
     source = Source(source.name, source.path, weights)
     if "norm_pre.weight" in weights:
         _require_activation(source, asked)
+    clip = "norm_pre.weight" in weights
     draft = merge(
         timm.read_shapes(source, asked, _asked_size(asked)),
-        {"embedding": {"resize": "bicubic"}, "norm": {"eps": 1e-5 if "norm_pre.weight" in weights else 1e-6}},
+        {"embedding": {"resize": "bicubic"}, "norm": {"eps": 1e-5 if clip else 1e-6}},
     )
     _require_rotary(source, draft, asked)
     return Reading(
         draft,
         timm.rows,
         weights,
-        (lambda size: Preprocess(size, **CLIP)) if "norm_pre.weight" in weights else _imagenet,
-        imagenet_labels(draft["num_classes"]),
+        (lambda size: _prepared(size, draft, CLIP)) if clip else (lambda size: _imagenet(size, draft)),
+        labels_of(source, draft["num_classes"]),
         ignored=r"^(decoder|mask_token)|^head\.(mlp|last_layer)",
+        notes=()
+        if clip
+        else no_preprocessing(source, asked, "DINO, DeiT and MAE take, ImageNet's mean and std"),
     )
 
 
@@ -136,7 +149,16 @@ def _read_dinov2(source: Source, asked: Mapping[str, Any]) -> Reading:
     # Registers came with antialiasing and without the offset (their hub/backbones.py).
     resize = "bicubic_antialias" if registers else "bicubic_offset"
     draft = merge(timm.read_shapes(renamed, asked, _asked_size(asked)), {"embedding": {"resize": resize}})
-    return Reading(draft, _dinov2_rows, weights, _imagenet, (), ignored=r"^mask_token$")
+    if draft["num_classes"] and weights.shape("head.weight")[1] == 2 * draft["embed_dim"]:
+        draft["pooling"] = "class_mean"  # their linear evaluation's head
+    return Reading(
+        draft,
+        _dinov2_rows,
+        weights,
+        lambda size: _imagenet(size, draft),
+        labels_of(source, draft["num_classes"]),
+        ignored=r"^mask_token$",
+    )
 
 
 # --- DINOv3 ----------------------------------------------------------------------------------------
@@ -191,8 +213,8 @@ def _read_dinov3(source: Source, asked: Mapping[str, Any]) -> Reading:
         draft,
         _dinov3_rows,
         weights,
-        lambda size: Preprocess(size, resize="squash", interpolation="bilinear", **IMAGENET),
-        (),
+        lambda size: _prepared(size, draft, {"resize": "squash", "interpolation": "bilinear", **IMAGENET}),
+        labels_of(source, draft["num_classes"]),
         ignored=r"^mask_token$|rope_embed\.|bias_mask$|^local_cls_norm|^cls_norm",
     )
 
@@ -251,7 +273,7 @@ def _read_clip(source: Source, asked: Mapping[str, Any]) -> Reading:
         "layer": {"layer_scale": 1.0 if "transformer.resblocks.0.ls_1.gamma" in weights else None},
         "head": {"bias": False},
     }
-    return Reading(draft, _clip_rows, weights, lambda size: Preprocess(size, **CLIP), ())
+    return Reading(draft, _clip_rows, weights, lambda size: _prepared(size, draft, CLIP), ())
 
 
 __all__: Sequence[str] = ["NAME", "read", "recognises"]
