@@ -66,7 +66,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "multi_label": checkpoint.multi_label,
         "metadata": checkpoint.metadata,
     }
-    write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=1) + "\n").encode())
+    write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=1, allow_nan=False) + "\n").encode())
 
 
 # --- Reading -------------------------------------------------------------------------------------

@@ -527,6 +527,7 @@ def write(checkpoint: Checkpoint) -> Writing:
     fitting = [name for k, name, draft in _BASES if k == kind and _holds(config, draft)]
     # An eps that no architecture of that class has is the nearest one's; the certificate shows the cost.
     base = fitting[0] if fitting else next(name for k, name, _ in _BASES if k == kind)
+    base = _home(checkpoint, kind) or base
     arguments = _common_arguments(config) | _CLASS_ARGUMENTS[kind](config)
     licence = checkpoint.metadata.get("licence")
     return Writing(
@@ -544,6 +545,23 @@ def write(checkpoint: Checkpoint) -> Writing:
             }
         },
     )
+
+
+_CLASS_NAMES = {
+    "eva": r"^eva02_(tiny|small|base|large)_|^vit_\w+_dinov3",
+    "beit": r"^beit",
+    "vit": r"^vit_|^deit3?_",
+}
+
+
+def _home(checkpoint: Checkpoint, kind: str) -> str | None:
+    """The architecture that the model came from, if it is of that class and has what arguments cannot say."""
+    name = checkpoint.metadata.get("origin", {}).get("architecture")
+    if not isinstance(name, str) or not re.search(_CLASS_NAMES.get(kind, "(?!)"), name):
+        return None
+    family = merge(*(draft for pattern, draft in FAMILIES if re.search(pattern, name)))
+    told = {"norm": {"eps": 1e-6}, "layer": {"order": "pre"}, "num_heads": checkpoint.model.config.num_heads}
+    return name if _holds(checkpoint.model.config, merge(told, family)) else None
 
 
 def _written_rows(config: ViTConfig, kind: str, base: str) -> list[Row]:

@@ -562,20 +562,21 @@ def _sides(size: Any, img_size: tuple[int, int]) -> tuple[tuple[int, int], bool]
 def write(checkpoint: Checkpoint) -> Writing:
     """A hub folder that the ``model_type`` nearest to the model loads: config, preprocessing, weights."""
     config = checkpoint.model.config
-    kind = _model_type(config)
+    kind, known = _home(checkpoint, _model_type(config))
     family = FAMILIES[kind]
     architecture, prefix = _CLASSES[kind][0 if config.num_classes == 0 else 1]
     if config.head.distillation_head:
         architecture += "WithTeacher"
     described = {
+        **known,
         "architectures": [architecture],
         "model_type": kind,
         "dtype": str(next(checkpoint.model.parameters()).dtype).removeprefix("torch."),
         **_common(config),
         **_WRITTEN[family.keys](config, kind),
     }
-    if checkpoint.multi_label:
-        described["problem_type"] = MULTI_LABEL
+    if checkpoint.multi_label or checkpoint.metadata.get("regression"):
+        described["problem_type"] = MULTI_LABEL if checkpoint.multi_label else REGRESSION
     if checkpoint.labels:
         described["id2label"] = {str(index): label for index, label in enumerate(checkpoint.labels)}
         described["label2id"] = {label: index for index, label in enumerate(checkpoint.labels)}
@@ -592,6 +593,7 @@ def write(checkpoint: Checkpoint) -> Writing:
 _CLASSES = {
     "vit": (("ViTModel", False), ("ViTForImageClassification", True)),
     "deit": (("DeiTModel", False), ("DeiTForImageClassification", True)),
+    "vit_mae": (("ViTMAEModel", False), ("ViTForImageClassification", True)),
     "vit_msn": (("ViTMSNModel", False), ("ViTMSNForImageClassification", True)),
     "ijepa": (("IJepaModel", False), ("IJepaForImageClassification", True)),
     "beit": (("BeitModel", False), ("BeitForImageClassification", True)),
@@ -605,6 +607,39 @@ _CLASSES = {
     "clip_vision_model": (("CLIPVisionModel", False), ("CLIPVisionModelWithProjection", True)),
     "siglip_vision_model": (("SiglipVisionModel", False), ("SiglipVisionModel", False)),
 }
+
+
+# The kinds whose code computes the same as another's, so that a model goes home to the one that it came from.
+_ALIKE = {
+    "vit": ("vit_mae", "vit_msn", "deit"),
+    "vit_msn": ("vit_mae",),
+    "siglip_vision_model": ("ijepa",),
+    "beit": ("data2vec-vision",),
+    "data2vec-vision": ("beit",),
+    "dinov2": ("dinov2_with_registers",),
+}
+# What of a config is about how it was saved, not about what the model is.
+_OF_SAVING = (
+    "architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path", "problem_type",
+    "num_labels", "_num_labels", "quantization_config",
+)  # fmt: skip
+
+
+def takes_class_and_mean(config: ViTConfig) -> bool:
+    """Whether the only classifier of the model's kind reads the class token and the patches' mean."""
+    kinds = ("dinov2", "dinov2_with_registers")
+    return bool(config.num_classes) and config.pooling in ("class", "mean") and _model_type(config) in kinds
+
+
+def _home(checkpoint: Checkpoint, kind: str) -> tuple[str, Mapping[str, Any]]:
+    """The model_type that the model came from, and what else its config says, if its code is as good."""
+    origin = checkpoint.metadata.get("origin", {}).get("config", {})
+    came_from = _TOWERS.get(origin.get("model_type"), origin.get("model_type"))
+    plain = not checkpoint.model.config.num_classes or came_from != "vit_mae"
+    if came_from == kind or (came_from in _ALIKE.get(kind, ()) and plain):
+        tower = origin.get("vision_config", origin) if origin.get("model_type") in _TOWERS else origin
+        return came_from, {name: value for name, value in tower.items() if name not in _OF_SAVING}
+    return kind, {}
 
 
 def _model_type(config: ViTConfig) -> str:
