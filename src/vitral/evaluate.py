@@ -317,6 +317,11 @@ def choose_split(
             )
         if wanted is None and "test" not in data.splits and not same:
             data, wanted = open_data(source, val_fraction=0), "all"
+            if "held_out" not in made_by:
+                warn(
+                    "no record says which images this model was trained on; all are judged, and some of them "
+                    "it may have learnt by heart"
+                )
     name = wanted or ("test" if "test" in data.splits else "val")
     images = _all_images(data) if name == "all" else data.split(name)
     return name, _relabelled(images, data.classes, classifier.labels)

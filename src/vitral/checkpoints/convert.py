@@ -163,8 +163,8 @@ def _refuse_inexpressible(config: ViTConfig, source: str, to: str) -> None:
     if to == "vitral" or not config.stem:
         return
     raise VitralError(
-        f"{to} cannot hold this model: no ViT of {', '.join(WRITERS)} has its convolutional stem, which is what "
-        f"Conv+ names. In Python it is: import vitral; model = vitral.load({source!r}); "
+        f"{to} cannot hold this model: no ViT of {', '.join(WRITERS)} has its convolutional stem "
+        f"(Conv+). In Python it is: import vitral; model = vitral.load({source!r}); "
         'model.predict(["photo.jpg"]). For another library train a plain one: '
         "vitral train DATA model=ViT-Ti/16"
     )
