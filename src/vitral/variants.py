@@ -129,8 +129,8 @@ def _unknown(name: str) -> str:
         return f"there is no model {name!r}; did you mean {near!r}?"
     if _LIBRARIES.match(name):
         return (
-            f"there is no model {name!r}: names stand for random weights. Those of other libraries are files or "
-            "hf://org/name, such as hf://timm/NAME."
+            f"there is no model {name!r}: names stand for random weights. Those of other libraries are "
+            "files or hf://org/name, such as hf://timm/NAME."
         )
     return f"there is no model {name!r}."
 

@@ -31,7 +31,7 @@ from vitral.checkpoints import (
     torchvision,
     transformers,
 )
-from vitral.checkpoints.files import ENDINGS, one_line, open_weights
+from vitral.checkpoints.files import ENDINGS, one_line, open_weights, shown
 from vitral.checkpoints.layout import Checkpoint, Reading, Source, merge
 from vitral.config import build, merged
 from vitral.errors import VitralError
@@ -101,8 +101,8 @@ def load_checkpoint(source: Path | str, **overrides: Any) -> Checkpoint:
             changed = build(Preprocess, merged(asdict(found.preprocess), prepared))
             found = replace(found, preprocess=fields.preprocess(changed))
         return found
-    except VitralError:
-        raise
+    except VitralError as error:
+        raise VitralError(shown(error)) from error
     except OSError as error:
         raise VitralError(f"{name} cannot be read: {error.strerror or one_line(error)}") from error
     # A config of other types, or tensors of other shapes, than its layout has: almost anything.

@@ -39,6 +39,7 @@ ENDINGS = (SAFETENSORS, *PICKLED, NUMPY)
 _WRAPPERS = ("teacher", "target_encoder", "model_ema", "model", "module", "state_dict", "encoder")
 _HEADS = ("head", "classifier", "fc")  # a mapping of its own beside them
 _MAX_WRAPPERS = 8  # one in another; a pickle may hold a dict that holds itself
+_MAX_MESSAGE = 1200  # characters
 _MAX_NAME = 250  # characters; names stand in messages
 # Bytes; a tensor's entry has a hundred, and the library's own limit takes seconds and gigabytes to parse.
 _MAX_HEADER = 2**23
@@ -619,6 +620,13 @@ def one_line(reason: object) -> str:
         # PyTorch tells here how to switch off what keeps a file from executing code.
         line = "it is in a form that PyTorch reads only by executing code"
     return "".join(c if c.isprintable() else "?" for c in line[:_MAX_NAME])
+
+
+def shown(message: object) -> str:
+    """A message as one line, whatever a file's fields, which it may repeat, hold."""
+    line = "".join(c if c.isprintable() else "?" for c in str(message))
+    half = _MAX_MESSAGE // 2
+    return line if len(line) <= _MAX_MESSAGE else f"{line[:half]} ... {line[-half:]}"
 
 
 def _refuse_pointer(path: Path) -> None:
