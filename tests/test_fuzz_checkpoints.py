@@ -68,10 +68,10 @@ def originals(folder):
 
 def odd(draw):
     return draw.choice([
-        float("nan"), float("inf"), -1, 0, 1, 3, 1e308, 1e-320, 10**12, -(10**9), 2**63, 16000, "", "x", "nan",
-        None, [], {}, True, [1, 2], [float("nan")] * 3, [0.5], ["a", "a", "b"], [None] * 3, {"a": {"b": []}},
+        float("nan"), float("inf"), -1, 0, 1, 3, 1e308, 1e-320, 10**12, -(10**9), 2**63, 16000, "", "x",
+        "nan", None, [], {}, True, [1, 2], [float("nan")] * 3, [0.5], ["a", "a", "b"], [None] * 3,
         "[/b]\n\x1b[31m", "x" * 5000, [[[[[[]]]]]], "learned", "sinusoidal", "sinusoidal_2d", 1e5,
-        4096, 100000,
+        4096, 100000, {"a": {"b": []}},
     ])
 
 

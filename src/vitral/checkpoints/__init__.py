@@ -249,8 +249,8 @@ def _load_foreign(source: Source, overrides: dict[str, Any]) -> Checkpoint:
         **source.record.metadata,
         "source": source.name,
         "layout": layout,
-        "licence": source.licence or _pretrained_licence(source),
-        "origin": {"layout": layout, **reading.origin},
+        "licence": source.licence or _pretrained_licence(source) or source.record.metadata.get("licence"),
+        "origin": source.record.metadata.get("origin") or {"layout": layout, **reading.origin},
         **({"regression": True} if reading.regression else {}),
     }
     found = Checkpoint(

@@ -116,6 +116,8 @@ def convert(
 def _convert_home(folder: Path, checkpoint: Checkpoint, source: str, to: str) -> Certificate:
     """As the family that the model came from, if that still holds it; else as the one that is nearest."""
     origin = checkpoint.metadata.get("origin")
+    if to == "vitral":
+        return _convert_into(folder, checkpoint, source, to)
     if not isinstance(origin, Mapping) or origin.get("layout") != to:
         return _convert_into(folder, _without_origin(checkpoint), source, to)
     try:

@@ -103,6 +103,8 @@ def training(metadata: Any) -> dict[str, Any]:
         raise ValueError(f"metadata.val_fraction is {share!r}; it is a share of the images, below 1")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise ValueError(f"metadata.seed is {seed!r}; it is a whole number from 0")
+    if not isinstance(metadata.get("origin", {}), Mapping):
+        raise ValueError(f"metadata.origin is a {type(metadata['origin']).__name__}; it is an object")
     for name in ("source", "licence", "data", "held_out"):
         if not isinstance(metadata.get(name), str | None):
             raise ValueError(f"metadata.{name} is {one_line(repr(metadata[name]))}; it is text")

@@ -15,14 +15,15 @@ from vitral.errors import VitralError
 from vitral.preprocess import Preprocess
 
 FILE = "vitral.json"
-_TRAINING = ("data", "val_fraction", "seed", "held_out")
+# How it was trained, and what it came from.
+_KEPT = ("data", "val_fraction", "seed", "held_out", "origin", "licence")
 _WITHOUT_DESCRIPTION = ("google", "torchvision")  # layouts that name no classes and no preprocessing
 
 
 def content(checkpoint: Checkpoint, layout: str, weights_file: str) -> dict[str, Any]:
     """What is written beside `weights_file`."""
     kept: dict[str, Any] = {"weights": weights_file, "multi_label": checkpoint.multi_label}
-    kept["metadata"] = {name: checkpoint.metadata[name] for name in _TRAINING if name in checkpoint.metadata}
+    kept["metadata"] = {name: checkpoint.metadata[name] for name in _KEPT if name in checkpoint.metadata}
     if layout in _WITHOUT_DESCRIPTION:
         kept |= {"labels": list(checkpoint.labels), "preprocess": asdict(checkpoint.preprocess)}
     return kept

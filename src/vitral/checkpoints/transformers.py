@@ -577,9 +577,11 @@ def write(checkpoint: Checkpoint) -> Writing:
     }
     if checkpoint.multi_label or checkpoint.metadata.get("regression"):
         described["problem_type"] = MULTI_LABEL if checkpoint.multi_label else REGRESSION
-    if checkpoint.labels:
-        described["id2label"] = {str(index): label for index, label in enumerate(checkpoint.labels)}
-        described["label2id"] = {label: index for index, label in enumerate(checkpoint.labels)}
+    # A head without names is as long all the same; a projection of CLIP's is no classifier.
+    numbered = tuple(f"LABEL_{index}" for index in range(config.num_classes)) if config.head.bias else ()
+    if labels := checkpoint.labels or numbered:
+        described["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        described["label2id"] = {label: index for index, label in enumerate(labels)}
     return Writing(
         _written_rows(config, kind),
         "model.safetensors",
