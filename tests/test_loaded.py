@@ -116,7 +116,7 @@ def test_training_keeps_float32_whatever_the_file_holds(image_folder: Path, tmp_
 
 @pytest.mark.parametrize("to", ["vitral", "timm", "transformers"])
 def test_a_model_is_written_in_the_type_that_was_asked_for(to: str, tmp_path: Path) -> None:
-    convert(str(ours(tmp_path / "a")), tmp_path / "b", to, torch.bfloat16)
+    convert(str(ours(tmp_path / "a")), tmp_path / "b", to, "bfloat16")
     assert {p.dtype for p in load_checkpoint(tmp_path / "b").model.parameters()} == {torch.bfloat16}
 
 
@@ -125,7 +125,7 @@ def test_a_number_too_large_for_the_type_is_named(tmp_path: Path) -> None:
     nn.init.constant_(found.model.get_parameter("head.weight"), 1e6)
     save_checkpoint(tmp_path / "a", found)
     with pytest.raises(VitralError, match=r"head\.weight holds numbers too large for float16"):
-        convert(str(tmp_path / "a"), tmp_path / "b", "vitral", torch.float16)
+        convert(str(tmp_path / "a"), tmp_path / "b", "vitral", "float16")
 
 
 # --- Preprocessing ---------------------------------------------------------------------------------

@@ -309,6 +309,10 @@ def convert(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     settings: SettingsArgument = None,
     to: Annotated[str, typer.Option(help="vitral, timm, transformers, torchvision or google.")] = "vitral",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Store weights in float32, float16 or bfloat16; else as MODEL has them."),
+    ] = None,
 ) -> None:
     """Write MODEL in another library's layout, with a certificate that the answers are the same.
 
@@ -320,7 +324,9 @@ def convert(
     from vitral.checkpoints.convert import convert as run_conversion
     from vitral.config import nested, parse_overrides
 
-    certificate = run_conversion(model, out, to, **nested(parse_overrides(settings or [])))
+    certificate = run_conversion(model, out, to, dtype, **nested(parse_overrides(settings or [])))
+    for note in certificate.assumed:
+        _warn(note)
     for rounded in certificate.rounded:
         _warn(f"{to} has another {rounded}")
     print(
@@ -533,6 +539,7 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
         f"{model}: {len(labels)} labels ({', '.join(labels[:5])}, ...)" if labels else f"{model}: no labels"
     ]
     lines.append(f"images: {checkpoint.preprocess}")
+    lines += checkpoint.notes
     options = checkpoint.model.config.embedding
     lines.append(f"at another size: positions {options.resize}")
     if checkpoint.multi_label:

@@ -292,4 +292,5 @@ def _start_from(folder: str, overrides: dict[str, Any], classes: tuple[str, ...]
     if base.labels != classes:
         base.model.replace_head(len(classes))
     carried = {name: base.metadata[name] for name in ("source", "licence", "origin") if name in base.metadata}
-    return Checkpoint(base.model.train(), base.preprocess, classes, {"base": folder, **carried})
+    about = {"base": folder, **carried}
+    return Checkpoint(base.model.train(), base.preprocess, classes, about, notes=base.notes)

@@ -274,6 +274,8 @@ def train(
     with _deterministic(), stop_signal() as stop, advice_when_out_of_memory(run.images_at_a_time):
         run.memory = memory_need(run.model, run.images_at_a_time, run.placement)
         run.reporter.begin(run)
+        for note in run.checkpoint.notes:
+            run.reporter.message(note)
         try:
             if run.recipe.probe_head and not run.state.step:
                 _probe_head(run)

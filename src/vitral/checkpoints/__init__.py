@@ -192,7 +192,8 @@ def _open_source(name: str, path: Path, weights: Path, config: Mapping[str, Any]
     written = record.read(weights)
     if path.is_file():
         return Source(name, path, opened, record=written)
-    return Source(name, path, opened, config, _preprocessor(path), _licence(path), written)
+    open_clip = fields.read_json(path / originals.OPEN_CLIP_FILE)
+    return Source(name, path, opened, config, _preprocessor(path), _licence(path), open_clip, written)
 
 
 def _preprocessor(folder: Path) -> Mapping[str, Any]:

@@ -40,6 +40,7 @@ from vitral.preprocess import Preprocess
 CERTIFICATE_FILE = "parity.json"
 WRITERS = {layout.NAME: layout for layout in (timm, transformers, torchvision, google)}
 LAYOUTS = ("vitral", *WRITERS)
+TYPES = ("float32", "float16", "bfloat16")
 
 # What a target may round: a norm's eps and the kind of GELU change results little, and no loader says them.
 _ROUNDED = {"norm.eps", "layer.feed_forward.activation"}
@@ -65,6 +66,7 @@ class Certificate:
     rounded: tuple[str, ...]  # settings that the target has otherwise
     versions: dict[str, str]
     licence: str | None
+    assumed: tuple[str, ...] = ()  # what no file of the source states
     temperature: float = 1.0  # the source's, by which the written head is divided; so are its logits here
 
     @property
@@ -74,9 +76,7 @@ class Certificate:
         return math.nan if any(math.isnan(value) for value in found) else max(found)
 
 
-def convert(
-    source: str, out: Path, to: str, dtype: torch.dtype | None = None, **overrides: Any
-) -> Certificate:
+def convert(source: str, out: Path, to: str, dtype: str | None = None, **overrides: Any) -> Certificate:
     """Writes the model `source` into the new folder `out` as the layout `to`.
 
     The folder appears whole or not at all, with ``parity.json`` beside the weights.
@@ -85,7 +85,7 @@ def convert(
         source: as in `load_checkpoint`, and so are `overrides`.
         out: a folder that is not there yet, or empty.
         to: one of `LAYOUTS`.
-        dtype: to store weights in; None: as the source has them.
+        dtype: to store weights in, one of `TYPES`; None: as the source has them.
         overrides: what to change.
 
     Raises:
@@ -149,14 +149,16 @@ def _convert_into(folder: Path, checkpoint: Checkpoint, source: str, to: str) ->
     return replace(certificate, temperature=checkpoint.temperature)
 
 
-def _stored_as(dtype: torch.dtype | None, checkpoint: Checkpoint) -> Checkpoint:
+def _stored_as(dtype: str | None, checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with its weights rounded to a type. Raises VitralError if one is too large for it."""
     if dtype is None:
         return checkpoint
-    checkpoint.model.to(dtype)
+    if dtype not in TYPES:
+        raise VitralError(f"there is no type {dtype!r} of weights; there are {', '.join(TYPES)}")
+    checkpoint.model.to(getattr(torch, dtype))
     for name, parameter in checkpoint.model.named_parameters():
         if not parameter.isfinite().all():
-            raise VitralError(f"{name} holds numbers too large for {str(dtype).removeprefix('torch.')}")
+            raise VitralError(f"{name} holds numbers too large for {dtype}")
     return checkpoint
 
 
@@ -357,6 +359,7 @@ def _certify(
         rounded,
         {name: version(name) for name in ("vitral", "torch", "numpy", "safetensors")},
         checkpoint.metadata.get("licence"),
+        checkpoint.notes,
     )
     rounds = any(not name.startswith(("preprocess.", "probabilities")) for name in rounded)
     # A difference that is no number is none that may be certified.

@@ -72,6 +72,7 @@ class Source:
     config: Mapping[str, Any] = field(default_factory=dict)  # config.json, if there is one
     preprocessor: Mapping[str, Any] = field(default_factory=dict)  # of the images, by transformers' libraries
     licence: str | None = None
+    open_clip: Mapping[str, Any] = field(default_factory=dict)  # open_clip_config.json, if there is one
     record: Record = field(default_factory=Record)  # what `convert` kept of a model of ours
 
 
@@ -175,6 +176,6 @@ def no_preprocessing(source: Source, asked: Mapping[str, Any], taken: str) -> tu
     if "preprocess" in asked:
         return ()
     return (
-        f"{source.name} does not say how its images were prepared; taken is what {taken}: pass "
-        "preprocess.mean=[...] and the like if that is wrong",
+        f"{source.name} does not say how its images were prepared; taken is what {taken}. If that is wrong: "
+        "vitral convert MODEL OUT preprocess.mean=[...] preprocess.std=[...]",
     )

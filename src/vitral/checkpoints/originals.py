@@ -5,6 +5,7 @@ They carry no config. Most use timm's names, so a bare file in timm's layout is 
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from vitral.model import ViTConfig
 from vitral.preprocess import Preprocess
 
 NAME = "authors"
+OPEN_CLIP_FILE = "open_clip_config.json"
 
 
 def recognises(source: Source) -> bool:
@@ -81,20 +83,22 @@ def _read_timm_names(source: Source, asked: Mapping[str, Any]) -> Reading:
     trunk = "visual.trunk."
     if f"{trunk}patch_embed.proj.weight" in weights:
         weights = Renamed(weights, {n.removeprefix(trunk): n for n in weights if n.startswith(trunk)})
-    source = Source(source.name, source.path, weights)
-    if "norm_pre.weight" in weights:
-        _require_activation(source, asked)
+    source = replace(source, weights=weights)
+    activation = _activation(source, asked) if "norm_pre.weight" in weights else {}
     clip = "norm_pre.weight" in weights
     draft = merge(
         timm.read_shapes(source, asked, _asked_size(asked)),
         {"embedding": {"resize": "bicubic"}, "norm": {"eps": 1e-5 if clip else 1e-6}},
+        activation,
     )
     _require_rotary(source, draft, asked)
     return Reading(
         draft,
         timm.rows,
         weights,
-        (lambda size: _prepared(size, draft, CLIP)) if clip else (lambda size: _imagenet(size, draft)),
+        (lambda size: _clip_preprocess(source, size, draft))
+        if clip
+        else (lambda size: _imagenet(size, draft)),
         labels_of(source, draft["num_classes"]),
         ignored=r"^(decoder|mask_token)|^head\.(mlp|last_layer)",
         notes=()
@@ -103,12 +107,29 @@ def _read_timm_names(source: Source, asked: Mapping[str, Any]) -> Reading:
     )
 
 
-def _require_activation(source: Source, asked: Mapping[str, Any]) -> None:
-    if asked.get("layer", {}).get("feed_forward", {}).get("activation") is None:
+def _activation(source: Source, asked: Mapping[str, Any]) -> Draft:
+    """Of CLIP's MLPs, from OpenCLIP's config if there is one. Raises VitralError if nothing tells it."""
+    if asked.get("layer", {}).get("feed_forward", {}).get("activation") is not None:
+        return {}
+    model = source.open_clip.get("model_cfg")
+    if not isinstance(model, Mapping):
         raise VitralError(
             f"{source.name}: CLIP's weights do not say their activation; pass "
             "layer.feed_forward.activation=quick_gelu (OpenAI, DFN, MetaCLIP) or =gelu (LAION, DataComp)"
         )
+    return {"layer": {"feed_forward": {"activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}}}
+
+
+def _clip_preprocess(source: Source, img_size: tuple[int, int], draft: Draft) -> Preprocess:
+    """As OpenCLIP's config says, else as OpenAI's."""
+    told = source.open_clip.get("preprocess_cfg") or {}
+    options = {
+        "mean": told.get("mean") or CLIP["mean"],
+        "std": told.get("std") or CLIP["std"],
+        "interpolation": told.get("interpolation") or "bicubic",
+        "resize": told.get("resize_mode") or "shortest",
+    }
+    return _prepared(img_size, draft, options)
 
 
 def _require_rotary(source: Source, draft: Draft, asked: Mapping[str, Any]) -> None:
@@ -253,7 +274,7 @@ def _read_clip(source: Source, asked: Mapping[str, Any]) -> Reading:
     side = square(weights.shape("positional_embedding")[0] - 1) if "positional_embedding" in weights else None
     if depth == 0 or side is None:
         raise VitralError(f"{source.name} looks like CLIP's vision tower, but is no plain ViT")
-    _require_activation(source, asked)
+    activation = _activation(source, asked)
     draft: Draft = {
         "img_size": side * patch,
         "patch_size": patch,
@@ -273,7 +294,8 @@ def _read_clip(source: Source, asked: Mapping[str, Any]) -> Reading:
         "layer": {"layer_scale": 1.0 if "transformer.resblocks.0.ls_1.gamma" in weights else None},
         "head": {"bias": False},
     }
-    return Reading(draft, _clip_rows, weights, lambda size: _prepared(size, draft, CLIP), ())
+    draft = merge(draft, activation)
+    return Reading(draft, _clip_rows, weights, lambda size: _clip_preprocess(source, size, draft), ())
 
 
 __all__: Sequence[str] = ["NAME", "read", "recognises"]
