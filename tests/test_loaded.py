@@ -559,3 +559,31 @@ def test_a_network_of_another_kind_is_called_that() -> None:
 
 def test_the_public_names_are_there_before_they_are_used() -> None:
     assert set(vitral.__all__) <= set(dir(vitral))
+
+
+# --- OpenCLIP --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("quick", "activation"), [(True, "quick_gelu"), (False, "gelu")])
+def test_open_clips_config_says_what_its_weights_do_not(quick: Any, activation: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    timm = pytest.importorskip("timm")
+    shape = {"depth": 1, "embed_dim": 64, "num_heads": 1, "img_size": 32, "patch_size": 8, "num_classes": 0}
+    state = timm.create_model("vit_base_patch32_clip_224", **shape).state_dict()
+    named = {f"visual.trunk.{name}": tensor for name, tensor in state.items()}
+    save_file(named | {"text.token": torch.ones(2)}, tmp_path / "open_clip_model.safetensors")
+    prepared = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "resize_mode": "squash"}
+    about = {"model_cfg": {"quick_gelu": quick}, "preprocess_cfg": prepared}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
+    found = load_checkpoint(tmp_path)
+    assert found.model.config.layer.feed_forward.activation == activation
+    assert (found.preprocess.mean, found.preprocess.resize) == ((0.1, 0.2, 0.3), "squash")
+    assert not found.notes
+
+
+def test_a_head_that_transformers_has_no_class_for_is_said_to_be_one(tmp_path: Path) -> None:
+    rotary = {"attention": {"rotary": {"temperature": 100.0, "places": "centered", "halves": True}}}
+    source = ours(tmp_path / "a", position="none", layer=rotary)
+    with pytest.raises(VitralError, match=r"no classifier for DINOv3's family .* timm may: vitral convert"):
+        convert(str(source), tmp_path / "b", "transformers")

@@ -391,7 +391,10 @@ def _misfits(model: VisionTransformer, state: Mapping[str, Tensor]) -> list[str]
 
 def write_atomically(path: Path, content: bytes) -> None:
     """`path` holds either what it held or all of `content`, whenever the process is killed."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:  # under the name that the user knows
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

@@ -164,6 +164,10 @@ def _stored_as(dtype: str | None, checkpoint: Checkpoint) -> Checkpoint:
 
 def _refuse_inexpressible(config: ViTConfig, source: str, to: str) -> None:
     """Says what no other library's ViT has, and what can be done."""
+    if to == "transformers" and (reason := transformers.lacks_classifier(config)):
+        raise VitralError(
+            f"transformers cannot hold this model: {reason}. timm may: vitral convert {source} OUT --to timm"
+        )
     if to == "vitral" or not config.stem:
         return
     raise VitralError(
@@ -261,7 +265,11 @@ def _check_expressed(folder: Path, checkpoint: Checkpoint, to: str) -> tuple[str
     Returns what was rounded. Raises VitralError naming the settings that the layout has no place for.
     """
     wanted = checkpoint.model.config
-    read = load_checkpoint(folder, **({"num_heads": wanted.num_heads} if to == "torchvision" else {}))
+    try:
+        read = load_checkpoint(folder, **({"num_heads": wanted.num_heads} if to == "torchvision" else {}))
+    except VitralError as error:
+        lacking = str(error).rpartition("layout: ")[2]
+        raise VitralError(f"{to} cannot hold this model: of its tensors {lacking} there") from error
     again = read.model
     asked, found = dict(_leaves(_meaning(wanted))), dict(_leaves(_meaning(again.config)))
     differing = [name for name in asked if asked[name] != found.get(name) and name not in _UNWRITTEN]

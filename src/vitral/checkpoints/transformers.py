@@ -633,6 +633,22 @@ def takes_class_and_mean(config: ViTConfig) -> bool:
     return bool(config.num_classes) and config.pooling in ("class", "mean") and _model_type(config) in kinds
 
 
+def lacks_classifier(config: ViTConfig) -> str | None:
+    """Why the library has no class for the model's head, if so."""
+    kind = _model_type(config)
+    if not config.num_classes or config.stem:
+        return None
+    if kind == "dinov3_vit":
+        return "it has no classifier for DINOv3's family (rotary positions)"
+    if kind == "siglip_vision_model" and config.pooling == "map":
+        return "its classifier for SigLIP's family reads the mean of tokens, this one an attention pool"
+    if kind == "clip_vision_model" and config.pooling == "class" and config.head.bias:
+        return (
+            "what it has on CLIP's class token is a projection without a bias, this is a classifier with one"
+        )
+    return None
+
+
 def _home(checkpoint: Checkpoint, kind: str) -> tuple[str, Mapping[str, Any]]:
     """The model_type that the model came from, and what else its config says, if its code is as good."""
     origin = checkpoint.metadata.get("origin", {}).get("config", {})
