@@ -452,7 +452,7 @@ def test_a_column_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_wnids_stand_for_the_classes_of_an_imagenet_model() -> None:
-    labels = imagenet_labels(1000)
+    labels = imagenet_labels()
     assert imagenet.class_indices(["n01440764", "n02085620-Chihuahua"], labels) == [0, 151]
     synonyms = [f"{label}, another name" for label in labels]
     assert imagenet.class_indices(["n01443537"], synonyms) == [1]
@@ -463,7 +463,7 @@ def test_wnids_stand_for_the_classes_of_an_imagenet_model() -> None:
 
 
 def test_the_shared_photographs_are_named_as_their_ids_say(shared: Path) -> None:
-    labels = imagenet_labels(1000)
+    labels = imagenet_labels()
     for file in (shared / "data" / "photos").iterdir():
         wnid, _, name = file.stem.partition("_")
         (index,) = imagenet.class_indices([wnid], labels) or [-1]
@@ -472,5 +472,5 @@ def test_the_shared_photographs_are_named_as_their_ids_say(shared: Path) -> None
 
 def test_evaluation_relabels_folders_of_wnids(tmp_path: Path) -> None:
     found = open_data(lay(tmp_path, *in_classes(".", 2, ("n01443537", "n02085620"))), val_fraction=0)
-    split = evaluation._relabelled(found.split("train"), found.classes, imagenet_labels(1000))
+    split = evaluation._relabelled(found.split("train"), found.classes, imagenet_labels())
     assert split.labels.tolist() == [1, 1, 151, 151]

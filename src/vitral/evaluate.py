@@ -397,6 +397,11 @@ def choose_split(
             )
         if wanted is None and "test" not in data.splits and not same:
             data, wanted = open_data(source, val_fraction=0), "all"
+            if "held_out" not in made_by:
+                warn(
+                    "no record says which images this model was trained on; all are judged, and some of them "
+                    "it may have learnt by heart"
+                )
     data.told(warn)
     name = wanted or ("test" if "test" in data.splits else "val")
     if name not in (*data.splits, "all"):

@@ -341,6 +341,6 @@ def _start_from(folder: str, overrides: dict[str, Any], classes: tuple[str, ...]
     base = load_checkpoint(folder, **overrides)
     if base.labels != classes:
         base.model.replace_head(len(classes))
-    carried = {name: base.metadata[name] for name in ("source", "licence") if name in base.metadata}
-    preprocess = _of_pictures(base.preprocess)
-    return Checkpoint(base.model.train(), preprocess, classes, {"base": folder, **carried})
+    carried = {name: base.metadata[name] for name in ("source", "licence", "origin") if name in base.metadata}
+    preprocess, about = _of_pictures(base.preprocess), {"base": folder, **carried}
+    return Checkpoint(base.model.train(), preprocess, classes, about, notes=base.notes)

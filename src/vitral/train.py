@@ -103,7 +103,7 @@ class Run:
         assert self.recipe.batch_size is not None
         self.files = RunFolder(self.folder)
         labels = self.checkpoint.labels
-        self.model: VisionTransformer = self.checkpoint.model.to(self.placement.device).train()
+        self.model: VisionTransformer = self.placement.place(self.checkpoint.model).train()
         choose_trained(self.model, self.recipe)
         self.model.checkpoint_layers = self.recipe.checkpoint_layers
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -256,6 +256,8 @@ def train(
 def _carry_out(run: Run, stop: StopSignal) -> Summary:
     with advice_when_out_of_memory(run.images_at_a_time):
         run.reporter.begin(run)
+        for note in run.checkpoint.notes:
+            run.reporter.message(note)
         try:
             if run.recipe.probe_head and not run.state.step:
                 _probe_head(run)
@@ -374,7 +376,7 @@ def _conclude(run: Run, stop: StopSignal) -> Summary:
         if not run.state.best_step:  # it was lost
             _keep_if_best(run, _evaluate_split(run, "val", on_batch=on_batch))
         best = run.files.best()
-        run.average = best.model.to(run.placement.device).eval()
+        run.average = run.placement.place(best.model).eval()
         calibration = _calibrate(run, on_batch)
         temperature = calibration.temperature if calibration else 1.0
         run.files.save_best(replace(best, temperature=temperature))
