@@ -138,7 +138,7 @@ def test_nothing_that_a_run_needs_stays_open() -> None:
     recipe = resolved(pictures())
     still_open = {name for name, value in vars(recipe).items() if value is None}
     not_needed = {"steps", "minutes", "pooling", "checkpoint_steps", "crop_fraction", "teacher"}
-    assert still_open <= not_needed | {"learning_rate_batch", "compile"}
+    assert still_open <= not_needed | {"learning_rate_batch", "compile", "threads"}
 
 
 # --- The user's word -----------------------------------------------------------------------------

@@ -232,6 +232,7 @@ def send(process: subprocess.Popen, number: int, *, to_group: bool) -> None:
     ("number", "to_group", "workers"),
     [
         pytest.param(signal.SIGTERM, False, 0, id="SIGTERM"),
+        pytest.param(signal.SIGHUP, True, 2, id="SIGHUP of a closed terminal, which reaches the workers too"),
         pytest.param(signal.SIGINT, True, 2, id="Ctrl-C, which reaches the workers too"),
         pytest.param(signal.SIGTERM, True, 2, id="SIGTERM from timeout, which reaches the workers too"),
     ],

@@ -1,5 +1,7 @@
 """What reaches the terminal, and a command whose terminal, reader or disk is gone."""
 
+import io
+import json
 import os
 import signal
 import subprocess
@@ -8,8 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from vitral import cli
+from vitral.checkpoints import Checkpoint, save_checkpoint
+from vitral.classifier import Prediction
+from vitral.errors import ImageError
+from vitral.model import VisionTransformer
+from vitral.preprocess import Preprocess, open_image
 from vitral.streams import shown, steady
 
 VITRAL = [sys.executable, "-m", "vitral"]
@@ -106,6 +116,45 @@ def test_a_terminal_of_ascii_is_shown_escapes(how: dict[str, str]) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "\\u017e \\udce9\n", "\\u017e \\udce9\n")
+
+
+def test_names_and_labels_are_printed_visibly(capsys: pytest.CaptureFixture[str]) -> None:
+    name, label = "a\nb\x1b[31m.png", "x\x07"
+    cli._print_prediction(Prediction(name, ((label, 0.5),)), as_json=False)
+    assert capsys.readouterr().out == "a\\nb\\x1b[31m.png: x\\x07 50.0%\n"
+    cli._print_prediction(Prediction(name, (), "no image"), as_json=False)
+    assert capsys.readouterr().err == "vitral: a\\nb\\x1b[31m.png: no image\n"
+    cli._print_prediction(Prediction(name, ((label, 0.5),)), as_json=True)
+    assert json.loads(capsys.readouterr().out)["image"] == name  # JSON is exact
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
+def test_libtiff_says_nothing_of_a_damaged_picture(
+    compression: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(content, "TIFF", compression=compression)
+    damaged = bytearray(content.getvalue())
+    damaged[200:240] = bytes(value ^ 0x5A for value in damaged[200:240])
+    with pytest.raises(ImageError):
+        open_image(bytes(damaged))
+    assert capfd.readouterr().err == ""
+    with pytest.raises(OSError, match="decoder error"):
+        Image.open(io.BytesIO(damaged)).load()
+    assert capfd.readouterr().err  # for others it speaks as before
+
+
+@pytest.mark.parametrize("lost", ["2> /dev/full", "2>&1 | head -1"])
+def test_a_run_outlives_its_terminal(lost: str, image_folder: Path, tmp_path: Path) -> None:
+    model = VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=2)
+    save_checkpoint(tmp_path / "base", Checkpoint(model, Preprocess((16, 16)), ("x", "y")))
+    words = f"model={tmp_path / 'base'} steps=6 batch_size=4 device=cpu precision=float32 workers=0"
+    done = shell(f"vitral train {image_folder} --out {tmp_path / 'run'} {words} {lost}")
+    # A lost reader of results is told by the status; the run is complete all the same.
+    assert done.returncode == (1 if "|" in lost else 0)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 6
+    assert done.stdout.count("\n") == (1 if "|" in lost else 2)
 
 
 # --- Signals ---------------------------------------------------------------------------------------
