@@ -189,7 +189,9 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["ViT-X/16", "runs/none"])
 def test_an_unknown_model_is_answered_with_the_nearest(name: str) -> None:
-    with pytest.raises(VitralError, match=rf"model={name} is no checkpoint, and .* did you mean 'ViT-"):
+    with pytest.raises(
+        VitralError, match=rf"model={name} is no checkpoint, and .* (did you mean 'ViT-|Known: ViT-)"
+    ):
         resolved(pictures(), model=name)
 
 
