@@ -5,6 +5,7 @@ Each test makes what the other library makes, with that library where it is inst
 
 import argparse
 import json
+import re
 import struct
 import time
 import warnings
@@ -587,3 +588,26 @@ def test_a_head_that_transformers_has_no_class_for_is_said_to_be_one(tmp_path: P
     source = ours(tmp_path / "a", position="none", layer=rotary)
     with pytest.raises(VitralError, match=r"no classifier for DINOv3's family .* timm may: vitral convert"):
         convert(str(source), tmp_path / "b", "transformers")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"embed_dim": 10**9}, "embed_dim is 1000000000; it is from 1 to 65,536"),
+        ({"img_size": 1_000_000}, "height and width are from 1 to 16,384"),
+        ({"num_layers": 10**6}, "num_layers is 1000000; it is from 1 to 4,096"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio is nan; it is a plain number"),
+        ({"embedding": {"register_tokens": 10**8}}, "register_tokens is 100000000; it is from 0"),
+        ({"norm": {"eps": -1.0}}, "norm.eps is -1.0"),
+    ],
+)
+def test_sizes_that_cannot_be_meant_are_refused_with_their_range(change: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        vitral.create("ViT-Ti/16", **change)
+
+
+def test_a_tensor_without_numbers_makes_no_million_labels(tmp_path: Path) -> None:
+    state = timm_vit().state_dict() | {"head.weight": torch.empty(60_000_000, 0)}
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(VitralError, match=r"head\.weight of shape \(60000000, 0\) holds nothing"):
+        load_checkpoint(tmp_path / "net.pth", num_heads=2)

@@ -83,11 +83,7 @@ class ViTConfig:
         for group in ("norm", "embedding", "layer", "head"):
             object.__setattr__(self, group, _changed(_GROUPS[group](), getattr(self, group)))
         self._check_numbers()
-        if min(height_and_width(self.img_size)) < 1:
-            raise ValueError(f"img_size is {self.img_size}; height and width must be at least 1")
-        for name in ("patch_size", "in_channels", "embed_dim", "num_layers", "num_heads", "hidden_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        self._check_sizes()
         if self.num_classes < 0:
             raise ValueError(f"num_classes is {self.num_classes}; 0 gives features, more a head")
         for name in ("dropout", "drop_path"):
@@ -104,6 +100,22 @@ class ViTConfig:
                 raise ValueError(f"{name} is {value}; it is a plain number")
         if self.norm.eps < 0:
             raise ValueError(f"norm.eps is {self.norm.eps}; it is added to variances, so not below 0")
+
+    def _check_sizes(self) -> None:
+        if min(height_and_width(self.img_size)) < 1:
+            raise ValueError(f"img_size is {self.img_size}; height and width must be at least 1")
+        if max(height_and_width(self.img_size)) > _MOST_PIXELS:
+            raise ValueError(f"img_size is {self.img_size}; height and width are from 1 to {_MOST_PIXELS:,}")
+        for name, most in _MOST.items():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is from 1 to {most:,}")
+        registers = self.embedding.register_tokens
+        if not 0 <= registers <= _MOST["embed_dim"]:
+            raise ValueError(
+                f"embedding.register_tokens is {registers}; it is from 0 to {_MOST['embed_dim']:,}"
+            )
 
     def _check_tokens(self) -> None:
         if self.pooling in ("class", "class_mean") and not self.class_token:
@@ -140,6 +152,12 @@ class ViTConfig:
 
 
 _LARGEST = 1e9  # of any number in a config
+# Several times what anyone has built; more is a slip of the keyboard, and takes the machine's memory.
+_MOST_PIXELS = 16_384
+_MOST = {
+    "patch_size": _MOST_PIXELS, "in_channels": 4_096, "embed_dim": 65_536, "num_layers": 4_096,
+    "num_heads": 65_536, "hidden_dim": 2**20,
+}  # fmt: skip
 
 
 def _numbers(options: Any, group: str = "") -> Iterator[tuple[str, float]]:

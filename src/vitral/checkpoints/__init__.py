@@ -47,6 +47,7 @@ _WEIGHTS_IN_FOLDERS = (
 )  # fmt: skip
 # What `tempfile.mkstemp` makes of the prefix in `write_atomically`.
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
+_MAX_FRONT = 2**16  # characters of a model card, whose front matter is its first lines
 _PATCHES = "embedding.patches.projection.weight"
 # Asked in this order; the first that recognises a source reads it.
 LAYOUTS = (timm, transformers, google, torchvision, originals)
@@ -243,7 +244,8 @@ def _licence(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.is_file():
         return None
-    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    with card.open(encoding="utf-8", errors="replace") as file:
+        front = re.match(r"---\n(.*?)\n---", file.read(_MAX_FRONT), re.DOTALL)
     found = re.search(r"^license(?:_name)?:\s*(\S+)", front[1], re.MULTILINE) if front else None
     return found[1] if found else None
 

@@ -45,6 +45,7 @@ _MAX_NAME = 250  # characters; names stand in messages
 _MAX_HEADER = 2**23
 # Deflate reaches a thousandfold on zeros only; weights hardly shrink. Small files may be all zeros.
 _MAX_RATIO, _ALWAYS_FINE = 100, 2**26
+_MAX_EMPTY = 2**16  # a side of a tensor without numbers
 _MAX_NPY_HEADER = 2**14  # bytes; NumPy's own limit is 10,000
 _CHUNK = 2**22  # bytes that are decompressed at once
 _ZIP = b"PK\3\4"
@@ -354,8 +355,10 @@ def _open_file(path: Path, saved_in: "Callable[[Path, Any], _Saved]") -> Weights
     for name in weights:
         if len(name) > _MAX_NAME or not name.isprintable():
             raise damaged(path, f"it names a tensor {name[:40]!a}")
-        if max(weights.shape(name), default=0) > max(size, _ALWAYS_FINE):
-            raise damaged(path, f"{name} of shape {weights.shape(name)} holds nothing")
+        # Only what is empty can have a side longer than the file (or, compressed, than what zeros shrink to).
+        shape = weights.shape(name)
+        if max(shape, default=0) > (_MAX_EMPTY if 0 in shape else max(size, _ALWAYS_FINE)):
+            raise damaged(path, f"{name} of shape {shape} holds nothing")
     return weights
 
 
