@@ -359,3 +359,14 @@ def test_the_kernels_are_still_compared(vitral: Vitral, monkeypatch: pytest.Monk
         ("attention", "explicit"),
     ]
     assert routes == once * 2  # forward, and with backward
+
+
+def test_only_the_named_peers_compete() -> None:
+    settings = Settings(CPU, rounds=1, compiled=False, peers=("torchvision",))
+    report = run("infer", ("ViT-B/16", "img_size=32", "num_layers=1", "batch_size=1"), settings)
+    assert {row.contender for row in report.rows} == {"vitral", "torchvision"}
+
+
+def test_an_unknown_peer_is_named() -> None:
+    with pytest.raises(VitralError, match=r"peer=tim: it is one of timm, transformers"):
+        run("train", TINY, Settings(CPU, peers=("tim",)))

@@ -590,7 +590,7 @@ def test_a_model_without_labels_is_refused(image_folder: Path) -> None:
 
 
 def test_no_images_are_refused(image_folder: Path) -> None:
-    with pytest.raises(VitralError, match="limit=0: it takes an image"):
+    with pytest.raises(VitralError, match="limit=0: it is a whole number from 1"):
         diagnose(tint(50), str(image_folder), limit=0)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import time
 import tracemalloc
@@ -155,6 +156,14 @@ def test_the_matrix_and_the_commonest_mistakes_are_scikit_learns() -> None:
     }
 
 
+def test_two_classes_of_one_name_stay_two() -> None:
+    outcomes = random_outcomes(4, 100)
+    result = Evaluation.of(outcomes, ["crane", "bird", "crane", "dog"])
+    assert list(result.per_class) == ["crane", "bird", "crane (class 2)", "dog"]
+    assert [row.n for row in result.per_class.values()] == np.bincount(outcomes.labels).tolist()
+    assert np.array(result.confusion).shape == (4, 4)
+
+
 def test_twenty_thousand_classes_take_no_square_of_memory_or_time() -> None:
     outcomes = random_outcomes(21_843, 50_000)
     names = [f"class {index}" for index in range(21_843)]
@@ -210,6 +219,25 @@ def test_dropout_rests_while_a_model_is_evaluated(training: bool) -> None:
     result = evaluate(model, [Batch(logits_BL, labels_B, ())], map(str, range(7)), CPU)
     assert result.loss == pytest.approx(evaluated(logits_BL, labels_B).loss)
     assert model.training is training
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"split": "foo"}, "split='foo': input should be 'train', 'val', 'test' or 'all'"),
+        ({"max_damaged": math.nan}, "max_damaged=nan: it is a number from 0 to 1"),
+        ({"batch_size": 0}, "batch_size=0: it is a whole number from 1 to 1,048,576"),
+        ({"workers": -1}, "workers=-1: it is a whole number from 0 to 1,024"),
+        ({"workers": True}, "workers=true: it is a whole number from 0 to 1,024"),
+        ({"mistake": True}, "there is no setting 'mistake'; did you mean 'mistakes'?"),
+    ],
+    ids=str,
+)
+def test_an_option_that_cannot_be_meant_is_refused_before_the_data_is_read(
+    options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(VitralError, match=f"^{re.escape(text)}"):
+        evaluate_classifier(tint_classifier(), "nowhere", **options)
 
 
 # --- The choice of images ------------------------------------------------------------------------

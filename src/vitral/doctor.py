@@ -21,9 +21,11 @@ from vitral.classifier import Classifier
 from vitral.data import Batch, DamageCount, evaluation_batches, sample
 from vitral.errors import VitralError
 from vitral.evaluate import choose_split
+from vitral.limits import IMAGES, SEED
 from vitral.model import VisionTransformer
 from vitral.positions import RESIZE, RelativeBias
 from vitral.preprocess import ImageSource, Interpolation, Preprocess, Resize, open_image
+from vitral.ranges import refuse_beyond
 from vitral.workers import Loading, worker_count
 
 Verdict = Literal["better", "worse", "unclear", "no effect"]
@@ -201,8 +203,8 @@ def diagnose(
         )
     if classifier.multi_label:
         raise VitralError("doctor examines models of one class an image, and this one is multi-label")
-    if limit < 1:
-        raise VitralError(f"limit={limit}: it takes an image at least, and some hundreds to tell much")
+    refuse_beyond("limit", limit, IMAGES)
+    refuse_beyond("seed", seed, SEED)
     name, images = choose_split(classifier, source, split, warn)
     images = sample(images, limit, seed)
     damage = DamageCount(len(images), 1.0, warn)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset
 
 from vitral import imagenet
 from vitral.classifier import Classifier
+from vitral.config import build
 from vitral.data import (
     SPLITS,
     Batch,
@@ -25,7 +26,9 @@ from vitral.data import (
 from vitral.devices import Placement
 from vitral.errors import VitralError
 from vitral.mistakes import Mistakes, find_mistakes
-from vitral.multilabel import THRESHOLD, MultiLabelEvaluation, MultiLabelOutcomes
+from vitral.multilabel import THRESHOLD, MultiLabelEvaluation, MultiLabelOutcomes, distinct
+from vitral.ranges import Batch as BatchSize
+from vitral.ranges import Whole, Workers
 from vitral.workers import Loading, worker_count
 
 CALIBRATION_BINS = 15
@@ -91,7 +94,7 @@ class Evaluation:
     def of(cls, outcomes: Outcomes, classes: Iterable[str]) -> Self:
         from scipy.stats import binomtest
 
-        names, n = list(classes), len(outcomes.labels)
+        names, n = distinct(classes), len(outcomes.labels)
         correct = outcomes.labels == outcomes.predictions
         interval = binomtest(int(correct.sum()), n).proportion_ci(method="wilson")
         codes, counts = np.unique(
@@ -256,17 +259,27 @@ def _no_numbers(placement: Placement) -> str:
 # --- A classifier on a data source ----------------------------------------------------------------
 
 
-def evaluate_classifier(  # noqa: PLR0913 - a command's options
+SplitName = Literal["train", "val", "test", "all"]
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Which images of a source, and how they are judged."""
+
+    split: SplitName | None = None  # None: the test images, else those held out, else all
+    batch_size: BatchSize = 256
+    max_damaged: Whole = 0.01  # share of unreadable images past which to give up
+    workers: Workers | None = None  # processes that load images; None: as many as the machine suits
+    mistakes: bool = False  # whether the evaluation is to name the images that are wrong
+
+
+def evaluate_classifier(
     classifier: Classifier,
     source: str,
     *,
-    split: str | None = None,
-    batch_size: int = 256,
-    max_damaged: float = 0.01,
-    workers: int | None = None,
-    mistakes: bool = False,
     warn: Callable[[str], None] = lambda _: None,
     on_images: Callable[[int, int], None] = lambda *_: None,
+    **options: Any,
 ) -> tuple[str, Evaluation]:
     """The name of the split that was taken, and how the classifier does on it.
 
@@ -276,30 +289,25 @@ def evaluate_classifier(  # noqa: PLR0913 - a command's options
     Args:
         classifier: a model with labels.
         source: the command line's DATA.
-        split: "train", "val", "test" or "all"; None takes the test images, else the validation
-            images (those held out of the run's own data), else all.
-        batch_size: images at a time.
-        max_damaged: share of unreadable images past which to give up.
-        workers: processes that load images; None: as many as the machine suits.
-        mistakes: whether the evaluation is to name the images that are wrong.
         warn: told of each damaged image and of doubts about the split.
         on_images: told how many images are done, of how many.
+        options: fields of `EvaluationOptions`, such as ``split="val"``.
 
     Raises:
-        VitralError: if the data cannot be used or has classes that the model lacks, or the model is
-            multi-label.
+        VitralError: if an option or the data cannot be used, the data has classes that the model lacks, or
+            the model is multi-label.
     """
     if classifier.multi_label:
         raise VitralError(
             "a multi-label model has no accuracy; evaluate it with evaluate_multi_label_classifier"
         )
-    name, images = choose_split(classifier, source, split, warn)
-    course = _Course(images, DamageCount(len(images), max_damaged, warn), on_images)
-    loading = Loading(worker_count(workers), warn)
-    answers = _classifier_answers(classifier, images, batch_size, course, loading)
+    wanted = build(EvaluationOptions, options)
+    name, images = choose_split(classifier, source, wanted.split, warn)
+    course = _Course(images, DamageCount(len(images), wanted.max_damaged, warn), on_images)
+    answers = _classifier_answers(classifier, images, wanted, course)
     outcomes = Outcomes.merge(Outcomes.of(answer_BL, labels_B) for answer_BL, labels_B in answers)
     evaluation = Evaluation.of(outcomes, classifier.labels)
-    if not mistakes:
+    if not wanted.mistakes:
         return name, evaluation
     found = find_mistakes(
         images, course.judged, outcomes.predictions, outcomes.confidences, classifier.labels
@@ -307,30 +315,26 @@ def evaluate_classifier(  # noqa: PLR0913 - a command's options
     return name, replace(evaluation, mistakes=found)
 
 
-def evaluate_multi_label_classifier(  # noqa: PLR0913 - a command's options
+def evaluate_multi_label_classifier(
     classifier: Classifier,
     source: str,
     *,
-    split: str | None = None,
-    batch_size: int = 256,
-    max_damaged: float = 0.01,
-    workers: int | None = None,
-    mistakes: bool = False,
     warn: Callable[[str], None] = lambda _: None,
     on_images: Callable[[int, int], None] = lambda *_: None,
+    **options: Any,
 ) -> tuple[str, MultiLabelEvaluation]:
     """As `evaluate_classifier`, for a model and data of any number of classes an image."""
     if not classifier.multi_label:
         raise VitralError("this model gives one class an image; evaluate it with evaluate_classifier")
-    name, images = choose_split(classifier, source, split, warn)
-    course = _Course(images, DamageCount(len(images), max_damaged, warn), on_images)
-    loading = Loading(worker_count(workers), warn)
-    answers = _classifier_answers(classifier, images, batch_size, course, loading)
+    wanted = build(EvaluationOptions, options)
+    name, images = choose_split(classifier, source, wanted.split, warn)
+    course = _Course(images, DamageCount(len(images), wanted.max_damaged, warn), on_images)
+    answers = _classifier_answers(classifier, images, wanted, course)
     outcomes = MultiLabelOutcomes.merge(
         MultiLabelOutcomes.of(answer_BL, labels_BL) for answer_BL, labels_BL in answers
     )
     evaluation = MultiLabelEvaluation.of(outcomes, classifier.labels)
-    if not mistakes:
+    if not wanted.mistakes:
         return name, evaluation
     probabilities = np.exp(outcomes.log_probabilities)
     found = find_mistakes(images, course.judged, probabilities > THRESHOLD, probabilities, classifier.labels)
@@ -360,10 +364,13 @@ class _Course:
 
 
 def _classifier_answers(
-    classifier: Classifier, images: Split, batch_size: int, course: _Course, loading: Loading
+    classifier: Classifier, images: Split, options: EvaluationOptions, course: _Course
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logarithms of probabilities (B, L), and labels, batch by batch."""
-    batches = evaluation_batches(images, classifier.preprocess, batch_size=batch_size, loading=loading)
+    loading = Loading(worker_count(options.workers), course.damage.warn)
+    batches = evaluation_batches(
+        images, classifier.preprocess, batch_size=options.batch_size, loading=loading
+    )
     return answered(classifier.log_probabilities, batches, classifier.placement, course.add)
 
 

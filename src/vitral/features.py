@@ -7,7 +7,9 @@ written atomically: a killed run loses at most that many, an interrupted one non
 
 import hashlib
 import json
+import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -102,6 +104,7 @@ def extract(
     damage: DamageCount,
     on_images: Callable[[int, int], None] = lambda *_: None,
     loading: Loading | None = None,
+    until: float = math.inf,
 ) -> PooledFeatures:
     """The pooled vectors of a split's images, from the cache where it has them.
 
@@ -113,6 +116,8 @@ def extract(
         damage: told of unreadable images, which are left out.
         on_images: told how many images are done, of how many.
         loading: how they are loaded; None: by as many workers as the machine suits.
+        until: the time on `time.monotonic` after which no further batch is begun; images that are not
+            done by then are left out.
 
     Raises:
         VitralError: if the model has no such layer, or too many images are damaged.
@@ -141,6 +146,8 @@ def extract(
                 stores[layer].add(of_batch, vectors_BP)
             done += len(batch.labels) + len(batch.damaged)
             on_images(done, len(split))
+            if time.monotonic() > until:
+                break
     finally:
         for store in stores.values():
             store.flush()

@@ -17,8 +17,15 @@ _MARGIN = 1.5
 _PLENTY = 4
 
 ADVICE = (
-    "set accumulate=2 or more (the same step, computed in parts) or checkpoint_layers=true (a third slower), "
+    "set accumulate=2 or more (the same step, computed in parts) or checkpoint_layers=true (a third more "
+    "to compute), "
     "with --resume too; or begin again with a smaller batch_size, img_size or model"
+)
+
+
+_ADVICE_ON_WEIGHTS = (
+    "the weights, their average, gradients and the optimizer's state alone take more; take a smaller model "
+    "or, of one that is trained, its head alone (trained=head) or adapters (trained=lora)"
 )
 
 
@@ -50,7 +57,11 @@ class MemoryNeed:
         if self.most_images >= _PLENTY * self.images:
             return line
         line += f", room for {self.most_images:,}"
-        return line if self.fits else f"{line}. That is too much: {ADVICE}"
+        if self.fits:
+            return line
+        return (
+            f"{line}. That may be too much: {ADVICE if self.fixed < self.available else _ADVICE_ON_WEIGHTS}"
+        )
 
 
 def memory_need(model: nn.Module, images_at_a_time: int, placement: Placement) -> MemoryNeed:

@@ -18,6 +18,14 @@ THRESHOLD = 0.5  # a class counts as predicted where its probability is above it
 _LEAST_LOG = -100.0  # as torch's binary_cross_entropy bounds the logarithm of what float32 rounds to 0
 
 
+def distinct(classes: Iterable[str]) -> list[str]:
+    """The classes' names, for a result by name; of ImageNet's two cranes the second says its number."""
+    found: dict[str, None] = {}
+    for place, name in enumerate(classes):
+        found[name if name not in found else f"{name} (class {place})"] = None
+    return list(found)
+
+
 @dataclass(frozen=True)
 class MultiLabelOutcomes:
     """What became of each image, as arrays."""
@@ -87,7 +95,7 @@ class MultiLabelEvaluation:
             loss=float(outcomes.losses.mean()),
             per_class={
                 name: MultiLabelClassResult(int(count), precision)
-                for name, count, precision in zip(classes, counts, precisions, strict=True)
+                for name, count, precision in zip(distinct(classes), counts, precisions, strict=True)
             },
         )
 

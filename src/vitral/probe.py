@@ -6,28 +6,30 @@ on others.
 """
 
 import copy
+import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitral import limits
 from vitral.calibrate import calibrate
 from vitral.checkpoints import Checkpoint, save_checkpoint
 from vitral.classifier import Classifier
 from vitral.config import check
-from vitral.data import DamageCount, ImageData, Split, few_shot, fingerprint, open_data, sample
+from vitral.data import DamageCount, ImageData, Split, few_shot, fingerprint, in_turns, open_data, sample
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, Outcomes
 from vitral.features import PooledFeatures, cache_folder, extract, poolings
 from vitral.model import Pooling, VisionTransformer
+from vitral.ranges import Images, Layer, Seed, Whole, Workers
 from vitral.workers import Loading, worker_count
 
 # Of half the squared weights of standardized features, beside the mean cross-entropy.
@@ -38,11 +40,9 @@ _INSTEAD = "train a head on it instead: vitral train DATA --out RUN model=MODEL 
 _FOLDS = 5
 _ENOUGH_HELD_OUT = 500  # images; with as many in one fold, the other folds say nothing new
 _FIT_STEPS = 1000
+# Of the time for a head's start; the rest is for fitting.
+_LOOKING_SHARE = 0.75
 _CHUNK = 1024  # queries at a time, for their similarities to all labelled images
-
-
-Images = Annotated[int, Field(ge=limits.IMAGES[0], le=limits.IMAGES[1])]
-Layer = Annotated[int, Field(ge=limits.LAYER[0], le=limits.LAYER[1])]
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,10 @@ class ProbeOptions:
     features: Pooling | None = None  # None: as the field does with such a model (`usual_features`)
     layers: tuple[Layer, ...] = (-1,)  # the better of these is taken
     per_class: Images | None = None  # labelled images of each class; None: all
-    limit: Images | None = (
-        None  # images of any split at most, even over classes; with per_class, of the judge
-    )
-    seed: Annotated[int, Field(ge=limits.SEED[0], le=limits.SEED[1])] = 0  # of what is held out and drawn
-    max_damaged: Annotated[float, Field(ge=0, le=1)] = (
-        0.01  # share of unreadable images past which to give up
-    )
-    workers: Annotated[int, Field(ge=0)] | None = (
-        None  # processes that load images; None: as many as the machine suits
-    )
+    limit: Images | None = None  # of any split at most, even over classes; with per_class, of the judge
+    seed: Seed = 0  # of what is held out and drawn
+    max_damaged: Whole = 0.01  # share of unreadable images past which to give up
+    workers: Workers | None = None  # processes that load images; None: as many as the machine suits
 
     def __post_init__(self) -> None:
         check(self)
@@ -137,11 +131,7 @@ def probe(
         _check_features(model, kind, options.layers)
     if out is not None:
         _refuse_unwritable(out, model, kinds[0], options.layers)
-    data = open_data(source, seed=options.seed)
-    for note in data.notes:
-        warn(note)
-    if data.multi_label:
-        raise VitralError(f"a probe takes one class an image, and {source} has lists of labels; {_INSTEAD}")
+    data = _open(source, options.seed, warn)
     judged_name, parts = _parts(data, options)
     damage = DamageCount(sum(map(len, parts)), options.max_damaged, warn)
     folder, loading = cache_folder(cache), Loading(worker_count(options.workers), warn)
@@ -154,7 +144,7 @@ def probe(
         return found
 
     labelled = _Labelled([*map(features_of, parts[:-1])], data.classes, options.seed)
-    linear, head = _fit_linear(labelled, kinds[0], options.layers)
+    linear, head = _fit_linear(labelled, kinds[0], options.layers, _LINEAR)
     neighbours = _choose(labelled, kinds[1], options.layers, _NEIGHBOURS)
     judged = features_of(parts[-1])
     if out is not None:
@@ -168,19 +158,83 @@ def probe(
     )
 
 
-def fitted_head(
-    classifier: Classifier, split: Split, seed: int, loading: Loading | None = None
-) -> tuple["LinearHead", float | None]:
-    """The linear probe of what the model's own head sees, and its accuracy on images held out meanwhile.
+def _open(source: str, seed: int, warn: Callable[[str], None]) -> ImageData:
+    data = open_data(source, seed=seed)
+    for note in data.notes:
+        warn(note)
+    if data.multi_label:
+        raise VitralError(f"a probe takes one class an image, and {source} has lists of labels; {_INSTEAD}")
+    return data
 
-    Raises:
-        VitralError: if a class has no image that can be read.
+
+@dataclass(frozen=True)
+class HeadStart:
+    """A head fitted to frozen features, for training to begin with."""
+
+    head: "LinearHead"
+    images: int  # that it was fitted to
+    held_out_top1: float | None  # of images held out meanwhile; None: none were
+
+
+def fitted_head(
+    classifier: Classifier,
+    split: Split,
+    seed: int,
+    *,
+    seconds: float | None = None,
+    on_images: Callable[[int, int], None] = lambda *_: None,
+    loading: Loading | None = None,
+) -> HeadStart | None:
+    """The linear probe of what the model's own head sees; None if `seconds` reach for no image of some class.
+
+    Args:
+        classifier: the model; its head plays no part.
+        split: labelled images, one class each. Of those that `seconds` reach for, each class has as many.
+        seed: of their order and of what is held out.
+        seconds: time to spend at most, about. Where it is short, fewer images are looked at and fewer
+            penalties tried. None: all of them.
+        on_images: told how many images are done, of how many.
+        loading: how images are loaded; None: by as many workers as the machine suits.
     """
-    damage = DamageCount(len(split), 1.0, _ignore)
-    features = extract(classifier, split, (-1,), cache_folder(), damage=damage, loading=loading)
+    begun = time.monotonic()
+    end = math.inf if seconds is None else begun + seconds
+    ordered = split.take(in_turns(split, seed))
+    features = extract(
+        classifier,
+        ordered,
+        (-1,),
+        cache_folder(),
+        damage=DamageCount(len(split), 1.0, _ignore),
+        on_images=on_images,
+        loading=loading,
+        until=math.inf if seconds is None else begun + _LOOKING_SHARE * seconds,
+    )
+    if not np.bincount(features.labels, minlength=len(classifier.labels)).all():
+        return None
     labelled = _Labelled([features], classifier.labels, seed)
-    choice, head = _fit_linear(labelled, classifier.model.config.pooling, (-1,))
-    return head, choice.held_out_top1
+    kind = classifier.model.config.pooling
+    choice, head = _fit_linear(labelled, kind, (-1,), _affordable(labelled, kind, end))
+    return HeadStart(head, len(labelled.labels), choice.held_out_top1)
+
+
+def _affordable(labelled: "_Labelled", kind: Pooling, end: float) -> "_Method":
+    """The linear method with the penalties, and over the folds, that can be tried until `end`."""
+    if end == math.inf:
+        return _LINEAR
+    import sklearn.linear_model  # noqa: F401 - its import is not the fit's time
+
+    begun = time.monotonic()
+    LinearHead.fit(labelled.vectors(-1, kind), labelled.labels, labelled.num_classes, _LINEAR.default)
+    now = time.monotonic()
+    fits = int((end - now) / (now - begun)) - 1  # the last is to all images
+    if fits < len(PENALTIES) * len(labelled.folds):
+        labelled.folds = labelled.folds[:1]
+    if fits >= len(PENALTIES):
+        return _LINEAR
+    if fits < 2:
+        return replace(_LINEAR, settings=(_LINEAR.default,))
+    chosen = np.linspace(0, len(PENALTIES) - 1, fits).round().astype(int)
+    return replace(_LINEAR, settings=tuple(PENALTIES[index] for index in chosen))
 
 
 def _ignore(_: str) -> None: ...
@@ -337,7 +391,7 @@ class LinearHead:
         std_D = torch.where(std_D > 1e-6 * (1 + mean_D.abs()), std_D, torch.ones_like(std_D))
         standardized = ((vectors_ND - mean_D) / std_D).numpy()
         model = LogisticRegression(C=1 / (penalty * len(labels_N)), max_iter=_FIT_STEPS)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _blas().limit(limits=1, user_api="blas"):
             # So many steps are near enough: what is held out decides whether the answer is good.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(standardized, labels_N)
@@ -357,9 +411,23 @@ class LinearHead:
         model.head.load_state_dict({"weight": self.weight_LD, "bias": self.bias_L})
 
 
-def _fit_linear(labelled: _Labelled, kind: Pooling, layers: Sequence[int]) -> tuple[_Choice, LinearHead]:
+@cache
+def _blas() -> Any:
+    """The threads of the libraries that scikit-learn's products run on.
+
+    With two of them, beside torch's two, the products of a fit took 9 to 20 times as long (docs/log.md,
+    2026-11-26).
+    """
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def _fit_linear(
+    labelled: _Labelled, kind: Pooling, layers: Sequence[int], method: "_Method"
+) -> tuple[_Choice, LinearHead]:
     """The layer and penalty that did best on held-out images, and the head fitted so to all of them."""
-    choice = _choose(labelled, kind, layers, _LINEAR)
+    choice = _choose(labelled, kind, layers, method)
     vectors_ND = labelled.of(choice)
     return choice, LinearHead.fit(vectors_ND, labelled.labels, labelled.num_classes, choice.setting)
 

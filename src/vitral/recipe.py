@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from vitral import limits
 from vitral.augment import Augmentation, Crop
 from vitral.blocks import height_and_width
 from vitral.checkpoints import Checkpoint, is_checkpoint, load_checkpoint
@@ -17,28 +16,24 @@ from vitral.devices import Device, Precision, compiles
 from vitral.errors import VitralError
 from vitral.model import Pooling, VisionTransformer, ViTConfig
 from vitral.preprocess import Preprocess
+from vitral.ranges import (
+    Batch,
+    Budget,
+    Count,
+    NotNegative,
+    Part,
+    Pixels,
+    Positive,
+    Seed,
+    Share,
+    Strength,
+    Threads,
+    Whole,
+    Workers,
+)
 from vitral.variants import configure, parse
 from vitral.workers import worker_count
 
-
-def _off_or_more(value: float) -> float:
-    """Less than this changes nothing, or overflows what is divided by it."""
-    if 0 < value < 1e-3:
-        raise ValueError("it is 0 (off), or a number from 0.001 on")
-    return value
-
-
-# Numbers beyond these ranges cannot be meant; they would hang, fill the memory or overflow.
-Count = Annotated[int, Field(ge=1, le=10**9)]
-Batch = Annotated[int, Field(ge=limits.BATCH[0], le=limits.BATCH[1])]
-Pixels = Annotated[int, Field(ge=limits.PIXELS[0], le=limits.PIXELS[1])]
-Budget = Annotated[float, Field(ge=0.001, le=10**6)]  # in epochs or minutes
-Positive = Annotated[float, Field(ge=1e-12)]
-NotNegative = Annotated[float, Field(ge=0, le=10**6)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Whole = Annotated[float, Field(ge=0, le=1)]  # a share that may be all
-Part = Annotated[float, Field(ge=0.01, le=1)]  # a share that may not be nothing
-Strength = Annotated[float, Field(ge=0, le=100), AfterValidator(_off_or_more)]
 OptimizerName = Literal["adamw", "muon", "lion", "sgd", "schedule_free"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 Loss = Literal["cross_entropy", "binary"]  # "binary": each class for itself, for several labels an image
@@ -49,7 +44,10 @@ Trained = Literal["all", "head", "lora"]
 class Recipe:
     """Settings of a run. None means: chosen from the data by `resolve`."""
 
-    model: str | None = None  # a variant's name, or a checkpoint to fine-tune
+    # A variant's name, a checkpoint to fine-tune, or "auto": whichever of the candidates, and of a model from
+    # scratch, does best in short trials.
+    model: str | None = None
+    candidates: tuple[str, ...] = ("hf://facebook/dinov2-small",)  # checkpoints that model="auto" tries
     img_size: Pixels | tuple[Pixels, Pixels] | None = None  # pixels, one number or [height, width]
     pooling: Pooling | None = None  # None: as the variant has it
     dropout: Share = 0.0
@@ -62,7 +60,9 @@ class Recipe:
     small_images: Share | None = None
     # Whether a trained model's new head begins as its linear probe, where each image shows one class.
     probe_head: bool | None = None
-    trained: Trained = "all"  # what learns: everything, a new "head" alone, or "lora" and the head
+    # What learns: everything, a new "head" alone, or "lora" and the head. None: everything, or what trials
+    # find better where the budget is in minutes.
+    trained: Trained | None = None
     lora_rank: Annotated[int, Field(ge=1, le=4096)] = 16  # of "lora" (arXiv:2106.09685)
 
     # The budget: the first of these that is reached ends the run, and the schedule is laid out for it.
@@ -122,13 +122,12 @@ class Recipe:
 
     val_fraction: Share = 0.2  # held out where the data has no validation split
     max_damaged: Share = 0.01  # share of unreadable images past which the run stops
-    seed: Annotated[int, Field(ge=limits.SEED[0], le=limits.SEED[1])] = 0
+    seed: Seed = 0
     eval_epochs: Count = 1  # passes between evaluations; on a GPU one may take less than a second
     checkpoint_steps: Count | None = None  # between checkpoints to resume from; None: an epoch
     keep_state: bool = False  # of the optimizer, once the run is finished, to go on with a larger budget
-    # Processes that load images.
-    workers: Annotated[int, Field(ge=limits.WORKERS[0], le=limits.WORKERS[1])] | None = None
-    threads: Count | None = None  # of the CPU; None: as many as torch takes, and on resume as the run had
+    workers: Workers | None = None  # processes that load images
+    threads: Threads | None = None  # of the CPU; None: as many as torch takes, and on resume as the run had
     device: Device = "auto"
     precision: Precision = "auto"
     compile: bool | None = None  # torch.compile; None: where it is faster
@@ -164,8 +163,9 @@ _SCALES = (
 # From scratch so few are learnt by heart: with 900 of CIFAR-10's, RandAugment was worth two points
 # (docs/log.md, 2026-11-26).
 _FEW_IMAGES = 5000
-# Adapters and heads learn at a higher rate than all weights: 75 % rather than 71 (docs/log.md, 2026-11-26).
-_FEWER_WEIGHTS_FASTER = 10
+# Adapters and heads learn at a higher rate than all weights: 75 % at 1.5e-3, 71 at 1.5e-4 (docs/log.md,
+# 2026-11-26).
+_FEWER_WEIGHTS_FASTER = 7.5
 # Packaged recipes: TOML files of settings.
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -200,7 +200,7 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
     if data.multi_label:
         _refuse_one_class_only(recipe, data)
     base = load_checkpoint(recipe.model) if recipe.model and is_checkpoint(recipe.model) else None
-    if recipe.trained != "all" and base is None:
+    if recipe.trained not in (None, "all") and base is None:
         raise VitralError(f"trained={recipe.trained} adapts a trained model; name one with model=CHECKPOINT")
     if recipe.whiten and base is not None:
         raise VitralError(f"whiten=true begins a new stem, and {recipe.model} is trained; leave it out")
@@ -240,6 +240,7 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
     choices: dict[str, Any] = {
         **read_toml(RECIPES / ("finetune.toml" if base else "small.toml")),
         "model": model,
+        "trained": "all",
         "img_size": img_size,
         "crop": "padded" if side < 1.5 * smallest else "resized",
         "flip": data.mirror_safe,
@@ -248,7 +249,7 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
         "batch_size": min(int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 64)), len(train)),
         "workers": worker_count(cores=cpu_count),
     }
-    if recipe.trained != "all":
+    if recipe.trained not in (None, "all"):
         choices["learning_rate"] *= _FEWER_WEIGHTS_FASTER
     if recipe.optimizer is not None and recipe.optimizer != choices["optimizer"]:
         choices |= (_TUNING_WITH if base else _SCRATCH_WITH)[recipe.optimizer]

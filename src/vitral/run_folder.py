@@ -76,6 +76,10 @@ class RunState:
     best_loss: float = float("inf")  # decides between equal accuracies
     best_step: int = 0
     data: str = ""  # fingerprint of the training images' names
+    start_seconds: float = 0.0  # of `seconds`, what the start took: no part of the schedule
+    val_images: int = 0  # that each evaluation looks at, where time is the budget; 0: not known yet
+    rate_share: float = 1.0  # of the schedule's learning rate, once the loss rose
+    loss_watch: dict[str, Any] = field(default_factory=dict)  # `LossWatch.state_dict`
 
     def forget_best(self) -> None:
         fresh = RunState()
@@ -356,12 +360,13 @@ class RunFolder:
         """Makes a run of the folder."""
         self._checkpoints.mkdir(exist_ok=True)
         self._write_record(record)
-        self._truncate_metrics(0)
+        self._truncate_metrics(-1)
         self._write_recipe(recipe, source)
 
     def withdraw(self) -> None:
         """Undoes `begin`, where nothing was learnt yet."""
-        for file in (self._recipe_file, self._record_file, self._metrics_file):
+        model = self.path / CONFIG_FILE, self.path / WEIGHTS_FILE  # of a start that was judged
+        for file in (self._recipe_file, self._record_file, self._metrics_file, *model):
             file.unlink(missing_ok=True)
         self.record = None
         with contextlib.suppress(OSError):

@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitral.adapt import choose_trained, merged
+from vitral.adapt import choose_trained, merged, put_into
 from vitral.augment import batch_mixer, training_transform
 from vitral.blocks import ConvStem
 from vitral.calibrate import CALIBRATION_IMAGES, Calibration, calibrate
@@ -37,6 +38,7 @@ from vitral.data import (
     evaluation_batches,
     few_shot,
     fingerprint,
+    in_turns,
     sample,
     seeded,
     thinned,
@@ -46,6 +48,7 @@ from vitral.devices import Placement, compiles, computing_threads, cpu_count
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, answered, evaluate, evaluate_multi_label
 from vitral.held import HeldImages, can_be_held
+from vitral.loss_watch import LossWatch
 from vitral.memory import MemoryNeed, advice_when_out_of_memory, memory_need
 from vitral.model import VisionTransformer
 from vitral.multilabel import MultiLabelEvaluation
@@ -73,6 +76,20 @@ _WHITENING_PIXELS = 1_000_000
 _TOLD_IMAGES = 5000
 # For the head of a model that is fine-tuned; a part of an epoch.
 _PROBED_IMAGES = 2000
+# Where the budget is short: shares of it for the head's start, for one evaluation, for all of them; and
+# what they need at least to say something.
+_HEAD_SHARE = 0.15
+_VALIDATION_SHARE = 0.04
+_EVALUATIONS_SHARE = 0.1
+_LEAST_OF_A_CLASS = 10
+_LEAST_VALIDATED = 256
+_FIRST_EVALUATION_BATCH = 64
+# Steps that are no measure of time: models are compiled in them.
+_STARTING_STEPS = 3
+# Of the budget; a model that has learnt nothing by then may learn nothing at all.
+_THIRD = 1 / 3
+# Of the learning rate, where the loss rose.
+_LOWERED = 0.3
 
 
 class Reporter:
@@ -120,6 +137,9 @@ class Run:
             sum(map(len, self.data.splits.values())), self.recipe.max_damaged, self.reporter.message
         )
         self.recent = RunningMean()
+        self.loss_watch = LossWatch(self.steps_per_epoch, self.placement.device)
+        self.evaluation_seconds, self.evaluated_at = 0.0, 0.0
+        self.told_of_chance = False
         self._held: dict[str, HeldImages] = {}
         self.loading = Loading(self.recipe.workers or 0, self.reporter.message)
         self._resumed_at, self._earlier_seconds = time.monotonic(), self.state.seconds
@@ -153,7 +173,8 @@ class Run:
 
     def held(self, name: str, stop: StopSignal | None = None) -> HeldImages | None:
         """The images of a split in memory, opened when first asked for; None if they are large or many."""
-        split, preprocess = self.data.split(name), self.checkpoint.preprocess
+        preprocess = self.checkpoint.preprocess
+        split = self.validation if name == "val" else self.data.split(name)
         if not can_be_held(split, preprocess):
             return None
         if name not in self._held:
@@ -205,11 +226,51 @@ class Run:
         if self.total_steps:
             shares.append(self.state.step / self.total_steps)
         if self.recipe.minutes:
-            shares.append(self.state.seconds / (60 * self.recipe.minutes))
+            start = self.state.start_seconds
+            shares.append((self.state.seconds - start) / max(60 * self.recipe.minutes - start, 1e-9))
         return min(max(shares), 1.0)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of this step."""
+        return self.state.rate_share * learning_rate_at(self.progress, self.recipe)
+
+    @property
+    def is_tuning(self) -> bool:
+        """Whether the run begins from trained weights."""
+        return "base" in self.checkpoint.metadata
+
+    @property
+    def validation(self) -> Split:
+        """The images that evaluations look at; where time is the budget, as many as it allows.
+
+        In turns of the classes then, so that any first part is even over them.
+        """
+        split = self.data.split("val")
+        if not self.recipe.minutes:
+            return split
+        if split.multi_label:
+            order = np.random.default_rng(self.recipe.seed).permutation(len(split))
+        else:
+            order = in_turns(split, self.recipe.seed)
+        return split.take(order[: self.state.val_images or None])
+
+    def spend(self, seconds: float) -> None:
+        """Counts time that was spent on the run before it began."""
+        self._earlier_seconds += seconds
+        self.tick()
 
     def tick(self) -> None:
         self.state.seconds = self._earlier_seconds + time.monotonic() - self._resumed_at
+        if self.state.step <= _STARTING_STEPS:  # compiling, where there is any
+            self.state.start_seconds = min(self.state.seconds, 30 * (self.recipe.minutes or 0))
+
+    def watch(self, loss: Tensor) -> None:
+        """Takes a step's loss, where it means the same from step to step."""
+        recipe = self.recipe
+        grows = recipe.mix_passes or recipe.small_images
+        if self.is_tuning and not grows and recipe.optimizer != "schedule_free":
+            self.loss_watch.add(loss)
 
 
 # --- The run -------------------------------------------------------------------------------------
@@ -222,6 +283,7 @@ def train(
     *,
     resume: bool = False,
     reporter: Reporter | None = None,
+    spent: float = 0.0,
 ) -> Summary:
     """Trains `recipe` on `data` into `folder`.
 
@@ -231,6 +293,7 @@ def train(
         recipe: settings; those that are None are chosen from the data.
         resume: go on with the run in `folder`, with the recipe that it began with.
         reporter: told of the run's course.
+        spent: seconds of a new run's budget that are gone already.
 
     Raises:
         VitralError: if the settings, the data or the folder cannot be used, the loss is lost, or
@@ -245,7 +308,9 @@ def train(
         if not resume:
             files.refuse_to_begin(data, recipe)
             with computing_threads(recipe.threads or torch.get_num_threads()):
-                return _begin(data, files, recipe, reporter, stop)
+                run = _begun(data, files, recipe, reporter)
+                run.spend(spent)
+                return _withdrawn_if_refused(run, stop)
         saved_recipe = files.recipe()
         recipe = changed(saved_recipe, recipe)
         with computing_threads(_threads(recipe, files)):
@@ -257,11 +322,11 @@ def _carry_out(run: Run, stop: StopSignal) -> Summary:
     with advice_when_out_of_memory(run.images_at_a_time):
         run.reporter.begin(run)
         try:
-            if run.recipe.probe_head and not run.state.step:
-                _probe_head(run)
+            _start(run, stop)
             spent = run.progress >= 1 or _loop(run, stop)
-        except Stopped:  # while a batch was waited for
+        except Stopped:  # before the first step, or while a batch was waited for
             spent = False
+            run.tick()
             save(run)
         finally:
             run.reporter.end()
@@ -270,17 +335,66 @@ def _carry_out(run: Run, stop: StopSignal) -> Summary:
         return replace(summary, stopped_by=stop.number)
 
 
-def _probe_head(run: Run) -> None:
+# --- The start -----------------------------------------------------------------------------------
+
+
+def _start(run: Run, stop: StopSignal) -> None:
+    """What comes before the first step of tuning: a head, and how well it does. Raises Stopped."""
+    if run.state.step or not run.is_tuning:
+        return
+    with stop.raises():
+        if run.recipe.probe_head:
+            _start_head(run)
+        _judge_start(run)
+    run.tick()
+
+
+def _start_head(run: Run) -> None:
     """A drawn head's first gradients spoil what the layers below have learnt (arXiv:2202.10054, §3)."""
-    images = few_shot(
-        run.data.split("train"), max(_PROBED_IMAGES // len(run.data.classes), 1), run.recipe.seed
-    )
+    train, minutes = run.data.split("train"), run.recipe.minutes
+    # Not the run's own seed, whose first epoch takes images in the same order: those that the head knows
+    # would come first, and the loss would seem to rise after them.
+    seed = run.recipe.seed + 1
+    images = few_shot(train, max(_head_images(run) // len(run.data.classes), 1), seed)
     classifier = Classifier(run.model, run.checkpoint.preprocess, run.data.classes, run.placement)
-    head, held_out_top1 = fitted_head(classifier, images, run.recipe.seed)
-    for model in (run.model.train(), run.average):
-        head.put_into(model)
-    judged = f", right on {held_out_top1:.1%} of those held out" if held_out_top1 is not None else ""
-    run.reporter.message(f"the head begins as a linear probe of {len(images):,} images{judged}")
+    found = fitted_head(
+        classifier,
+        images,
+        seed,
+        seconds=60 * minutes * _HEAD_SHARE if minutes else None,
+        on_images=lambda done, total: run.reporter.preparing("the head's start", done, total),
+        loading=run.loading,
+    )
+    run.model.train()
+    if found is None:
+        run.reporter.message("no time for the head to begin as a linear probe: it begins at random")
+        return
+    for model in (run.model, run.average):
+        found.head.put_into(model)
+    judged = f", right on {found.held_out_top1:.1%} of those held out" if found.held_out_top1 else ""
+    run.reporter.message(f"the head begins as a linear probe of {found.images:,} images{judged}")
+
+
+def _head_images(run: Run) -> int:
+    """How many images a head may begin with: a step looks at an image three times as long."""
+    if run.total_steps is None:
+        return _PROBED_IMAGES
+    affordable = round(3 * _HEAD_SHARE * run.total_steps * (run.recipe.batch_size or 0))
+    return min(_PROBED_IMAGES, max(affordable, _LEAST_OF_A_CLASS * len(run.data.classes)))
+
+
+def _judge_start(run: Run) -> None:
+    """The start is the first candidate for the best weights, so that no run ends with worse."""
+    evaluation = _evaluate_split(run, "val")
+    _keep_if_best(run, evaluation)
+    run.files.add_metrics(_metrics(run, evaluation))
+    run.reporter.message(
+        f"before the first step: val loss {evaluation.loss:.3f} "
+        f"{evaluation.score_name} {evaluation.score:.1%}"
+    )
+
+
+# --- Steps ---------------------------------------------------------------------------------------
 
 
 def _loop(run: Run, stop: StopSignal) -> bool:
@@ -289,12 +403,13 @@ def _loop(run: Run, stop: StopSignal) -> bool:
         for batch in batches:
             run.damage.add(batch)
             if len(batch.labels):
-                step(run, batch)
+                run.watch(step(run, batch))
             run.state.step += 1
             run.tick()
             run.reporter.step(run)
             done = run.progress >= 1
-            if done or run.state.step % run.steps_between_evaluations == 0:
+            _mind_the_loss(run)
+            if done or _evaluation_is_due(run):
                 _finish_epoch(run)
             if done or stop.requested or _checkpoint_is_due(run):
                 save(run)
@@ -303,8 +418,12 @@ def _loop(run: Run, stop: StopSignal) -> bool:
     raise AssertionError("training batches never end")
 
 
-def step(run: Run, batch: Batch) -> None:
-    """One update: forward, loss, backward for each part of the batch; clip, optimizer, averaged weights."""
+def step(run: Run, batch: Batch) -> Tensor:
+    """One update: forward, loss, backward for each part of the batch; clip, optimizer, averaged weights.
+
+    Gives the mean loss of the batch, on the device.
+    """
+    mean_loss = torch.zeros((), device=run.placement.device)
     with seeded(run.recipe.seed, run.state.step, device=run.placement.device):
         images_BCHW = run.sized(run.placement.put(batch.images))
         images_BCHW, targets_BL = run.mixed(images_BCHW, run.placement.put(batch.labels))
@@ -312,14 +431,17 @@ def step(run: Run, batch: Batch) -> None:
             with run.placement.autocast():
                 heads = run.forward(images_PCHW)
             loss = run.objective(heads, targets_PL, images_PCHW)
-            (loss * (len(images_PCHW) / len(images_BCHW))).backward()
+            share = len(images_PCHW) / len(images_BCHW)
+            (loss * share).backward()
+            mean_loss += share * loss.detach()
             run.recent.add(loss.detach(), _hits(run, heads[0], targets_PL), len(targets_PL))
     if run.recipe.clip_norm:
         nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
-    set_learning_rate(run.optimizer, learning_rate_at(run.progress, run.recipe))
+    set_learning_rate(run.optimizer, run.learning_rate)
     run.optimizer.step()
     run.optimizer.zero_grad()
     update_average(run)
+    return mean_loss
 
 
 def _hits(run: Run, logits_PL: Tensor, targets_PL: Tensor) -> Tensor:
@@ -333,6 +455,14 @@ def _hits(run: Run, logits_PL: Tensor, targets_PL: Tensor) -> Tensor:
     return (likeliest_P == targets_PL.argmax(1)).sum()
 
 
+def _evaluation_is_due(run: Run) -> bool:
+    """At the end of an epoch; where time is the budget, evaluations take a tenth of it at most."""
+    if run.state.step % run.steps_between_evaluations:
+        return False
+    since = run.state.seconds - run.evaluated_at
+    return not run.recipe.minutes or since >= run.evaluation_seconds / _EVALUATIONS_SHARE
+
+
 def _finish_epoch(run: Run) -> None:
     """Evaluates the averaged weights and keeps them if they are the best so far."""
     _refuse_lost(run)
@@ -342,6 +472,23 @@ def _finish_epoch(run: Run) -> None:
     run.files.add_metrics(_metrics(run, evaluation))
     run.reporter.epoch(run, evaluation)
     run.recent = RunningMean()
+    if isinstance(evaluation, Evaluation):
+        _tell_if_at_chance(run, evaluation)
+
+
+def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
+    """Once, after a third of the budget: whoever always names the commonest class does as well."""
+    if run.told_of_chance or run.progress < _THIRD:
+        return
+    run.told_of_chance = True
+    chance = max(result.n for result in evaluation.per_class.values()) / evaluation.n
+    noise = math.sqrt(chance * (1 - chance) / evaluation.n)
+    if evaluation.top1 <= chance + 2 * noise:
+        run.reporter.message(
+            f"after {run.progress:.0%} of the budget the model is no better than chance ({chance:.1%}): "
+            f"see that the labels fit the images, lower learning_rate (now {run.recipe.learning_rate:g}), "
+            "or begin with a published model (model=auto)"
+        )
 
 
 def _keep_if_best(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
@@ -352,12 +499,34 @@ def _keep_if_best(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> No
         run.files.save_best(_averaged_checkpoint(run))
 
 
+def _mind_the_loss(run: Run) -> None:
+    """Lowers the rate of a run from trained weights whose loss rises, and goes back to the best weights."""
+    watch = run.loss_watch
+    if not watch.is_full or not watch.rose():
+        return
+    assert watch.lowest is not None
+    assert watch.latest is not None
+    if run.progress < (run.recipe.warmup or 0) or run.state.best_merit < 0:
+        return
+    run.state.rate_share *= _LOWERED
+    best = run.files.best().model.to(run.placement.device)
+    for model in (run.model, run.average):
+        put_into(model, best)
+    run.optimizer.forget()
+    run.reporter.message(
+        f"the loss rose from {watch.lowest.mean:.2f} to {watch.latest.mean:.2f} in {watch.window} steps: "
+        f"back to the weights of step {run.state.best_step}, at {run.state.rate_share:.2g} of the rate"
+    )
+
+
 def _refuse_lost(run: Run) -> None:
     """Raises VitralError if the loss is no number any more."""
     if not math.isfinite(run.recent.loss):
+        rounded = run.placement.precision != torch.float32
         raise VitralError(
             f"the loss is {run.recent.loss} after step {run.state.step}; lower learning_rate "
-            f"(it is {run.recipe.learning_rate}) or set precision=float32, and start again"
+            f"(it is {run.recipe.learning_rate})"
+            f"{' or set precision=float32' if rounded else ''}, and start again"
         )
 
 
@@ -369,7 +538,7 @@ def _conclude(run: Run, stop: StopSignal) -> Summary:
         stop.check()
 
     try:
-        if not run.state.best_step:  # it was lost
+        if run.state.best_merit < 0:  # it was lost
             _keep_if_best(run, _evaluate_split(run, "val", on_batch=on_batch))
         best = run.files.best()
         run.average = best.model.to(run.placement.device).eval()
@@ -412,28 +581,53 @@ def _evaluate_split(
     on_batch = on_batch or run.damage.add
     # The test images are looked at once.
     held = run.held(name) if name == "val" else None
+    limited = name == "val" and run.recipe.minutes and not run.state.val_images
+    size = _FIRST_EVALUATION_BATCH if limited else EVALUATION_BATCH
     if held:
-        batches = held.evaluation_batches(EVALUATION_BATCH)
+        batches = held.evaluation_batches(size)
     else:
-        batches = _evaluation_batches(run, run.data.split(name))
+        batches = _evaluation_batches(run, run.validation if name == "val" else run.data.split(name), size)
+    if limited:
+        batches = _while_time_allows(run, batches)
+    begun = time.monotonic()
     if run.data.multi_label:
-        return evaluate_multi_label(run.average, batches, run.data.classes, run.placement, on_batch)
-    return evaluate(run.average, batches, run.data.classes, run.placement, on_batch, temperature=temperature)
+        evaluation = evaluate_multi_label(run.average, batches, run.data.classes, run.placement, on_batch)
+    else:
+        evaluation = evaluate(
+            run.average, batches, run.data.classes, run.placement, on_batch, temperature=temperature
+        )
+    run.tick()
+    run.evaluation_seconds, run.evaluated_at = time.monotonic() - begun, run.state.seconds
+    return evaluation
+
+
+def _while_time_allows(run: Run, batches: Generator[Batch]) -> Generator[Batch]:
+    """The first of the batches: as many as a share of the budget takes. Later evaluations take as many."""
+    total, done = len(run.validation), 0
+    end = time.monotonic() + 60 * (run.recipe.minutes or 0) * _VALIDATION_SHARE
+    with closing(batches):
+        for batch in batches:
+            yield batch
+            done += len(batch.labels) + len(batch.damaged)
+            run.reporter.preparing("validating", done, total)
+            if time.monotonic() > end and done >= min(_LEAST_VALIDATED, total):
+                break
+    run.state.val_images = done
+    if done < total:
+        run.reporter.message(f"time for {done:,} of the {total:,} validation images")
 
 
 def _calibrate(run: Run, on_batch: Callable[[Batch], None]) -> Calibration | None:
     """Of the averaged weights, on the validation images; for softmax's probabilities only."""
     if run.data.multi_label:
         return None
-    images = sample(run.data.split("val"), CALIBRATION_IMAGES, run.recipe.seed)
+    images = sample(run.validation, CALIBRATION_IMAGES, run.recipe.seed)
     answers = answered(run.average, _evaluation_batches(run, images), run.placement, on_batch)
     return calibrate(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
 
 
-def _evaluation_batches(run: Run, split: Split) -> Generator[Batch]:
-    return evaluation_batches(
-        split, run.checkpoint.preprocess, batch_size=EVALUATION_BATCH, loading=run.loading
-    )
+def _evaluation_batches(run: Run, split: Split, size: int = EVALUATION_BATCH) -> Generator[Batch]:
+    return evaluation_batches(split, run.checkpoint.preprocess, batch_size=size, loading=run.loading)
 
 
 def _training_batches(run: Run, stop: StopSignal | None = None) -> Generator[Batch]:
@@ -532,19 +726,22 @@ class RunningMean:
 # --- Beginning, saving and resuming --------------------------------------------------------------
 
 
-def _begin(
-    data: ImageData, files: RunFolder, recipe: Recipe, reporter: Reporter, stop: StopSignal
-) -> Summary:
-    """A new run; nothing is written before all is accepted, nor left if it fails before its first step."""
+def _begun(data: ImageData, files: RunFolder, recipe: Recipe, reporter: Reporter) -> Run:
+    """A new run; nothing is written before all is accepted."""
     recipe = resolve(recipe, data, cpu_count())
     run = _opened(data, files, recipe, _first_checkpoint(recipe, data), reporter)
     run.state.data = fingerprint(data.split("train"))
     files.begin(Record.of(recipe, torch.get_num_threads(), Contents.of(data)), recipe, data.source)
+    return run
+
+
+def _withdrawn_if_refused(run: Run, stop: StopSignal) -> Summary:
+    """Carries a new run out; nothing of it is left if it fails before its first step."""
     try:
         return _carry_out(run, stop)
     except Exception:
         if not run.state.step:
-            files.withdraw()
+            run.files.withdraw()
         raise
 
 
@@ -553,7 +750,7 @@ def _resumed(
 ) -> Run:
     """A run taken up again; nothing is written before all is accepted."""
     if files.finished and not files.has_state:
-        raise _is_finished(files.path, can_go_on=False)
+        raise _is_finished(files.path)
     steps_per_epoch = _steps_per_epoch(data, recipe)
     device = Placement.choose(recipe.device, recipe.precision).device
     saved = files.saved(recipe.checkpoint_steps or steps_per_epoch, device)
@@ -567,7 +764,8 @@ def _resumed(
         _take_up(run, saved, saved_recipe)
         _tell_changes(run, contents)
     record = files.record or Record.of(recipe, torch.get_num_threads(), contents)
-    files.go_on(replace(record, contents=contents), recipe, data.source, run.state.step)
+    # A start is made again as a whole.
+    files.go_on(replace(record, contents=contents), recipe, data.source, run.state.step or -1)
     if saved and saved.tensors:
         files.save_last(_averaged_checkpoint(run))
     return run
@@ -642,7 +840,7 @@ def _take_up(run: Run, saved: Saved, saved_recipe: Recipe) -> None:
     """
     run.state, run._earlier_seconds = saved.state, saved.state.seconds
     if run.files.finished and (run.progress >= 1 or not saved.tensors):
-        raise _is_finished(run.folder, can_go_on=bool(saved.tensors))
+        raise _is_finished(run.folder, run.recipe if saved.tensors else None)
     changes = [name for name in BUDGET if getattr(run.recipe, name) != getattr(saved_recipe, name)]
     if run.progress >= 1 and changes:
         asked = f"{changes[0]}={getattr(run.recipe, changes[0]):g}"
@@ -654,13 +852,14 @@ def _take_up(run: Run, saved: Saved, saved_recipe: Recipe) -> None:
             run.model.load_state_dict(saved.tensors["model"])
             run.average.load_state_dict(saved.tensors["average"])
             run.optimizer.load_state_dict(saved.tensors["optimizer"])
+            run.loss_watch.load_state_dict(saved.state.loss_watch)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise VitralError(
                 f"the state in {run.folder}/checkpoints is not of this run's model; put its own back"
             ) from error
     elif run.progress < 1:
-        raise _is_finished(run.folder, can_go_on=False)
-    if run.state.best_step and not run.files.has_best:
+        raise _is_finished(run.folder)
+    if run.state.best_merit >= 0 and not run.files.has_best:
         _replace_best(run, saved)
 
 
@@ -672,9 +871,12 @@ def _replace_best(run: Run, saved: Saved) -> None:
     run.reporter.message(f"{lost}; the best of those from here on take their place")
 
 
-def _is_finished(folder: Path, *, can_go_on: bool) -> VitralError:
-    if can_go_on:
-        return VitralError(f"{folder} is finished; name a larger budget to go on, for example epochs=")
+def _is_finished(folder: Path, budget_of: Recipe | None = None) -> VitralError:
+    """What to say; a run whose state is there can go on with more than the budget of its recipe."""
+    if budget_of is not None:
+        # A second limit beside the one that was reached would change nothing.
+        had = ", ".join(f"{name}={value:g}" for name in BUDGET if (value := getattr(budget_of, name)))
+        return VitralError(f"{folder} is finished; name a larger budget to go on (it had {had})")
     return VitralError(
         f"{folder} is finished, and the optimizer's state was dropped then (keep_state=true keeps it for a "
         f"larger budget); to train on from its weights, begin a new run with model={folder}"
@@ -716,6 +918,7 @@ def save(run: Run) -> None:
 
 def _saved(run: Run, tensors: dict[str, Any]) -> Saved:
     record = run.files.record
+    run.state.loss_watch = run.loss_watch.state_dict()
     return Saved(run.state, tensors, description(run.checkpoint), record.id if record else None)
 
 
@@ -724,11 +927,11 @@ def _metrics(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> dict[st
         "step": run.state.step,
         "epoch": run.epoch,
         "seconds": round(run.state.seconds, 3),
-        "train_loss": run.recent.loss,
-        "train_accuracy": run.recent.accuracy,
+        "train_loss": run.recent.loss if run.state.step else None,
+        "train_accuracy": run.recent.accuracy if run.state.step else None,
         "val_loss": evaluation.loss,
         **{f"val_{name}": value for name, value in evaluation.metrics.items()},
-        "learning_rate": learning_rate_at(run.progress, run.recipe),
+        "learning_rate": run.learning_rate,
     }
 
 
