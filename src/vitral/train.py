@@ -530,8 +530,9 @@ def _begin(
     recipe = resolve(recipe, data, cpu_count())
     run = _opened(data, files, recipe, _first_checkpoint(recipe, data), reporter)
     run.state.data = fingerprint(data.split("train"))
-    files.begin(Record.of(recipe, torch.get_num_threads(), Contents.of(data)), recipe, data.source)
+    record = Record.of(recipe, torch.get_num_threads(), Contents.of(data))
     try:
+        files.begin(record, recipe, data.source)
         return _carry_out(run, stop)
     except Exception:
         if not run.state.step:
