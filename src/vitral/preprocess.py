@@ -67,7 +67,8 @@ def _opened(source: ImageSource) -> Iterator[Image.Image]:
         # Pillow's format plugins raise almost anything on damaged bytes: OSError, SyntaxError,
         # struct.error, IndexError, DecompressionBombError.
         except Exception as error:
-            raise ImageError(f"cannot be decoded: {error}") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ImageError(f"cannot be decoded: {reason}") from error
         yield image
 
 
