@@ -189,8 +189,7 @@ class Preprocess:
     def __call__(self, source: ImageSource) -> Tensor:
         """Raises ImageError if the image cannot be read."""
         with _opened(source) as image:
-            fitted = self.fit(self._seen(image))
-        return self.normalize(fitted)
+            return self.normalize(self.fit(self._seen(image)))
 
     def open(self, source: ImageSource) -> Image.Image:
         """As `open_image`, without colour where the model sees none.
