@@ -691,7 +691,7 @@ def test_a_run_leaves_the_process_as_it_was(base: str, data: ImageData, tmp_path
             torch.is_deterministic_algorithms_warn_only_enabled(),
             torch.utils.deterministic.fill_uninitialized_memory,  # pyrefly: ignore[missing-attribute]
         )
-        drawn = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+        drawn = torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
         kept = torch.get_default_device(), torch.get_default_dtype(), torch.get_num_threads()
         handlers = [signal.getsignal(kind) for kind in kinds]
         return handlers, deterministic, drawn, kept, dict(os.environ), list(warnings.filters)
