@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,10 +175,16 @@ def test_a_signal_while_an_image_is_decoded_here_is_no_damage() -> None:
 
 
 def test_waiting_within_waiting_goes_on_raising() -> None:
-    with stop_signal() as stop, pytest.raises(Stopped), stop.raises():
-        with stop.raises():
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
+    with stop_signal() as stop:
+        with pytest.raises(Stopped), stop.raises():
+            stopped_after(stop.raises())
+        os.kill(os.getpid(), signal.SIGTERM)  # nobody waits any more
+
+
+def stopped_after(inner: AbstractContextManager) -> None:
+    with inner:
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_what_was_asked_for_before_is_heeded_at_once() -> None:
