@@ -193,7 +193,7 @@ def broken(*_: Any, **__: Any) -> None:
 
 
 def test_a_defect_is_one_line_that_asks_for_a_report(vitral: Vitral, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitral.data.find_images", broken)
+    monkeypatch.setattr("vitral.sources.find_images", broken)
     result = vitral("predict", "run", "a.png")
     assert result.status == 1
     assert result.err.startswith("vitral: unexpected ZeroDivisionError: two lines; this is a defect")
@@ -201,7 +201,7 @@ def test_a_defect_is_one_line_that_asks_for_a_report(vitral: Vitral, monkeypatch
 
 
 def test_a_defect_shows_itself_under_debug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitral.data.find_images", broken)
+    monkeypatch.setattr("vitral.sources.find_images", broken)
     monkeypatch.setenv("VITRAL_DEBUG", "1")
     monkeypatch.setattr(sys, "argv", ["vitral", "predict", "run", "a.png"])
     with pytest.raises(ZeroDivisionError):

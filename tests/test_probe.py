@@ -14,7 +14,6 @@ from sklearn.metrics import log_loss
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from vitral import evaluate as evaluation_module
 from vitral import features as features_module
 from vitral.checkpoints import Checkpoint, load_checkpoint
 from vitral.classifier import Classifier, as_classifier, load
@@ -46,8 +45,7 @@ def classifier_of(model: VisionTransformer, labels: tuple[str, ...] = ()) -> Cla
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few images are read before a process to load them has started."""
-    monkeypatch.setattr(features_module, "cpu_count", lambda: 0)
-    monkeypatch.setattr(evaluation_module, "cpu_count", lambda: 0)
+    monkeypatch.setattr("vitral.workers.cpu_count", lambda: 0)
 
 
 @pytest.fixture

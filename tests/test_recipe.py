@@ -138,7 +138,7 @@ def test_nothing_that_a_run_needs_stays_open() -> None:
     recipe = resolved(pictures())
     still_open = {name for name, value in vars(recipe).items() if value is None}
     not_needed = {"steps", "minutes", "pooling", "checkpoint_steps", "crop_fraction", "teacher"}
-    assert still_open <= not_needed | {"learning_rate_batch", "compile"}
+    assert still_open <= not_needed | {"learning_rate_batch", "compile", "threads"}
 
 
 # --- The user's word -----------------------------------------------------------------------------
@@ -204,7 +204,9 @@ def test_the_batch_that_is_advised_instead_is_taken(count: int) -> None:
 
 @pytest.mark.parametrize("name", ["ViT-X/16", "runs/none"])
 def test_an_unknown_model_is_answered_with_the_nearest(name: str) -> None:
-    with pytest.raises(VitralError, match=rf"model={name} is no checkpoint, and .* did you mean 'ViT-"):
+    with pytest.raises(
+        VitralError, match=rf"model={name} is no checkpoint, and .* (did you mean 'ViT-|Known: ViT-)"
+    ):
         resolved(pictures(), model=name)
 
 

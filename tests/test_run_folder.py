@@ -26,8 +26,8 @@ from vitral.data import ImageData, Split, open_data
 from vitral.errors import VitralError
 from vitral.model import VisionTransformer
 from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe
-from vitral.run_folder import RunFolder
+from vitral.recipe import Recipe, resolve
+from vitral.run_folder import _RESOLVED, RunFolder
 from vitral.train import Reporter, Run, train
 
 # Two steps an epoch, with a checkpoint and an evaluation after each epoch.
@@ -356,6 +356,11 @@ def test_without_a_record_a_recipe_must_be_whole(data: ImageData, stopped: Path)
     assert "recipe.toml has no batch_size; put back what stood there" in refused(data, stopped)
 
 
+def test_a_new_recipe_has_all_that_a_recipe_must_have(data: ImageData, recipe: Recipe) -> None:
+    resolved = resolve(recipe, data, cpu_count=1)
+    assert all(getattr(resolved, name) is not None for name in _RESOLVED)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b'{"id": 3}'])
 def test_a_damaged_record_is_told(content: bytes, data: ImageData, stopped: Path, straight: Path) -> None:
     (stopped / "checkpoints/run.json").write_bytes(content)
@@ -509,11 +514,24 @@ def test_a_folder_that_holds_a_model_is_refused(data: ImageData, recipe: Recipe,
     save_checkpoint(base, Checkpoint(model, Preprocess((8, 8)), ("a", "b")))
     before = files_of(tmp_path)
     assert "last holds a model, which a run would overwrite" in out_refused(data, base, recipe)
+    assert "last holds a model, which a run would overwrite" in out_refused(data, tmp_path / "run", recipe)
     for name in ("model", "teacher"):
         named: dict[str, Any] = {name: str(base)}
-        line = out_refused(data, tmp_path / "run", replace(recipe, **named))
-        assert f"run holds {name}={base}, which the run would overwrite" in line
+        line = out_refused(data, tmp_path, replace(recipe, **named))
+        assert f"--out {tmp_path} holds {name}={base}, which the run would overwrite" in line
     assert files_of(tmp_path) == before
+
+
+def test_what_another_run_left_is_not_taken_for_the_run_s(
+    data: ImageData, recipe: Recipe, straight: Path, tmp_path: Path
+) -> None:
+    for name in ("summary.json", "metrics.jsonl"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        shutil.copy(straight / name, tmp_path / "run")
+    train(data, tmp_path / "run", recipe, reporter=StopAt(1))
+    assert not RunFolder(tmp_path / "run").finished
+    resume(data, tmp_path / "run")
+    assert_same_end(straight, tmp_path / "run")
 
 
 @pytest.mark.parametrize("place", ["images", "images/run", "images/ant", "."])

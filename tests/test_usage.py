@@ -11,7 +11,7 @@ from tests.conftest import write_images
 from vitral import cli, devices, limits
 from vitral.bench.run import _OF_MODELS
 from vitral.checkpoints import Checkpoint, save_checkpoint
-from vitral.checkpoints.convert import LAYOUTS
+from vitral.checkpoints.convert import LAYOUTS, TYPES
 from vitral.classifier import Augmentation
 from vitral.data import SPLITS
 from vitral.model import Pooling, VisionTransformer, ViTConfig
@@ -253,6 +253,7 @@ def test_what_options_may_be_is_what_the_library_takes() -> None:
         (limits.FEATURES, get_args(Pooling)),
         (limits.BENCHMARKS, (*_OF_MODELS, "kernels")),
         (limits.LAYOUTS, LAYOUTS),
+        (limits.DTYPES, TYPES),
     ]
     assert all(set(ours) == set(theirs) for ours, theirs in kinds)
 

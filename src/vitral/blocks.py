@@ -381,6 +381,7 @@ class MultiHeadAttention(nn.Module):
         if embed_dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide embed_dim {embed_dim}")
         self.num_heads = num_heads
+        self.needs_relation = options.rotary is not None or options.relative_bias != "none"
         # One product for all three; rows ordered q, k, v and then by head.
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=options.biases == "qkv")
         # The biases of q and v where k has none.
@@ -392,9 +393,14 @@ class MultiHeadAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, tokens_BTD: Tensor, relation: Relation = Relation(), first: int | None = None
+        self, tokens_BTD: Tensor, relation: Relation | None = None, first: int | None = None
     ) -> Tensor:
-        """With `first`, what so many of the first tokens take from all: (B, first, D)."""
+        """With `first`, what so many of the first tokens take from all: (B, first, D).
+
+        Raises:
+            ValueError: if its attention depends on places, and no relation says them.
+        """
+        relation = self._known(relation)
         q_BATK, k_BATK, v_BATK = self.queries_keys_values(tokens_BTD, relation)
         bias_ATT = relation.bias_ATT
         if first is not None:
@@ -404,14 +410,24 @@ class MultiHeadAttention(nn.Module):
         mixed_BTD = mixed_BATK.transpose(1, 2).flatten(2)
         return self.dropout(self.out(self.norm(mixed_BTD)))
 
-    def weights(self, tokens_BTD: Tensor, relation: Relation = Relation()) -> Tensor:
+    def _known(self, relation: Relation | None) -> Relation:
+        if relation is None and self.needs_relation:
+            raise ValueError(
+                "this layer's attention depends on where tokens stand (rotary or relative positions): pass "
+                "model.relations_of_layers(tokens)[i] to layer i, or use model.features(images, layers=[i])"
+            )
+        return relation or Relation()
+
+    def weights(self, tokens_BTD: Tensor, relation: Relation | None = None) -> Tensor:
         """The attention probabilities A of eq. 6 that `forward` mixes with: (B, A, T, T), rows sum to 1."""
+        relation = self._known(relation)
         q_BATK, k_BATK, _ = self.queries_keys_values(tokens_BTD, relation)
         return attention_weights(q_BATK, k_BATK, relation.bias_ATT)
 
     def queries_keys_values(
-        self, tokens_BTD: Tensor, relation: Relation = Relation()
+        self, tokens_BTD: Tensor, relation: Relation | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        relation = self._known(relation)
         qkv_BTD3 = self.qkv(tokens_BTD)
         if self.qv_bias is not None:
             q_D, v_D = self.qv_bias.chunk(2)
@@ -541,7 +557,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward_scale = nn.Identity() if one_norm else _scale(embed_dim, options.layer_scale)
         self.drop_path = drop_path
 
-    def forward(self, x_BTD: Tensor, relation: Relation = Relation(), first: int | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, relation: Relation | None = None, first: int | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D), or (B, first, D): as many of the first tokens as are read."""
 
         def attention(x_BTD: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """`Classifier`: model, preprocessing and labels as one object; what predict, explain and serve all hold."""
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ class Classifier:
     temperature: float = 1.0  # probabilities are softmax(logits / temperature)
     tta: Augmentation = "none"  # what is averaged over, test-time augmentation
     multi_label: bool = False  # an image shows any number of the labels: sigmoid in softmax's place
+    notes: tuple[str, ...] = ()  # what no file of the source states, and what was taken
 
     def __post_init__(self) -> None:
         if self.tta not in get_args(Augmentation):
@@ -80,6 +82,10 @@ class Classifier:
         """As `predict`, one at a time while later images are still being read."""
         refuse_beyond("top", top, LABELS)
         refuse_beyond("batch_size", batch_size, BATCH)
+        if self.metadata.get("regression"):
+            raise VitralError(
+                "this model is a regression, whose numbers are no labels' probabilities; ask for logits"
+            )
         if not self.labels:
             raise VitralError("this model has no labels to predict; train it, or ask for features")
         for names, loaded in self._batches(images, batch_size):
@@ -108,6 +114,7 @@ class Classifier:
         for images_BCHW in self._readable_batches(images, batch_size):
             with self.placement.autocast():
                 parts.append(self.model.features(images_BCHW, layers))
+            _refuse_overflow(parts[-1].patch_tokens)
         return _concatenate(parts)
 
     @torch.inference_mode()
@@ -137,7 +144,9 @@ class Classifier:
 
     def _logits(self, images_BCHW: Tensor) -> Tensor:
         with self.placement.autocast():
-            return self.model(images_BCHW).float()
+            logits_BL = self.model(images_BCHW).float()
+        _refuse_overflow(logits_BL)
+        return logits_BL
 
     def _likeliest(self, probabilities_L: Tensor, top: int) -> tuple[tuple[str, float], ...]:
         values, indices = probabilities_L.topk(min(top, len(self.labels)))
@@ -213,7 +222,10 @@ def load(
         tta: "flip" averages probabilities over an image and its mirror, at twice the time; not for what
             a mirror changes, such as digits.
         options: other fields of `ViTConfig`, for what a bare file does not say, such as
-            ``num_heads=12`` or ``layer={"feed_forward": {"activation": "quick_gelu"}}``.
+            ``num_heads=12`` or ``layer={"feed_forward": {"activation": "quick_gelu"}}``; and
+            ``preprocess={"mean": [...]}``, or ``base``, the model of a LoRA adapter that does not name it.
+
+    What no file states, and what is taken for it, is said in a warning.
 
     Raises:
         VitralError: if there is no usable model there.
@@ -221,12 +233,14 @@ def load(
     asked = {"img_size": img_size, "num_classes": num_classes, "patch_size": patch_size}
     overrides = {name: value for name, value in asked.items() if value is not None}
     checkpoint = load_checkpoint(str(source), **overrides, **options)
+    for note in checkpoint.notes:
+        warnings.warn(note, stacklevel=2)
     return as_classifier(checkpoint, Placement.choose(device, precision), tta)
 
 
 def as_classifier(checkpoint: Checkpoint, placement: Placement, tta: Augmentation = "none") -> Classifier:
     return Classifier(
-        checkpoint.model.to(placement.device).eval(),
+        placement.place(checkpoint.model).eval(),
         checkpoint.preprocess,
         checkpoint.labels,
         placement,
@@ -234,7 +248,16 @@ def as_classifier(checkpoint: Checkpoint, placement: Placement, tta: Augmentatio
         checkpoint.temperature,
         tta,
         checkpoint.multi_label,
+        checkpoint.notes,
     )
+
+
+def _refuse_overflow(answers: Tensor) -> None:
+    """Of weights too large to be multiplied: an answer of NaN would be taken for one."""
+    if not answers.isfinite().all():
+        raise VitralError(
+            "the model's answers are no numbers: its weights overflow, they are damaged or diverged"
+        )
 
 
 def _as_sequence(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:

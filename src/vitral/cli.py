@@ -308,6 +308,9 @@ def convert(
     out: Annotated[Path, typer.Argument(parser=options.as_folder, metavar="OUT", help="A new folder.")],
     settings: options.Settings = None,
     to: Annotated[str, options.choice(limits.LAYOUTS)] = "vitral",
+    dtype: Annotated[
+        str | None, options.choice(limits.DTYPES, ", to store weights in; else as MODEL has them.")
+    ] = None,
 ) -> None:
     """Write MODEL in another library's layout, with a certificate that the answers are the same.
 
@@ -319,7 +322,9 @@ def convert(
     from vitral.checkpoints.convert import convert as run_conversion
     from vitral.config import nested, parse_overrides
 
-    certificate = run_conversion(model, out, to, **nested(parse_overrides(settings or [])))
+    certificate = run_conversion(model, out, to, dtype, **nested(parse_overrides(settings or [])))
+    for note in certificate.assumed:
+        _warn(note)
     for rounded in certificate.rounded:
         _warn(f"{to} has another {rounded}")
     print(
@@ -464,9 +469,14 @@ def recipe_diff(
 def _load(
     model: str, device: str, precision: str, tta: str = "none", img_size: int | None = None
 ) -> "Classifier":
-    from vitral.classifier import load
+    from vitral.checkpoints import load_checkpoint
+    from vitral.classifier import as_classifier
+    from vitral.devices import Placement
 
-    return load(model, img_size=img_size, device=device, precision=precision, tta=tta)  # type: ignore[arg-type]
+    checkpoint = load_checkpoint(model, **({} if img_size is None else {"img_size": img_size}))
+    for note in checkpoint.notes:
+        _warn(note)
+    return as_classifier(checkpoint, Placement.choose(device, precision), tta)  # type: ignore[arg-type]
 
 
 def _print_summary(summary: "Summary") -> None:
@@ -549,6 +559,7 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
         else f"{model}: no labels"
     ]
     lines.append(f"images: {checkpoint.preprocess}")
+    lines += checkpoint.notes
     options = checkpoint.model.config.embedding
     lines.append(f"at another size: positions {options.resize}")
     if checkpoint.multi_label:

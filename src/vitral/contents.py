@@ -37,7 +37,7 @@ class SplitContents:
     def changed_images(self, now: Self, split: Split) -> list[str]:
         """The names of the images, of those that were looked at, whose content is not that of `now`."""
         names = (split.names[index] for index in _looked_at(split))
-        pairs = zip(_parts(self.images), _parts(now.images), names, strict=True)
+        pairs = zip(_parts(self.images), _parts(now.images), names, strict=False)
         return [name for before, after, name in pairs if before != after]
 
 

@@ -86,6 +86,12 @@ class ImageData:
             )
         return self.splits[name]
 
+    def told(self, warn: Callable[[str], None]) -> "ImageData":
+        """Itself, after `warn` is given each note."""
+        for note in self.notes:
+            warn(note)
+        return self
+
     def describe(self) -> str:
         """What was found, in lines for people."""
         counts = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())

@@ -24,7 +24,7 @@ from vitral.evaluate import choose_split
 from vitral.limits import IMAGES, SEED
 from vitral.model import VisionTransformer
 from vitral.positions import RESIZE, RelativeBias
-from vitral.preprocess import ImageSource, Interpolation, Preprocess, Resize, open_image
+from vitral.preprocess import ImageSource, Interpolation, Preprocess, Resize
 from vitral.ranges import refuse_beyond
 from vitral.workers import Loading, worker_count
 
@@ -242,8 +242,9 @@ class _Change:
     @property
     def view(self) -> Preprocess:
         """What decides the pixels before they are normalized; equal for changes that share them."""
-        mean = self.preprocess.mean if self.preprocess.resize == "longest" else (0.0, 0.0, 0.0)
-        return replace(self.preprocess, mean=mean, std=(1.0, 1.0, 1.0))
+        channels = self.preprocess.channels
+        mean = self.preprocess.mean if self.preprocess.resize == "longest" else (0.0,) * channels
+        return replace(self.preprocess, mean=mean, std=(1.0,) * channels)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -260,10 +261,11 @@ class _Change:
 def _changes(classifier: Classifier) -> list[_Change]:
     """No change first, then one at a time."""
     now, model = classifier.preprocess, classifier.model
+    bgr = _Change("channel order", "RGB", "BGR", now, bgr=True, why_idle="the images are grey")
     return [
         _Change("", "", "", now),
         *_preprocess_changes(now),
-        _Change("channel order", "RGB", "BGR", now, bgr=True, why_idle="the images are grey"),
+        *([bgr] if now.channels == 3 else []),
         *_activation_changes(model, now),
         *_epsilon_changes(model, now),
         *_position_changes(model, now),
@@ -271,10 +273,14 @@ def _changes(classifier: Classifier) -> list[_Change]:
 
 
 def _preprocess_changes(now: Preprocess) -> list[_Change]:
-    known = [name for name, fields in _NORMALIZATIONS.items() if replace(now, **fields) == now]
+    usual: dict[str, dict[str, Any]] = {
+        name: {part: (sum(values) / 3,) if now.channels == 1 else values for part, values in fields.items()}
+        for name, fields in _NORMALIZATIONS.items()
+    }
+    known = [name for name, fields in usual.items() if replace(now, **fields) == now]
     normalization = known[0] if known else f"{now.mean} and {now.std}"
     tried: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
-        "mean/std": (normalization, _NORMALIZATIONS),
+        "mean/std": (normalization, usual),
         "crop fraction": (
             f"{now.crop_fraction:g}",
             {f"{f:g}": {"crop_fraction": f} for f in _CROP_FRACTIONS},
@@ -343,13 +349,13 @@ def _edits(parts: Sequence[nn.Module], name: str, value: Any) -> tuple[tuple[nn.
 
 @dataclass(frozen=True)
 class _Views:
-    """An image of any kind -> its pixels as each of V ways of fitting gives them, bytes (V, 3, H, W)."""
+    """An image of any kind -> its pixels as each of V ways of fitting gives them, bytes (V, C, H, W)."""
 
     fits: tuple[Preprocess, ...]
 
     def __call__(self, source: ImageSource) -> Tensor:
-        image = open_image(source)
-        return torch.stack([pil_to_tensor(fit.fit(image)) for fit in self.fits])
+        image = self.fits[0].open(source)
+        return torch.stack([pil_to_tensor(fit.fit(image))[: fit.channels] for fit in self.fits])
 
 
 @dataclass(frozen=True)

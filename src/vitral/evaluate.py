@@ -397,8 +397,12 @@ def choose_split(
             )
         if wanted is None and "test" not in data.splits and not same:
             data, wanted = open_data(source, val_fraction=0), "all"
-    for note in data.notes:
-        warn(note)
+            if "held_out" not in made_by:
+                warn(
+                    "no record says which images this model was trained on; all are judged, and some of them "
+                    "it may have learnt by heart"
+                )
+    data.told(warn)
     name = wanted or ("test" if "test" in data.splits else "val")
     if name not in (*data.splits, "all"):
         others = [split for split in SPLITS if split in data.splits or (split == "val" and name == "test")]

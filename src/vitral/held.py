@@ -25,7 +25,7 @@ from vitral.data import (
     seeded,
 )
 from vitral.devices import put
-from vitral.preprocess import Preprocess, open_image
+from vitral.preprocess import Preprocess
 from vitral.workers import Loading
 
 
@@ -123,4 +123,4 @@ class HeldImages:
 
 
 def _pixels(preprocess: Preprocess, source: Any) -> Tensor:
-    return torch.from_numpy(np.array(preprocess.fit(open_image(source))))
+    return torch.from_numpy(np.array(preprocess.fit(preprocess.open(source))))

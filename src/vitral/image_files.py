@@ -50,10 +50,10 @@ HEIF_ADVICE = "install pillow-heif: pip install 'vitral[heif]'"
 _ROOM_BYTES = 900_000_000
 # Bytes a pixel that a format's decoder takes beside the picture (docs/log.md, 2026-11-26).
 _DECODER_BYTES = {"WEBP": 14, "AVIF": 8, "JPEG2000": 16, "HEIF": 8, "TIFF": 4}
+# The best coders spend a bit on ten pixels of a photograph; a bomb of 0.3 MB is 169 million of one colour.
+_ALWAYS_WORTH_PIXELS, _MOST_PIXELS_A_BYTE = 50_000_000, 100
 # Of a JPEG that is stored in several scans: each goes over all pixels. Libraries write some ten of them.
 _MOST_SCANNED_PIXELS = 2_000_000_000
-# Extensions of a GIF before its picture; Pillow joins their comments at a cost that grows with the square.
-_MOST_GIF_BLOCKS = 20_000
 _ORIENTATION = 0x0112  # EXIF 2.32
 
 
@@ -169,8 +169,11 @@ def decodable(source: str | os.PathLike | bytes) -> Iterator[Image.Image]:
     Raises:
         ImageError: also if it takes more memory or time than any photograph.
     """
-    with opened(source) as image, _room.taken(_bytes_if_worth_it(image)):
-        yield image
+    with opened(source) as image:
+        stored = len(source) if isinstance(source, bytes) else os.stat(source).st_size
+        _refuse_few_bytes(image, stored)
+        with _room.taken(_bytes_if_worth_it(image)):
+            yield image
 
 
 def _identified(source: Any) -> Image.Image:
@@ -218,6 +221,16 @@ _TURNS: dict[Any, Image.Transpose] = {
 
 
 # --- What it may cost ------------------------------------------------------------------------------
+
+
+def _refuse_few_bytes(image: Image.Image, stored: int) -> None:
+    """Raises ImageError for a large picture that is next to nothing but its size."""
+    pixels = image.width * image.height
+    if pixels > _ALWAYS_WORTH_PIXELS and stored * _MOST_PIXELS_A_BYTE < pixels:
+        raise ImageError(
+            f"is too large for what is in it: {image.width:,}x{image.height:,} pixels in {stored:,} bytes; "
+            "make it smaller"
+        )
 
 
 def _bytes_if_worth_it(image: Image.Image) -> int:

@@ -18,6 +18,7 @@ TTA = ("none", "flip")
 SPLITS = ("train", "val", "test", "all")
 FEATURES = ("class", "mean", "class_mean", "map")
 LAYOUTS = ("vitral", "timm", "transformers", "torchvision", "google")
+DTYPES = ("float32", "float16", "bfloat16")
 BENCHMARKS = ("train", "infer", "start", "kernels")
 # Files of what was wrong (`mistakes`).
 LIST_SUFFIXES = (".csv", ".json")

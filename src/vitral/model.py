@@ -4,7 +4,8 @@ Axes in tensor names are those of `blocks`, and L classes.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
@@ -81,11 +82,8 @@ class ViTConfig:
         object.__setattr__(self, "stem", tuple(self.stem))
         for group in ("norm", "embedding", "layer", "head"):
             object.__setattr__(self, group, _changed(_GROUPS[group](), getattr(self, group)))
-        if min(height_and_width(self.img_size)) < 1:
-            raise ValueError(f"img_size is {self.img_size}; height and width must be at least 1")
-        for name in ("patch_size", "in_channels", "embed_dim", "num_layers", "num_heads", "hidden_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        self._check_numbers()
+        self._check_sizes()
         if self.num_classes < 0:
             raise ValueError(f"num_classes is {self.num_classes}; 0 gives features, more a head")
         for name in ("dropout", "drop_path"):
@@ -95,6 +93,29 @@ class ViTConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(choices)}")
         self._check_tokens()
+
+    def _check_numbers(self) -> None:
+        for name, value in _numbers(self):
+            if not math.isfinite(value) or abs(value) > _LARGEST:
+                raise ValueError(f"{name} is {value}; it is a plain number")
+        if self.norm.eps < 0:
+            raise ValueError(f"norm.eps is {self.norm.eps}; it is added to variances, so not below 0")
+
+    def _check_sizes(self) -> None:
+        if min(height_and_width(self.img_size)) < 1:
+            raise ValueError(f"img_size is {self.img_size}; height and width must be at least 1")
+        if max(height_and_width(self.img_size)) > _MOST_PIXELS:
+            raise ValueError(f"img_size is {self.img_size}; height and width are from 1 to {_MOST_PIXELS:,}")
+        for name, most in _MOST.items():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is from 1 to {most:,}")
+        registers = self.embedding.register_tokens
+        if not 0 <= registers <= _MOST["embed_dim"]:
+            raise ValueError(
+                f"embedding.register_tokens is {registers}; it is from 0 to {_MOST['embed_dim']:,}"
+            )
 
     def _check_tokens(self) -> None:
         if self.pooling in ("class", "class_mean") and not self.class_token:
@@ -128,6 +149,24 @@ class ViTConfig:
     def hidden_dim(self) -> int:
         # Rounded where the ratio was hidden / embed_dim, which times embed_dim may fall just short.
         return int(self.embed_dim * self.mlp_ratio + 1e-6)
+
+
+_LARGEST = 1e9  # of any number in a config
+# Several times what anyone has built; more is a slip of the keyboard, and takes the machine's memory.
+_MOST_PIXELS = 16_384
+_MOST = {
+    "patch_size": _MOST_PIXELS, "in_channels": 4_096, "embed_dim": 65_536, "num_layers": 4_096,
+    "num_heads": 65_536, "hidden_dim": 2**20,
+}  # fmt: skip
+
+
+def _numbers(options: Any, group: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a config by their dotted names, those of groups too."""
+    for name, value in vars(options).items():
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{group}{name}.")
+        elif isinstance(value, int | float):
+            yield f"{group}{name}", value
 
 
 def _changed(options: Any, change: Any) -> Any:

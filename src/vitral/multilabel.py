@@ -19,7 +19,7 @@ _LEAST_LOG = -100.0  # as torch's binary_cross_entropy bounds the logarithm of w
 
 
 def distinct(classes: Iterable[str]) -> list[str]:
-    """The classes' names, for a result by name; of ImageNet's two cranes the second says its number."""
+    """The names for a result by name; of two cranes, as ImageNet has, the second says its number."""
     found: dict[str, None] = {}
     for place, name in enumerate(classes):
         found[name if name not in found else f"{name} (class {place})"] = None

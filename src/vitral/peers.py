@@ -78,7 +78,7 @@ def _transformers(folder: Path) -> Loaded:
     model.eval()
 
     def answer(images_BCHW: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        output = model(images_BCHW, **_sized(model, images_BCHW))
+        output = model(images_BCHW, **_sized(model, images_BCHW), **_unmasked(model, images_BCHW))
         answers = (output.get(key) for key in ("logits", "image_embeds", "pooler_output"))
         pooled = next((found for found in answers if found is not None), None)
         # CLIP's tokens are those before its final norm, BEiT's with mean pooling too.
@@ -86,6 +86,15 @@ def _transformers(folder: Path) -> Loaded:
         return output.get("last_hidden_state") if normed else None, pooled
 
     return model, answer
+
+
+def _unmasked(model: Any, images_BCHW: Tensor) -> dict[str, Tensor]:
+    """All patches in their order, of a model that hides a random part of them (MAE)."""
+    if model.config.model_type != "vit_mae":
+        return {}
+    model.config.mask_ratio = 0.0
+    patches = model.embeddings.patch_embeddings.num_patches
+    return {"noise": torch.arange(patches).float().expand(len(images_BCHW), -1)}
 
 
 def _sized(model: Any, images_BCHW: Tensor) -> dict[str, bool]:

@@ -159,9 +159,7 @@ def probe(
 
 
 def _open(source: str, seed: int, warn: Callable[[str], None]) -> ImageData:
-    data = open_data(source, seed=seed)
-    for note in data.notes:
-        warn(note)
+    data = open_data(source, seed=seed).told(warn)
     if data.multi_label:
         raise VitralError(f"a probe takes one class an image, and {source} has lists of labels; {_INSTEAD}")
     return data
@@ -555,7 +553,7 @@ def _with_head(
 
 def _metadata(classifier: Classifier, data: ImageData, options: ProbeOptions) -> dict[str, Any]:
     """As a training run's, so that `vitral eval` finds the images that were held out."""
-    carried = {k: v for k, v in classifier.metadata.items() if k in ("source", "licence")}
+    carried = {k: v for k, v in classifier.metadata.items() if k in ("source", "licence", "origin")}
     split: dict[str, Any] = {"data": data.source, "val_fraction": 0.2, "seed": options.seed}
     if data.held_out:
         split["held_out"] = fingerprint(data.split("val"))

@@ -330,12 +330,24 @@ def start(recipe: Recipe, classes: tuple[str, ...]) -> Checkpoint:
     except ValueError as error:
         raise VitralError(f"model={recipe.model}: {error}") from error
     margin = recipe.crop_fraction or (0.9 if recipe.crop == "resized" else 1.0)
-    return Checkpoint(model, Preprocess(overrides["img_size"], crop_fraction=margin), classes)
+    preprocess = Preprocess(overrides["img_size"], crop_fraction=margin).for_channels(config.in_channels)
+    return Checkpoint(model, _of_pictures(preprocess), classes)
+
+
+def _of_pictures(preprocess: Preprocess) -> Preprocess:
+    """Raises VitralError for channels that pictures have not."""
+    if preprocess.channels not in (1, 3):
+        raise VitralError(
+            f"a model of {preprocess.channels} channels cannot be trained on pictures, which have 3, or 1 "
+            "where they are grey; leave architecture.in_channels out, or set it to 1"
+        )
+    return preprocess
 
 
 def _start_from(folder: str, overrides: dict[str, Any], classes: tuple[str, ...]) -> Checkpoint:
     base = load_checkpoint(folder, **overrides)
     if base.labels != classes:
         base.model.replace_head(len(classes))
-    carried = {name: base.metadata[name] for name in ("source", "licence") if name in base.metadata}
-    return Checkpoint(base.model.train(), base.preprocess, classes, {"base": folder, **carried})
+    carried = {name: base.metadata[name] for name in ("source", "licence", "origin") if name in base.metadata}
+    preprocess, about = _of_pictures(base.preprocess), {"base": folder, **carried}
+    return Checkpoint(base.model.train(), preprocess, classes, about, notes=base.notes)

@@ -338,8 +338,11 @@ class RunFolder:
             raise VitralError(
                 f"{self.path} already holds a run; go on with --resume, or choose another --out"
             )
-        if is_checkpoint(self.path):
-            raise VitralError(f"{self.path} holds a model, which a run would overwrite; choose another --out")
+        for folder in (self.path, self._last):
+            if is_checkpoint(folder):
+                raise VitralError(
+                    f"{folder} holds a model, which a run would overwrite; choose another --out"
+                )
         here, images = self.path.resolve(), Path(data.source)
         if images.is_dir() and _one_within_other(here, images.resolve()):
             raise VitralError(
@@ -358,10 +361,7 @@ class RunFolder:
 
     def begin(self, record: Record, recipe: Recipe, source: str) -> None:
         """Makes a run of the folder."""
-        self._checkpoints.mkdir(exist_ok=True)
-        self._write_record(record)
-        self._truncate_metrics(-1)
-        self._write_recipe(recipe, source)
+        self.go_on(record, recipe, source, step=-1)
 
     def withdraw(self) -> None:
         """Undoes `begin`, where nothing was learnt yet."""

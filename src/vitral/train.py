@@ -120,7 +120,7 @@ class Run:
         assert self.recipe.batch_size is not None
         self.files = RunFolder(self.folder)
         labels = self.checkpoint.labels
-        self.model: VisionTransformer = self.checkpoint.model.to(self.placement.device).train()
+        self.model: VisionTransformer = self.placement.place(self.checkpoint.model).train()
         choose_trained(self.model, self.recipe)
         self.model.checkpoint_layers = self.recipe.checkpoint_layers
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -321,6 +321,8 @@ def train(
 def _carry_out(run: Run, stop: StopSignal) -> Summary:
     with advice_when_out_of_memory(run.images_at_a_time):
         run.reporter.begin(run)
+        for note in run.checkpoint.notes:
+            run.reporter.message(note)
         try:
             _start(run, stop)
             spent = run.progress >= 1 or _loop(run, stop)
@@ -541,7 +543,7 @@ def _conclude(run: Run, stop: StopSignal) -> Summary:
         if run.state.best_merit < 0:  # it was lost
             _keep_if_best(run, _evaluate_split(run, "val", on_batch=on_batch))
         best = run.files.best()
-        run.average = best.model.to(run.placement.device).eval()
+        run.average = run.placement.place(best.model).eval()
         calibration = _calibrate(run, on_batch)
         temperature = calibration.temperature if calibration else 1.0
         run.files.save_best(replace(best, temperature=temperature))
@@ -819,9 +821,10 @@ def _steps_per_epoch(data: ImageData, recipe: Recipe) -> int:
 
 
 def _threads(recipe: Recipe, files: RunFolder) -> int:
-    """As many as the run began with, unless the recipe says otherwise."""
+    """As many as the run began with, unless the recipe says otherwise or a GPU computes."""
     here = torch.get_num_threads()
-    if recipe.threads or files.record is None:
+    on_cpu = Placement.choose(recipe.device, recipe.precision).device.type == "cpu"
+    if recipe.threads or files.record is None or not on_cpu:
         return recipe.threads or here
     began = files.record.threads
     if began != here:

@@ -64,8 +64,7 @@ def parse(name: str) -> ViTConfig:
     """
     match = _NAME.fullmatch(name)
     if match is None or match["size"] not in SIZES:
-        near = max(names(), key=lambda known: _likeness(name, known))
-        raise ValueError(f"there is no model {name!r}; did you mean {near!r}? Known: {', '.join(names())}")
+        raise ValueError(f"{_unknown(name)} Known: {', '.join(names())}")
     patch_size = int(match["patch"])
     options: dict[str, Any] = dict(SIZES[match["size"]], patch_size=patch_size)
     if match["img"]:
@@ -108,6 +107,32 @@ def configure(name: str, overrides: Mapping[str, Any]) -> ViTConfig:
 def names() -> tuple[str, ...]:
     """The names worth listing; every size goes with every patch size."""
     return (*PUBLISHED, "Conv+ViT-Pico/4", "Conv+ViT-Ti/8")
+
+
+# Names that begin so are networks of other kinds, or of ViT's kin that is not plain.
+_OTHER_KINDS = re.compile(
+    r"(wide_?|se_?|tf_|ecaresnet)?(resnet|resnext|resnetv2|efficientnet|convnext|mobilenet|mobilevit|vgg|densenet|"
+    r"inception|xception|regnet|swin|pvt|mixer|mlp-?mixer|maxvit|coatnet|twins|cait|alexnet|squeezenet|nfnet|yolo|"
+    r"shufflenet|mnasnet|ghostnet|hrnet|dpn|focalnet|poolformer|levit|crossvit|tnt|nest|unet|bit|googlenet|"
+    r"fastvit|efficientvit|edgenext|hiera|davit|bert|gpt|whisper)",
+    re.IGNORECASE,
+)
+_LIBRARIES = re.compile(r"(vit|deit|dino|eva|beit|clip|siglip|mae)\w*_", re.IGNORECASE)
+_NEAR = 0.7  # likeness of names of which one may be meant by the other
+
+
+def _unknown(name: str) -> str:
+    if _OTHER_KINDS.match(name):
+        return f"{name!r} is no plain Vision Transformer, and Vitral has no other networks."
+    near = max(names(), key=lambda known: _likeness(name, known))
+    if _likeness(name, near) >= _NEAR:
+        return f"there is no model {name!r}; did you mean {near!r}?"
+    if _LIBRARIES.match(name):
+        return (
+            f"there is no model {name!r}: names stand for random weights. Those of other libraries are "
+            "files or hf://org/name, such as hf://timm/NAME."
+        )
+    return f"there is no model {name!r}."
 
 
 def _likeness(name: str, known: str) -> float:

@@ -5,7 +5,6 @@ executes what it reads, and files are replaced as a whole or not at all.
 """
 
 import json
-import math
 import os
 import re
 import tempfile
@@ -19,9 +18,21 @@ import torch
 from torch import Tensor
 
 from vitral.blocks import LearnedPositions, height_and_width
-from vitral.checkpoints import google, hub, originals, tables, timm, torchvision, transformers
-from vitral.checkpoints.files import ENDINGS, Weights, one_line, open_weights
-from vitral.checkpoints.layout import Checkpoint, Source, merge, unique
+from vitral.checkpoints import (
+    adapter,
+    fields,
+    google,
+    hub,
+    names,
+    originals,
+    record,
+    tables,
+    timm,
+    torchvision,
+    transformers,
+)
+from vitral.checkpoints.files import ENDINGS, one_line, open_weights, shown
+from vitral.checkpoints.layout import Checkpoint, Reading, Source, merge
 from vitral.config import build, merged
 from vitral.errors import VitralError
 from vitral.model import VisionTransformer, ViTConfig
@@ -36,6 +47,7 @@ _WEIGHTS_IN_FOLDERS = (
 )  # fmt: skip
 # What `tempfile.mkstemp` makes of the prefix in `write_atomically`.
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
+_MAX_FRONT = 2**16  # characters of a model card, whose front matter is its first lines
 _PATCHES = "embedding.patches.projection.weight"
 # Asked in this order; the first that recognises a source reads it.
 LAYOUTS = (timm, transformers, google, torchvision, originals)
@@ -62,7 +74,7 @@ def description(checkpoint: Checkpoint) -> str:
         "multi_label": checkpoint.multi_label,
         "metadata": checkpoint.metadata,
     }
-    return json.dumps(config, indent=1) + "\n"
+    return json.dumps(config, indent=1, allow_nan=False) + "\n"
 
 
 # --- Reading -------------------------------------------------------------------------------------
@@ -73,34 +85,63 @@ def load_checkpoint(source: Path | str, **overrides: Any) -> Checkpoint:
 
     Args:
         source: a folder of ours, or of timm's or transformers' hub layout; a file of Google's (.npz),
-            torchvision's or a model's authors' (.safetensors, .pth, .bin); ``hf://org/name[@revision]``.
+            torchvision's or a model's authors' (.safetensors, .pth, .bin); a folder of peft's with a LoRA
+            adapter; ``hf://org/name[@revision]``.
         overrides: fields of `ViTConfig` to change, groups as mappings. For another ``img_size`` or
             ``patch_size`` positions and patches are resized; another ``num_classes`` gives a fresh head,
-            and no labels.
+            and no labels. Further ``preprocess``, a mapping of fields of `Preprocess`, and ``base``, the
+            model of an adapter that does not name it.
 
     Raises:
         VitralError: if there is no model there, or a file is damaged or does not fit.
     """
     name = str(source)
-    path = hub.download(name) if hub.is_reference(name) else Path(source)
-    if not path.exists():
-        raise VitralError(
-            f"{name} does not exist; a model is a folder that vitral train wrote, with {CONFIG_FILE} and "
-            f"{WEIGHTS_FILE}, a checkpoint of another library, or hf://org/name"
-        )
+    prepared, base = overrides.get("preprocess"), overrides.pop("base", None)
     try:
-        config = _read_json(path / CONFIG_FILE)
-        weights = _find_weights(path) if path.is_dir() else path
-        if path.is_dir() and (weights is None or (is_model_folder(path) and not _is_foreign(config))):
-            return _load_ours(path, config, overrides)
-        assert weights is not None
-        return _load_foreign(_open_source(name, path, weights, config), overrides)
-    except VitralError:
-        raise
+        path = hub.download(name) if hub.is_reference(name) else Path(source)
+        if not path.exists():
+            raise VitralError(
+                f"{name} does not exist; a model is a folder that vitral train wrote, with {CONFIG_FILE} and "
+                f"{WEIGHTS_FILE}, a checkpoint of another library, or hf://org/name"
+            )
+        found = _load(name, path, overrides, base)
+        if prepared:
+            changed = build(Preprocess, merged(asdict(found.preprocess), prepared))
+            found = replace(found, preprocess=fields.preprocess(changed))
+        return found
+    except VitralError as error:
+        raise VitralError(shown(error)) from error
+    except OSError as error:
+        raise VitralError(f"{name} cannot be read: {error.strerror or one_line(error)}") from error
     # A config of other types, or tensors of other shapes, than its layout has: almost anything.
     except Exception as error:
         reason = f"{type(error).__name__} {one_line(error)}"
         raise VitralError(f"{name} cannot be used, its config or weights are damaged: {reason}") from error
+
+
+def _load(name: str, path: Path, overrides: dict[str, Any], base: str | None) -> Checkpoint:
+    if path.is_dir() and adapter.is_adapter(path):
+        return _load_adapted(name, path, overrides, base)
+    config = fields.read_json(path / CONFIG_FILE) if path.is_dir() else {}
+    weights = _find_weights(path) if path.is_dir() else path
+    if path.is_dir() and (weights is None or (is_model_folder(path) and not _is_foreign(config))):
+        overrides.pop("preprocess", None)
+        return _load_ours(path, config, overrides)
+    assert weights is not None
+    return _load_foreign(_open_source(name, path, weights, config), overrides)
+
+
+def _load_adapted(name: str, folder: Path, overrides: dict[str, Any], base: str | None) -> Checkpoint:
+    base = base or adapter.base_of(folder, name)
+    path = hub.download(base) if hub.is_reference(base) else Path(base)
+    if not path.exists():
+        raise VitralError(f"{name} is a LoRA adapter of {base}, which is not there; pass base=MODEL")
+    config = fields.read_json(path / CONFIG_FILE) if path.is_dir() else {}
+    weights = _find_weights(path) if path.is_dir() else path
+    if weights is None or (path.is_dir() and not _is_foreign(config)):
+        raise VitralError(f"{name} is a LoRA adapter of {base}, which is of no library that peft adapts")
+    source = _open_source(name, path, weights, config)
+    return _load_foreign(replace(source, weights=adapter.AdaptedWeights(source.weights, folder)), overrides)
 
 
 def is_model_folder(path: Path | str) -> bool:
@@ -139,7 +180,7 @@ def _load_ours(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any
     weights = open_weights(path)
 
     def empty_model(architecture: ViTConfig) -> VisionTransformer:
-        _refuse_endless(described, architecture, weights)
+        fields.refuse_costly(described, architecture, weights)
         return _without_weights(described, architecture)
 
     found = described_checkpoint(config, described, empty_model)
@@ -161,10 +202,10 @@ def described_checkpoint(
     """
     try:
         saved = build(ViTConfig, config["architecture"])
-        preprocess = build(Preprocess, config["preprocess"])
-        labels, metadata = tuple(config["labels"]), dict(config["metadata"])
-        temperature = _temperature(config.get("temperature", 1.0))
-        multi_label = _flag("multi_label", config.get("multi_label", False))
+        preprocess = fields.preprocess(build(Preprocess, config["preprocess"]))
+        labels, metadata = fields.labels(config["labels"]), fields.training(config["metadata"])
+        temperature = fields.temperature(config.get("temperature", 1.0))
+        multi_label = fields.flag("multi_label", config.get("multi_label", False))
     except KeyError as error:
         raise VitralError(f"{described} cannot be used: it has no {error}") from error
     except (TypeError, ValueError, VitralError) as error:
@@ -172,30 +213,21 @@ def described_checkpoint(
     return Checkpoint(build_model(saved), preprocess, labels, metadata, temperature, multi_label)
 
 
-def _temperature(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"temperature is {value!r}; it is a positive number, and 1 changes nothing")
-    return float(value)
-
-
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; it is true or false")
-    return value
-
-
 def _open_source(name: str, path: Path, weights: Path, config: Mapping[str, Any]) -> Source:
+    described = path.is_dir() and bool(config)
+    opened = names.plain(open_weights(weights), described=described)
+    written = record.read(weights)
     if path.is_file():
-        return Source(name, path, open_weights(weights))
-    preprocessor = path / transformers.PREPROCESSOR_FILE
-    return Source(
-        name,
-        path,
-        open_weights(weights),
-        config,
-        _read_json(preprocessor) if preprocessor.is_file() else {},
-        _licence(path),
-    )
+        return Source(name, path, opened, record=written)
+    open_clip = fields.read_json(path / originals.OPEN_CLIP_FILE)
+    return Source(name, path, opened, config, _preprocessor(path), _licence(path), open_clip, written)
+
+
+def _preprocessor(folder: Path) -> Mapping[str, Any]:
+    """How images are prepared, from whichever file the library's version keeps it in."""
+    processors = fields.read_json(folder / transformers.PROCESSOR_FILE)
+    found = processors.get("image_processor")
+    return found if isinstance(found, Mapping) else fields.read_json(folder / transformers.PREPROCESSOR_FILE)
 
 
 def _find_weights(folder: Path) -> Path | None:
@@ -212,47 +244,87 @@ def _licence(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.is_file():
         return None
-    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    with card.open(encoding="utf-8", errors="replace") as file:
+        front = re.match(r"---\n(.*?)\n---", file.read(_MAX_FRONT), re.DOTALL)
     found = re.search(r"^license(?:_name)?:\s*(\S+)", front[1], re.MULTILINE) if front else None
     return found[1] if found else None
 
 
 def _load_foreign(source: Source, overrides: dict[str, Any]) -> Checkpoint:
+    described, layout, reading = _read(source, overrides)
+    overrides.pop("preprocess", None)
+    sizes = {"img_size", "patch_size", "num_classes"}
+    told = {name: value for name, value in overrides.items() if name not in sizes}
+    try:
+        saved = ViTConfig(**merge(reading.draft, told))
+        fields.refuse_costly(described, saved, reading.weights)
+        # A head of another kind than Vitral's is no loss to who asks for another.
+        optional = source.weights.beside if "num_classes" in overrides else ()
+        rows = reading.rows(saved)
+        state = tables.read(rows, reading.weights, saved.num_layers, reading.ignored, optional)
+        preprocess = fields.preprocess(reading.preprocess(height_and_width(saved.img_size)))
+        labels = fields.foreign_labels(reading.labels) if saved.num_classes and saved.head.bias else ()
+    except (TypeError, ValueError) as error:
+        raise VitralError(f"{described}, cannot be used: {one_line(error)}") from error
+    except VitralError as error:
+        beside = (
+            source.weights.beside and ". To read the backbone without what is beside it, pass num_classes=0"
+        )
+        raise VitralError(
+            f"{error}{beside or ''}" if described in str(error) else f"{described}: {error}{beside or ''}"
+        ) from error
+    saved, labels = _answers(saved, state, labels, reading)
+    metadata = {
+        **source.record.metadata,
+        "source": source.name,
+        "layout": layout,
+        "licence": source.licence or _pretrained_licence(source) or source.record.metadata.get("licence"),
+        "origin": source.record.metadata.get("origin") or {"layout": layout, **reading.origin},
+        **({"regression": True} if reading.regression else {}),
+    }
+    found = Checkpoint(
+        _without_weights(described, saved),
+        preprocess,
+        labels,
+        metadata,
+        multi_label=reading.multi_label,
+        notes=reading.notes,
+    )
+    return _fill(source.record.completed(found), state, overrides, described, source.name)
+
+
+def _read(source: Source, overrides: dict[str, Any]) -> tuple[str, str, Reading]:
+    """What messages call the source, its layout's name, and what the layout makes of it."""
     layout = next((layout for layout in LAYOUTS if layout.recognises(source)), None)
     if layout is None and _PATCHES in source.weights:
         raise VitralError(_not_a_model(source.name))
     if layout is None:
         some = tables.listing(list(source.weights))
         raise VitralError(f"{source.name} is of no layout that Vitral knows; its keys are such as {some}")
-    sizes = {"img_size", "patch_size", "num_classes"}
-    told = {name: value for name, value in overrides.items() if name not in sizes}
     described = f"{source.name}, read as {layout.NAME}'s layout{_asked(overrides)}"
     try:
-        reading = layout.read(source, overrides)
+        return described, layout.NAME, layout.read(source, overrides)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         # A config of another program's, or keys without their usual neighbours.
-        raise VitralError(f"{described}, cannot be used: {type(error).__name__} {error}") from error
-    try:
-        saved = ViTConfig(**merge(reading.draft, told))
-    except (TypeError, ValueError) as error:
-        raise VitralError(f"{described}, cannot be used: {error}") from error
-    _refuse_endless(described, saved, reading.weights)
-    try:
-        state = tables.read(reading.rows(saved), reading.weights, saved.num_layers, reading.ignored)
-    except VitralError as error:
-        raise VitralError(f"{described}: {error}") from error
-    preprocess = reading.preprocess(height_and_width(saved.img_size))
-    labels = unique(reading.labels) if saved.num_classes and saved.head.bias else ()
-    metadata = {
-        "source": source.name,
-        "layout": layout.NAME,
-        "licence": source.licence or _pretrained_licence(source),
-        "origin": dict(reading.origin),
-    }
-    found = Checkpoint(
-        _without_weights(described, saved), preprocess, labels, metadata, multi_label=reading.multi_label
-    )
-    return _fill(found, state, overrides, described, source.name)
+        raise VitralError(f"{described}, cannot be used: {type(error).__name__} {one_line(error)}") from error
+
+
+def _answers(
+    saved: ViTConfig, state: dict[str, Tensor], labels: tuple[str, ...], reading: Reading
+) -> tuple[ViTConfig, tuple[str, ...]]:
+    """The config and the labels of a head that is read as a classifier's.
+
+    A head of one number z says yes with probability sigmoid(z): it is one of two, with logits 0 and z.
+    The numbers of a regression have no labels.
+    """
+    if reading.regression:
+        return saved, ()
+    if len(labels) != 1 or reading.multi_label:
+        return saved, labels
+    for name in [name for name in state if name.startswith(("head.", "distillation_head."))]:
+        state[name] = torch.cat([torch.zeros_like(state[name]), state[name]])
+    numbered = labels == ("class 0",)
+    return replace(saved, num_classes=2), ("no", "yes") if numbered else (f"not {labels[0]}", labels[0])
 
 
 def _pretrained_licence(source: Source) -> str | None:
@@ -261,17 +333,9 @@ def _pretrained_licence(source: Source) -> str | None:
 
 
 def _asked(overrides: Mapping[str, Any]) -> str:
-    asked = ", ".join(f"{name}={value}" for name, value in overrides.items() if name != "num_classes")
+    plain = {name: value for name, value in overrides.items() if name not in ("num_classes", "preprocess")}
+    asked = ", ".join(f"{name}={value}" for name, value in plain.items())
     return asked and f" with {asked}"
-
-
-def _refuse_endless(described: str, architecture: ViTConfig, weights: Weights) -> None:
-    """Building the layers that a config claims may take forever; each has several tensors."""
-    if architecture.num_layers > len(weights):
-        raise VitralError(
-            f"{described} cannot be used: it has {architecture.num_layers} layers, "
-            f"and {weights.path} only {len(weights)} tensors"
-        )
 
 
 def _without_weights(described: str, architecture: ViTConfig) -> VisionTransformer:
@@ -353,21 +417,12 @@ def _misfits(model: VisionTransformer, state: Mapping[str, Tensor]) -> list[str]
     return sorted(problems)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise VitralError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise VitralError(f"{path} is no config of a Vitral model")
-    return content
-
-
 def write_atomically(path: Path, content: bytes) -> None:
     """`path` holds either what it held or all of `content`, whenever the process is killed."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:  # under the name that the user knows
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from vitral.checkpoints import (
     Checkpoint,
     google,
     load_checkpoint,
+    record,
     save_checkpoint,
     tables,
     timm,
@@ -38,6 +40,7 @@ from vitral.preprocess import Preprocess
 CERTIFICATE_FILE = "parity.json"
 WRITERS = {layout.NAME: layout for layout in (timm, transformers, torchvision, google)}
 LAYOUTS = ("vitral", *WRITERS)
+TYPES = ("float32", "float16", "bfloat16")
 
 # What a target may round: a norm's eps and the kind of GELU change results little, and no loader says them.
 _ROUNDED = {"norm.eps", "layer.feed_forward.activation"}
@@ -63,18 +66,27 @@ class Certificate:
     rounded: tuple[str, ...]  # settings that the target has otherwise
     versions: dict[str, str]
     licence: str | None
+    assumed: tuple[str, ...] = ()  # what no file of the source states
     temperature: float = 1.0  # the source's, by which the written head is divided; so are its logits here
 
     @property
     def worst(self) -> float:
         """The largest relative difference of all that was compared."""
-        return max(part["relative"] for part in (self.features, self.logits) if part is not None)
+        found = [part["relative"] for part in (self.features, self.logits) if part is not None]
+        return math.nan if any(math.isnan(value) for value in found) else max(found)
 
 
-def convert(source: str, out: Path, to: str, **overrides: Any) -> Certificate:
+def convert(source: str, out: Path, to: str, dtype: str | None = None, **overrides: Any) -> Certificate:
     """Writes the model `source` into the new folder `out` as the layout `to`.
 
     The folder appears whole or not at all, with ``parity.json`` beside the weights.
+
+    Args:
+        source: as in `load_checkpoint`, and so are `overrides`.
+        out: a folder that is not there yet, or empty.
+        to: one of `LAYOUTS`.
+        dtype: to store weights in, one of `TYPES`; None: as the source has them.
+        overrides: what to change.
 
     Raises:
         VitralError: if the layout cannot hold the model, `out` exists, or the answers differ.
@@ -83,18 +95,42 @@ def convert(source: str, out: Path, to: str, **overrides: Any) -> Certificate:
         raise VitralError(f"there is no layout {to!r}; there are {', '.join(LAYOUTS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise VitralError(f"{out} exists already; choose a new folder")
-    checkpoint = load_checkpoint(source, **overrides)
+    checkpoint = _stored_as(dtype, load_checkpoint(source, **overrides))
+    _refuse_inexpressible(checkpoint.model.config, source, to)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        certificate = _convert_into(staging, checkpoint, source, to)
-        content = json.dumps(asdict(certificate), indent=1) + "\n"
+        certificate = _convert_home(staging, checkpoint, source, to)
+        content = json.dumps(asdict(certificate), indent=1, allow_nan=False) + "\n"
         write_atomically(staging / CERTIFICATE_FILE, content.encode())
         staging.chmod(0o755)
         staging.replace(out)
+    except (VitralError, OSError) as error:
+        # The folder's other name is no one's business.
+        raise VitralError(str(error).replace(staging.name, out.name)) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return certificate
+
+
+def _convert_home(folder: Path, checkpoint: Checkpoint, source: str, to: str) -> Certificate:
+    """As the family that the model came from, if that still holds it; else as the one that is nearest."""
+    origin = checkpoint.metadata.get("origin")
+    if to == "vitral":
+        return _convert_into(folder, checkpoint, source, to)
+    if not isinstance(origin, Mapping) or origin.get("layout") != to:
+        return _convert_into(folder, _without_origin(checkpoint), source, to)
+    try:
+        return _convert_into(folder, checkpoint, source, to)
+    # Whatever another program's config, which was kept as it was, leads to.
+    except Exception:
+        for file in folder.iterdir():
+            file.unlink()
+        return _convert_into(folder, _without_origin(checkpoint), source, to)
+
+
+def _without_origin(checkpoint: Checkpoint) -> Checkpoint:
+    return replace(checkpoint, metadata={k: v for k, v in checkpoint.metadata.items() if k != "origin"})
 
 
 def _convert_into(folder: Path, checkpoint: Checkpoint, source: str, to: str) -> Certificate:
@@ -103,9 +139,43 @@ def _convert_into(folder: Path, checkpoint: Checkpoint, source: str, to: str) ->
         return _certify(folder, checkpoint, source, to, ())
     cooled = _temperature_folded(checkpoint)
     adapted = _adapted(cooled, to)
-    _write(folder, adapted, WRITERS[to].write(adapted), to)
+    writing = WRITERS[to].write(adapted)
+    _write(folder, adapted, writing, to)
     rounded = _check_expressed(folder, adapted, to)
-    return replace(_certify(folder, cooled, source, to, rounded), temperature=checkpoint.temperature)
+    certificate = _certify(folder, cooled, source, to, rounded)
+    # Last, for what was read back was to be what the library's own files say.
+    kept = record.content(checkpoint, to, writing.weights_file)
+    write_atomically(folder / record.FILE, (json.dumps(kept, indent=1, allow_nan=False) + "\n").encode())
+    return replace(certificate, temperature=checkpoint.temperature)
+
+
+def _stored_as(dtype: str | None, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its weights rounded to a type. Raises VitralError if one is too large for it."""
+    if dtype is None:
+        return checkpoint
+    if dtype not in TYPES:
+        raise VitralError(f"there is no type {dtype!r} of weights; there are {', '.join(TYPES)}")
+    checkpoint.model.to(getattr(torch, dtype))
+    for name, parameter in checkpoint.model.named_parameters():
+        if not parameter.isfinite().all():
+            raise VitralError(f"{name} holds numbers too large for {dtype}")
+    return checkpoint
+
+
+def _refuse_inexpressible(config: ViTConfig, source: str, to: str) -> None:
+    """Says what no other library's ViT has, and what can be done."""
+    if to == "transformers" and (reason := transformers.lacks_classifier(config)):
+        raise VitralError(
+            f"transformers cannot hold this model: {reason}. timm may: vitral convert {source} OUT --to timm"
+        )
+    if to == "vitral" or not config.stem:
+        return
+    raise VitralError(
+        f"{to} cannot hold this model: no ViT of {', '.join(WRITERS)} has its convolutional stem "
+        f"(Conv+). In Python it is: import vitral; model = vitral.load({source!r}); "
+        'model.predict(["photo.jpg"]). For another library train a plain one: '
+        "vitral train DATA model=ViT-Ti/16"
+    )
 
 
 def _write(folder: Path, checkpoint: Checkpoint, writing: Writing, to: str) -> None:
@@ -175,6 +245,12 @@ def _adapted(checkpoint: Checkpoint, to: str) -> Checkpoint:
     ):
         state[key] = torch.cat([state[key].new_zeros(config.prefix, config.embed_dim), state[key]])
         changes = {"embedding": replace(config.embedding, positioned="all")}
+    if to == "transformers" and transformers.takes_class_and_mean(config):
+        # Its classifier reads both; of the one that the head does not read, it takes nothing.
+        weight = state["head.weight"]
+        halves = [weight, torch.zeros_like(weight)]
+        state["head.weight"] = torch.cat(halves if config.pooling == "class" else halves[::-1], dim=1)
+        changes["pooling"] = "class_mean"
     if not changes:
         return checkpoint
     with torch.device("meta"):
@@ -189,8 +265,11 @@ def _check_expressed(folder: Path, checkpoint: Checkpoint, to: str) -> tuple[str
     Returns what was rounded. Raises VitralError naming the settings that the layout has no place for.
     """
     wanted = checkpoint.model.config
-    path = folder / "model.npz" if to == "google" else folder / "model.pth" if to == "torchvision" else folder
-    read = load_checkpoint(path, **({"num_heads": wanted.num_heads} if to == "torchvision" else {}))
+    try:
+        read = load_checkpoint(folder, **({"num_heads": wanted.num_heads} if to == "torchvision" else {}))
+    except VitralError as error:
+        lacking = str(error).rpartition("layout: ")[2]
+        raise VitralError(f"{to} cannot hold this model: of its tensors {lacking} there") from error
     again = read.model
     asked, found = dict(_leaves(_meaning(wanted))), dict(_leaves(_meaning(again.config)))
     differing = [name for name in asked if asked[name] != found.get(name) and name not in _UNWRITTEN]
@@ -274,8 +353,8 @@ def _certify(
             their_tokens, their_logits = peer.answer(images)
             compared_with = f"{peer.library} {peer.version}"
         else:
-            path = folder / "model.npz" if to == "google" else folder
-            their_tokens, their_logits = _answer(load_checkpoint(path).model, images)
+            heads = {"num_heads": model.config.num_heads} if to == "torchvision" else {}
+            their_tokens, their_logits = _answer(load_checkpoint(folder, **heads).model, images)
             compared_with = f"vitral {version('vitral')}, which read it back"
     certificate = Certificate(
         to,
@@ -288,9 +367,11 @@ def _certify(
         rounded,
         {name: version(name) for name in ("vitral", "torch", "numpy", "safetensors")},
         checkpoint.metadata.get("licence"),
+        checkpoint.notes,
     )
     rounds = any(not name.startswith(("preprocess.", "probabilities")) for name in rounded)
-    if certificate.worst > (1e-2 if rounds else _TOLERANCE):
+    # A difference that is no number is none that may be certified.
+    if not certificate.worst <= (1e-2 if rounds else _TOLERANCE):
         raise VitralError(
             f"{to} cannot hold this model: {compared_with} answers otherwise, by {certificate.worst:.1e} of "
             "the largest value"

@@ -9,6 +9,7 @@ import io
 import json
 import mmap
 import pickle
+import pickletools
 import re
 import sys
 import weakref
@@ -16,9 +17,10 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import numpy as np
@@ -35,13 +37,15 @@ ENDINGS = (SAFETENSORS, *PICKLED, NUMPY)
 
 # The names under which training code saves a model beside its optimizer, the one to use first.
 _WRAPPERS = ("teacher", "target_encoder", "model_ema", "model", "module", "state_dict", "encoder")
+_HEADS = ("head", "classifier", "fc")  # a mapping of its own beside them
 _MAX_WRAPPERS = 8  # one in another; a pickle may hold a dict that holds itself
-# Names that wrap every key of a model.
-_PREFIXES = ("module.", "backbone.", "_orig_mod.", "encoder.module.")
+_MAX_MESSAGE = 1200  # characters
 _MAX_NAME = 250  # characters; names stand in messages
-_MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
+# Bytes; a tensor's entry has a hundred, and the library's own limit takes seconds and gigabytes to parse.
+_MAX_HEADER = 2**23
 # Deflate reaches a thousandfold on zeros only; weights hardly shrink. Small files may be all zeros.
 _MAX_RATIO, _ALWAYS_FINE = 100, 2**26
+_MAX_EMPTY = 2**16  # a side of a tensor without numbers
 _MAX_NPY_HEADER = 2**14  # bytes; NumPy's own limit is 10,000
 _CHUNK = 2**22  # bytes that are decompressed at once
 _ZIP = b"PK\3\4"
@@ -58,6 +62,11 @@ _NUMPY_TYPES = dict(zip(("<f2", "|V2", "<f4", "<f8"), _FLOATS, strict=True))
 
 class Weights(Mapping[str, Tensor]):
     """Tensors by name, read when asked for; shapes are known before."""
+
+    # Plain values that training code saved in the same file: its "arch" and "args".
+    about: Mapping[str, Any] = MappingProxyType({})
+    # Names that stand beside a model's (`names.plain`), such as those of a classifier on a backbone.
+    beside: frozenset[str] = frozenset()
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -160,9 +169,10 @@ class MappedWeights(Weights):
 class LegacyWeights(Weights):
     """PyTorch's files of before 1.6, which cannot be mapped: read whole, each tensor kept until taken."""
 
-    def __init__(self, path: Path, load: Callable[[], dict[str, Tensor]]) -> None:
+    def __init__(self, path: Path, load: "Callable[[], _Saved]") -> None:
         super().__init__(path)
-        self._load, self._tensors = load, load()
+        first = load()
+        self._load, self._tensors, self.about = load, first.tensors, first.about
         self._shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -176,7 +186,7 @@ class LegacyWeights(Weights):
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self._shapes and name not in self._tensors:
-            self._tensors = self._load()
+            self._tensors = self._load().tensors
         tensor = self._tensors.pop(name).detach()
         if tensor.dtype not in _FLOATS:
             raise self.refused(name, tensor.dtype)
@@ -214,6 +224,7 @@ class Renamed(Weights):
 
     def __init__(self, weights: Weights, names: Mapping[str, str | tuple[str, int]]) -> None:
         super().__init__(weights.path)
+        self.about, self.beside = weights.about, weights.beside
         self._weights = weights
         self._names = {new: (old, None) if isinstance(old, str) else old for new, old in names.items()}
         self._layers: dict[tuple[str, int], Tensor] = {}  # of what was unstacked, kept until taken
@@ -327,22 +338,27 @@ def open_weights(path: Path) -> Weights:
     return _open_shards(path) if path.name.endswith(".index.json") else _open_file(path, _unwrapped)
 
 
-def _open_file(path: Path, tensors_of: Callable[[Path, Any], dict[str, Tensor]]) -> Weights:
-    """One file; `tensors_of` finds the tensors in what a pickle holds."""
+def _open_file(path: Path, saved_in: "Callable[[Path, Any], _Saved]") -> Weights:
+    """One file; `saved_in` finds the tensors in what a pickle holds."""
     _refuse_pointer(path)
     if path.suffix == SAFETENSORS:
         weights: Weights = MappedWeights(path, _safetensors_places(path))
     elif path.suffix == NUMPY:
         weights = NumpyWeights(path)
     elif path.suffix in PICKLED and _start(path)[:4] == _ZIP:
-        weights = MappedWeights(path, _pickled_places(path, tensors_of))
+        weights = _open_archive(path, saved_in)
     elif path.suffix in PICKLED:
-        weights = LegacyWeights(path, lambda: tensors_of(path, _load_pickled(path, "cpu")))
+        weights = LegacyWeights(path, lambda: saved_in(path, _load_pickled(path, "cpu")))
     else:
         raise VitralError(f"{path} is no file of weights; known are {', '.join(ENDINGS)}")
+    size = path.stat().st_size
     for name in weights:
         if len(name) > _MAX_NAME or not name.isprintable():
-            raise _damaged(path, f"it names a tensor {name[:40]!a}")
+            raise damaged(path, f"it names a tensor {name[:40]!a}")
+        # Only what is empty can have a side longer than the file (or, compressed, than what zeros shrink to).
+        shape = weights.shape(name)
+        if max(shape, default=0) > (_MAX_EMPTY if 0 in shape else max(size, _ALWAYS_FINE)):
+            raise damaged(path, f"{name} of shape {shape} holds nothing")
     return weights
 
 
@@ -370,8 +386,10 @@ def _safetensors_places(path: Path) -> dict[str, _Place]:
     with _reading(path):
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= min(path.stat().st_size - 8, _MAX_HEADER):
+            if not 0 < length <= path.stat().st_size - 8:
                 raise ValueError(f"its header claims {length} bytes, the file has {path.stat().st_size}")
+            if length > _MAX_HEADER:
+                raise ValueError(f"its header has {length:,} bytes, those of models have less than 8 million")
             header = file.read(length)
         entries = json.loads(header, object_pairs_hook=lambda pairs: _unrepeated(path, pairs))
         # The library's own check of types, shapes and offsets: no gap, no overlap, all of the file.
@@ -395,7 +413,7 @@ def _unrepeated(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_repeated(path: Path, names: Iterable[str]) -> None:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise _damaged(path, f"it holds {repeated[0]} twice")
+        raise damaged(path, f"it holds {repeated[0]} twice")
 
 
 def _npy_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Array:
@@ -424,6 +442,8 @@ def _npy_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Array:
 
 
 def _load_pickled(path: Path, device: str) -> Any:
+    with _reading(path):
+        _refuse_growth(path)
     # argparse.Namespace, which training scripts save their settings in, holds plain values.
     with _reading(path), torch.serialization.safe_globals([argparse.Namespace]):
         try:
@@ -431,28 +451,66 @@ def _load_pickled(path: Path, device: str) -> Any:
         except pickle.UnpicklingError as error:
             unsafe = re.search(r"GLOBAL (\S+)", str(error))
             if not unsafe:
-                raise
+                # The rest of PyTorch's message tells how to switch the check off.
+                reason = re.search(r"WeightsUnpickler error: (.*)", str(error))
+                raise damaged(path, reason[1] if reason else "it is no pickle of tensors") from error
             raise VitralError(
                 f"{path} holds {one_line(unsafe[1])}, which loading would have to execute; "
                 "save its state_dict with safetensors"
             ) from error
 
 
-def _pickled_places(path: Path, tensors_of: Callable[[Path, Any], dict[str, Tensor]]) -> dict[str, _Place]:
+# What PyTorch's unpickler calls, and may give gigabytes for a few bytes: bytearray(n), nested "hex"
+# encodings, a tensor of lists in lists. A state dict holds none of them.
+_GROWING = ("builtins bytearray", "__builtin__ bytearray", "_codecs encode", "torch Tensor")
+_REBUILT = "torch._tensor _rebuild_from_type_v2"  # takes the type of a tensor as an argument
+_PICKLES = 5  # in a row, in files of before PyTorch 1.6
+
+
+def _refuse_growth(path: Path) -> None:
+    """Raises ValueError if a pickle asks for memory that does not depend on the file's size."""
+    if _start(path)[:4] == _ZIP:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            streams: list[IO[bytes]] = [io.BytesIO(archive.read(name)) for name in pickles[:1]]
+    else:
+        streams = [path.open("rb")]
+    for stream in streams:
+        with stream:
+            names = _globals(stream)
+        growing = [name for name in names if name in _GROWING]
+        if growing and not (growing == ["torch Tensor"] and _REBUILT in names):
+            raise ValueError(f"it makes a {growing[0].split()[-1]}, which a state_dict does not hold")
+
+
+def _globals(stream: IO[bytes]) -> set[str]:
+    """The names that pickles refer to, as far as they can be read."""
+    names: set[str] = set()
+    try:
+        for _ in range(_PICKLES):
+            names |= {str(value) for code, value, _ in pickletools.genops(stream) if code.name == "GLOBAL"}
+    except (ValueError, IndexError, UnicodeError):
+        pass  # the end of the pickles, or damage: PyTorch's own reader stops there too
+    return names
+
+
+def _open_archive(path: Path, saved_in: "Callable[[Path, Any], _Saved]") -> Weights:
     records = _records(path)
     _refuse_byte_order(path)
     # On the meta device no tensor is read, and each storage says where in the file it begins.
-    tensors = tensors_of(path, _load_pickled(path, "meta"))
+    saved = saved_in(path, _load_pickled(path, "meta"))
     file_map, places = _Map(path), {}
-    for name, tensor in tensors.items():
+    for name, tensor in saved.tensors.items():
         storage = tensor.untyped_storage()
         start = getattr(storage, "_checkpoint_offset", None)
         if start is None or records.get(start) != storage.nbytes():
-            raise _damaged(path, f"it has no record of {storage.nbytes()} bytes for {name}")
+            raise damaged(path, f"it has no record of {storage.nbytes()} bytes for {name}")
         view = None if _is_plain(tensor) else (tensor.stride(), int(tensor.storage_offset()))
         dtype = tensor.dtype if tensor.dtype in _FLOATS else str(tensor.dtype)
         places[name] = _Place(file_map, start, start + storage.nbytes(), dtype, tuple(tensor.shape), view)
-    return places
+    weights = MappedWeights(path, places)
+    weights.about = saved.about
+    return weights
 
 
 def _refuse_byte_order(path: Path) -> None:
@@ -487,21 +545,42 @@ def _records(path: Path) -> dict[int, int]:
     return records
 
 
-def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class _Saved:
+    """What a pickle holds of a model."""
+
+    tensors: dict[str, Tensor]
+    about: Mapping[str, Any]  # `Weights.about`
+
+
+def _unwrapped(path: Path, content: Any) -> _Saved:
     """The model's tensors, out of what training code saves it in and under."""
+    about = _about(content)
+    heads: dict[str, Any] = {}
     for _ in range(_MAX_WRAPPERS):
         inner = None
         if isinstance(content, Mapping):
-            inner = next(
-                (content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None
-            )
+            inner = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
         if inner is None:
             break
-        content = inner
-    return _without_prefix(_named(path, content))
+        heads |= {name: content[name] for name in _HEADS if isinstance(content.get(name), Mapping)}
+        content = content[inner]
+    # {"model": ..., "head": ...}: the head's names begin with its own.
+    beside = {f"{head}.{name}": x for head, tensors in heads.items() for name, x in tensors.items()}
+    return replace(_named(path, {**content, **beside} if beside else content), about=about)
 
 
-def _named(path: Path, content: Any) -> dict[str, Tensor]:
+def _about(content: Any) -> dict[str, Any]:
+    """The architecture's name and the settings that timm's training script saves."""
+    if not isinstance(content, Mapping) or not isinstance(content.get("arch"), str):
+        return {}
+    settings = content.get("args")
+    if isinstance(settings, argparse.Namespace):
+        settings = vars(settings)
+    return {"arch": content["arch"], "args": dict(settings) if isinstance(settings, Mapping) else {}}
+
+
+def _named(path: Path, content: Any) -> _Saved:
     """The tensors in a mapping. Raises VitralError if there are none, or not as weights are saved."""
     tensors = {}
     if isinstance(content, Mapping):
@@ -511,18 +590,8 @@ def _named(path: Path, content: Any) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         # An expanded tensor of a few bytes may claim terabytes.
         if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise _damaged(path, f"{name} of shape {tuple(tensor.shape)} is larger than what is stored of it")
-    return tensors
-
-
-def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    if any(name.startswith("backbone.") for name in tensors):
-        # DINO saves its projection head beside it.
-        tensors = {name: x for name, x in tensors.items() if name.startswith("backbone.")}
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            return _without_prefix({name.removeprefix(prefix): x for name, x in tensors.items()})
-    return tensors
+            raise damaged(path, f"{name} of shape {tuple(tensor.shape)} is larger than what is stored of it")
+    return _Saved(tensors, {})
 
 
 # --- Damage --------------------------------------------------------------------------------------
@@ -540,22 +609,32 @@ def _reading(path: Path) -> Iterator[None]:
     # On damaged bytes the parsers of zip, pickle and JSON raise almost anything: struct.error,
     # zlib.error, RecursionError, AttributeError, MemoryError.
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _damaged(path: Path, reason: object) -> VitralError:
+def damaged(path: Path, reason: object) -> VitralError:
     return VitralError(f"{path} is damaged or incomplete: {one_line(reason)}; {_advice(path)}")
 
 
 def one_line(reason: object) -> str:
     """The first line of an error's message, and no more than a terminal can show."""
     line = next(iter(str(reason).strip().splitlines()), "") or type(reason).__name__
+    if "weights_only" in line or "Weights only" in line:
+        # PyTorch tells here how to switch off what keeps a file from executing code.
+        line = "it is in a form that PyTorch reads only by executing code"
     return "".join(c if c.isprintable() else "?" for c in line[:_MAX_NAME])
+
+
+def shown(message: object) -> str:
+    """A message as one line, whatever a file's fields, which it may repeat, hold."""
+    line = "".join(c if c.isprintable() else "?" for c in str(message))
+    half = _MAX_MESSAGE // 2
+    return line if len(line) <= _MAX_MESSAGE else f"{line[:half]} ... {line[-half:]}"
 
 
 def _refuse_pointer(path: Path) -> None:
     if path.stat().st_size == 0:
-        raise _damaged(path, "it is empty")
+        raise damaged(path, "it is empty")
     if _start(path).startswith(b"version https://git-lfs"):
         raise VitralError(f"{path} is a pointer of Git LFS, not the weights; run git lfs pull")
 

@@ -16,7 +16,7 @@ from vitral.checkpoints.layout import (
     Source,
     Writing,
     count_layers,
-    imagenet_labels,
+    labels_of,
     merge,
     square,
 )
@@ -106,7 +106,7 @@ def read(source: Source, asked: Mapping[str, Any]) -> Reading:
         weights,
         # Their input pipelines resize to the square whatever the aspect and scale to -1..1.
         lambda img_size: Preprocess(img_size, resize="squash", interpolation="bilinear"),
-        imagenet_labels(draft["num_classes"]),
+        labels_of(source, draft["num_classes"]),
         ignored=r"^opt/(?!target)|^t$|^params/(txt|t|b)(/|$)",
     )
 

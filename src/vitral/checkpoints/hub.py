@@ -16,7 +16,10 @@ PREFIX = "hf://"
 CARD_FILE = "README.md"
 _SECONDS = 20.0  # to wait for the hub's first answer
 _BUSY = (429, 500, 502, 503, 504)  # its answers when it cannot answer
-_DESCRIPTIONS = ("config.json", "preprocessor_config.json", CARD_FILE)
+_DESCRIPTIONS = (
+    "config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json",
+    "vision_transformer.json", "vitral.json", CARD_FILE,
+)  # fmt: skip
 # In the order of preference: a repository may hold the same weights in several formats.
 _WEIGHTS = (
     ("model.safetensors",),
@@ -25,6 +28,8 @@ _WEIGHTS = (
     ("pytorch_model.bin.index.json", "pytorch_model-*.bin"),
     ("open_clip_model.safetensors",),
     ("open_clip_pytorch_model.bin",),
+    ("adapter_model.safetensors", "adapter_config.json"),
+    ("adapter_model.bin", "adapter_config.json"),
     ("*.safetensors",),
     ("*.npz",),
     ("*.pth",),

@@ -1,7 +1,8 @@
 """What every foreign layout gives: recognition, a config, a key table, preprocessing; and the way back."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from math import isqrt
 from pathlib import Path
@@ -27,6 +28,41 @@ _USUAL_WIDTHS = {*_HEADS, 128, 192, 256, 320, 384, 512, 640, 768, 832, 896, 1024
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A model with all that its use needs."""
+
+    model: VisionTransformer
+    preprocess: Preprocess
+    labels: tuple[str, ...]  # empty for a model without a head
+    metadata: dict[str, Any] = field(default_factory=dict)  # where it comes from, how data was split
+    temperature: float = 1.0  # probabilities are softmax(logits / temperature); fitted on held-out images
+    multi_label: bool = False  # each class for itself: probabilities are sigmoid(logits / temperature)
+    notes: tuple[str, ...] = ()  # what no file of the source states, and what was taken; for the user to read
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a converted model has that its layout has no place for."""
+
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # of the training: which images were held out
+    labels: tuple[str, ...] = ()
+    preprocess: Preprocess | None = None
+    multi_label: bool | None = None
+
+    def completed(self, found: Checkpoint) -> Checkpoint:
+        """What was read, with what its files do not say."""
+        fitting = len(self.labels) == found.model.config.num_classes
+        multi_label = found.multi_label if self.multi_label is None else self.multi_label
+        return replace(
+            found,
+            labels=self.labels if self.labels and fitting else found.labels,
+            preprocess=self.preprocess or found.preprocess,
+            multi_label=multi_label,
+            notes=() if self.preprocess else found.notes,
+        )
+
+
+@dataclass(frozen=True)
 class Source:
     """A checkpoint as it was found."""
 
@@ -34,8 +70,10 @@ class Source:
     path: Path  # the folder or file
     weights: Weights
     config: Mapping[str, Any] = field(default_factory=dict)  # config.json, if there is one
-    preprocessor: Mapping[str, Any] = field(default_factory=dict)  # preprocessor_config.json, if there is one
+    preprocessor: Mapping[str, Any] = field(default_factory=dict)  # of the images, by transformers' libraries
     licence: str | None = None
+    open_clip: Mapping[str, Any] = field(default_factory=dict)  # open_clip_config.json, if there is one
+    record: Record = field(default_factory=Record)  # what `convert` kept of a model of ours
 
 
 @dataclass(frozen=True)
@@ -50,18 +88,8 @@ class Reading:
     origin: Mapping[str, Any] = field(default_factory=dict)  # what the way back needs
     ignored: str = "(?!)"  # a pattern of keys that are no part of the model
     multi_label: bool = False  # whether it was trained with a sigmoid, where the source says
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model with all that its use needs."""
-
-    model: VisionTransformer
-    preprocess: Preprocess
-    labels: tuple[str, ...]  # empty for a model without a head
-    metadata: dict[str, Any] = field(default_factory=dict)  # where it comes from, how data was split
-    temperature: float = 1.0  # probabilities are softmax(logits / temperature); fitted on held-out images
-    multi_label: bool = False  # each class for itself: probabilities are sigmoid(logits / temperature)
+    regression: bool = False  # whether its numbers are no logits of classes, where the source says
+    notes: tuple[str, ...] = ()  # what no file of the source states, and what was taken
 
 
 @dataclass(frozen=True)
@@ -109,26 +137,50 @@ def count_layers(weights: Weights, pattern: str) -> int:
     return count
 
 
-def imagenet_labels(num_classes: int) -> tuple[str, ...]:
-    """Names for the classes of a head that does not say them: ImageNet-1k's for 1,000 classes."""
-    if num_classes == 1000:
-        from torchvision.models import ViT_B_16_Weights
+def labels_of(source: Source, num_classes: int, *stated: Any) -> tuple[str, ...]:
+    """Names for the classes of a head that does not say them.
 
-        return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
+    A thousand classes are ImageNet-1k's only if the source's name, as it is published, or what a config
+    has `stated` of its weights says so; others are numbered.
+    """
+    name = source.name if source.name.startswith("hf://") else Path(source.name).name
+    says = any(_IMAGENET.search(str(text)) for text in stated if text) or _IMAGENET.search(name)
+    if num_classes == 1000 and (says or _PUBLISHED.fullmatch(name)):
+        return imagenet_labels()
     return tuple(f"class {index}" for index in range(num_classes))
 
 
-def triple(values: Any) -> tuple[float, float, float]:
-    """Of RGB, from a list in JSON. Raises ValueError unless there are three numbers."""
-    red, green, blue = values
-    return float(red), float(green), float(blue)
+def imagenet_labels() -> tuple[str, ...]:
+    """The names of ImageNet-1k's thousand classes, as torchvision has them."""
+    from torchvision.models import ViT_B_16_Weights
+
+    return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def unique(labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels of which none is another's (ImageNet has two cranes and two maillots)."""
-    seen: dict[str, int] = {}
-    found = []
-    for label in labels:
-        seen[label] = seen.get(label, 0) + 1
-        found.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
-    return tuple(found)
+_IMAGENET = re.compile(r"in1k|imagenet(?![-_]?2[12]k)|ilsvrc", re.IGNORECASE)
+# Files as they are published: torchvision's, DeiT's and DeiT-III's, MAE's, Google's.
+_PUBLISHED = re.compile(
+    r"(vit_\w_\d+\w*|deit_\w+)-[0-9a-f]{8}\.pth|deit_3_\w+_(1|21)k\.pth|mae_finetuned_\w+\.pth"
+    r"|ViT-[A-Z]_\d+\.npz"
+)
+
+
+def per_channel(values: Any, in_channels: int = 3) -> tuple[float, ...]:
+    """A number for each channel, from one or three in JSON. Raises ValueError if they are no numbers.
+
+    Of models of another count than the numbers', timm repeats a single one; three become their mean.
+    """
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) == in_channels:
+        return numbers
+    return (sum(numbers) / len(numbers),) * in_channels
+
+
+def no_preprocessing(source: Source, asked: Mapping[str, Any], taken: str) -> tuple[str, ...]:
+    """The note for a source that does not state how its images are prepared, unless it was `asked` for."""
+    if "preprocess" in asked:
+        return ()
+    return (
+        f"{source.name} does not say how its images were prepared; taken is what {taken}. If that is wrong: "
+        "vitral convert MODEL OUT preprocess.mean=[...] preprocess.std=[...]",
+    )

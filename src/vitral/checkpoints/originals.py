@@ -5,6 +5,7 @@ They carry no config. Most use timm's names, so a bare file in timm's layout is 
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ from vitral.checkpoints.layout import (
     Reading,
     Source,
     count_layers,
-    imagenet_labels,
+    labels_of,
     merge,
+    no_preprocessing,
+    per_channel,
     square,
     usual_heads,
 )
@@ -29,6 +32,7 @@ from vitral.model import ViTConfig
 from vitral.preprocess import Preprocess
 
 NAME = "authors"
+OPEN_CLIP_FILE = "open_clip_config.json"
 
 
 def recognises(source: Source) -> bool:
@@ -54,9 +58,16 @@ def _family(weights: Weights) -> Callable[[Source, Mapping[str, Any]], Reading] 
     return None
 
 
-def _imagenet(img_size: tuple[int, int]) -> Preprocess:
+def _imagenet(img_size: tuple[int, int], draft: Draft) -> Preprocess:
     """What DINO, DINOv2, DeiT and MAE are evaluated with: the shorter side to 256 of 224 pixels."""
-    return Preprocess(img_size, crop_fraction=0.875, interpolation="bicubic", **IMAGENET)
+    return _prepared(img_size, draft, {"crop_fraction": 0.875, "interpolation": "bicubic", **IMAGENET})
+
+
+def _prepared(img_size: tuple[int, int], draft: Draft, options: Draft) -> Preprocess:
+    """With as many means and deviations as the model has channels."""
+    channels = draft["in_channels"]
+    for_each: Draft = {name: per_channel(options[name], channels) for name in ("mean", "std")}
+    return Preprocess(img_size, **(options | for_each))
 
 
 def _asked_size(asked: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -72,30 +83,53 @@ def _read_timm_names(source: Source, asked: Mapping[str, Any]) -> Reading:
     trunk = "visual.trunk."
     if f"{trunk}patch_embed.proj.weight" in weights:
         weights = Renamed(weights, {n.removeprefix(trunk): n for n in weights if n.startswith(trunk)})
-    source = Source(source.name, source.path, weights)
-    if "norm_pre.weight" in weights:
-        _require_activation(source, asked)
+    source = replace(source, weights=weights)
+    activation = _activation(source, asked) if "norm_pre.weight" in weights else {}
+    clip = "norm_pre.weight" in weights
     draft = merge(
         timm.read_shapes(source, asked, _asked_size(asked)),
-        {"embedding": {"resize": "bicubic"}, "norm": {"eps": 1e-5 if "norm_pre.weight" in weights else 1e-6}},
+        {"embedding": {"resize": "bicubic"}, "norm": {"eps": 1e-5 if clip else 1e-6}},
+        activation,
     )
     _require_rotary(source, draft, asked)
     return Reading(
         draft,
         timm.rows,
         weights,
-        (lambda size: Preprocess(size, **CLIP)) if "norm_pre.weight" in weights else _imagenet,
-        imagenet_labels(draft["num_classes"]),
+        (lambda size: _clip_preprocess(source, size, draft))
+        if clip
+        else (lambda size: _imagenet(size, draft)),
+        labels_of(source, draft["num_classes"]),
         ignored=r"^(decoder|mask_token)|^head\.(mlp|last_layer)",
+        notes=()
+        if clip
+        else no_preprocessing(source, asked, "DINO, DeiT and MAE take, ImageNet's mean and std"),
     )
 
 
-def _require_activation(source: Source, asked: Mapping[str, Any]) -> None:
-    if asked.get("layer", {}).get("feed_forward", {}).get("activation") is None:
+def _activation(source: Source, asked: Mapping[str, Any]) -> Draft:
+    """Of CLIP's MLPs, from OpenCLIP's config if there is one. Raises VitralError if nothing tells it."""
+    if asked.get("layer", {}).get("feed_forward", {}).get("activation") is not None:
+        return {}
+    model = source.open_clip.get("model_cfg")
+    if not isinstance(model, Mapping):
         raise VitralError(
             f"{source.name}: CLIP's weights do not say their activation; pass "
             "layer.feed_forward.activation=quick_gelu (OpenAI, DFN, MetaCLIP) or =gelu (LAION, DataComp)"
         )
+    return {"layer": {"feed_forward": {"activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}}}
+
+
+def _clip_preprocess(source: Source, img_size: tuple[int, int], draft: Draft) -> Preprocess:
+    """As OpenCLIP's config says, else as OpenAI's."""
+    told = source.open_clip.get("preprocess_cfg") or {}
+    options = {
+        "mean": told.get("mean") or CLIP["mean"],
+        "std": told.get("std") or CLIP["std"],
+        "interpolation": told.get("interpolation") or "bicubic",
+        "resize": told.get("resize_mode") or "shortest",
+    }
+    return _prepared(img_size, draft, options)
 
 
 def _require_rotary(source: Source, draft: Draft, asked: Mapping[str, Any]) -> None:
@@ -136,7 +170,16 @@ def _read_dinov2(source: Source, asked: Mapping[str, Any]) -> Reading:
     # Registers came with antialiasing and without the offset (their hub/backbones.py).
     resize = "bicubic_antialias" if registers else "bicubic_offset"
     draft = merge(timm.read_shapes(renamed, asked, _asked_size(asked)), {"embedding": {"resize": resize}})
-    return Reading(draft, _dinov2_rows, weights, _imagenet, (), ignored=r"^mask_token$")
+    if draft["num_classes"] and weights.shape("head.weight")[1] == 2 * draft["embed_dim"]:
+        draft["pooling"] = "class_mean"  # their linear evaluation's head
+    return Reading(
+        draft,
+        _dinov2_rows,
+        weights,
+        lambda size: _imagenet(size, draft),
+        labels_of(source, draft["num_classes"]),
+        ignored=r"^mask_token$",
+    )
 
 
 # --- DINOv3 ----------------------------------------------------------------------------------------
@@ -191,8 +234,8 @@ def _read_dinov3(source: Source, asked: Mapping[str, Any]) -> Reading:
         draft,
         _dinov3_rows,
         weights,
-        lambda size: Preprocess(size, resize="squash", interpolation="bilinear", **IMAGENET),
-        (),
+        lambda size: _prepared(size, draft, {"resize": "squash", "interpolation": "bilinear", **IMAGENET}),
+        labels_of(source, draft["num_classes"]),
         ignored=r"^mask_token$|rope_embed\.|bias_mask$|^local_cls_norm|^cls_norm",
     )
 
@@ -231,7 +274,7 @@ def _read_clip(source: Source, asked: Mapping[str, Any]) -> Reading:
     side = square(weights.shape("positional_embedding")[0] - 1) if "positional_embedding" in weights else None
     if depth == 0 or side is None:
         raise VitralError(f"{source.name} looks like CLIP's vision tower, but is no plain ViT")
-    _require_activation(source, asked)
+    activation = _activation(source, asked)
     draft: Draft = {
         "img_size": side * patch,
         "patch_size": patch,
@@ -251,7 +294,8 @@ def _read_clip(source: Source, asked: Mapping[str, Any]) -> Reading:
         "layer": {"layer_scale": 1.0 if "transformer.resblocks.0.ls_1.gamma" in weights else None},
         "head": {"bias": False},
     }
-    return Reading(draft, _clip_rows, weights, lambda size: Preprocess(size, **CLIP), ())
+    draft = merge(draft, activation)
+    return Reading(draft, _clip_rows, weights, lambda size: _clip_preprocess(source, size, draft), ())
 
 
 __all__: Sequence[str] = ["NAME", "read", "recognises"]

@@ -5,7 +5,7 @@ applies where its keys are there; what no row accounts for, on either side, is a
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +92,11 @@ def expand(rows: Iterable[Row], num_layers: int) -> list[Row]:
 
 
 def read(
-    rows: Iterable[Row], weights: Mapping[str, Tensor], num_layers: int, ignored: str = "(?!)"
+    rows: Iterable[Row],
+    weights: Mapping[str, Tensor],
+    num_layers: int,
+    ignored: str = "(?!)",
+    optional: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Our tensors from theirs.
 
@@ -101,6 +105,7 @@ def read(
         weights: their tensors; each is taken once, when its row is reached.
         num_layers: of the model.
         ignored: a pattern of keys that are left behind, such as those of a text tower.
+        optional: keys that no row need account for.
 
     Raises:
         VitralError: naming the keys that no row accounts for.
@@ -115,7 +120,7 @@ def read(
         tensors = pattern.transform.read([weights[name] for name in pattern.theirs])
         state.update(zip(pattern.ours, tensors, strict=True))
         used.update(pattern.theirs)
-    left = sorted(wanted - used)
+    left = sorted(wanted - used - set(optional))
     if left:
         raise VitralError(f"{listing(left)} {'is' if len(left) == 1 else 'are'} unknown or incomplete")
     return state

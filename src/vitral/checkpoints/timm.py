@@ -6,11 +6,13 @@ tell is in `FAMILIES`. Everything else is read off keys and shapes.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vitral.blocks import height_and_width
-from vitral.checkpoints.files import Weights
+from vitral.checkpoints.files import Renamed, Weights
 from vitral.checkpoints.layout import (
+    CLIP,
     IMAGENET,
     Checkpoint,
     Draft,
@@ -18,10 +20,11 @@ from vitral.checkpoints.layout import (
     Source,
     Writing,
     count_layers,
-    imagenet_labels,
+    labels_of,
     merge,
+    no_preprocessing,
+    per_channel,
     square,
-    triple,
     usual_heads,
 )
 from vitral.checkpoints.tables import QKV, QV, UNBATCHED, Row, apart, joined, row, stacked
@@ -160,16 +163,41 @@ def _parallel_rows(config: ViTConfig) -> list[Row]:
 # --- Reading -------------------------------------------------------------------------------------
 
 
+_PLAIN = re.compile(r"(vit|naflexvit|flexivit|deit3?|eva|eva02|beit|beitv2|beit3|aimv2)_\w+")
+_WRAPPED = "timm_model."  # by transformers' TimmWrapper classes
+
+
 def recognises(source: Source) -> bool:
-    return "architecture" in source.config and isinstance(source.config["architecture"], str)
+    return isinstance(_described(source).get("architecture"), str)
+
+
+def _described(source: Source) -> Mapping[str, Any]:
+    """A hub folder's config; of a bare file, what timm's training script saves with the weights."""
+    if source.config:
+        return source.config
+    name, told = source.weights.about.get("arch"), source.weights.about.get("args", {})
+    if not isinstance(name, str) or not _PLAIN.fullmatch(name):
+        return {}
+    if "patch_embed.proj.weight" not in source.weights:
+        return {}
+    side = re.search(r"_(\d{3})$", name)
+    told = {field: told.get(field) for field in ("mean", "std", "crop_pct", "interpolation")}
+    size = {"input_size": (3, int(side[1]), int(side[1]))} if side else {}
+    about = published(name) | {field: value for field, value in told.items() if value} | size
+    return {"architecture": name, "pretrained_cfg": about}
 
 
 def read(source: Source, asked: Mapping[str, Any]) -> Reading:
-    name, arguments = source.config["architecture"], source.config.get("model_args") or {}
-    about = source.config.get("pretrained_cfg") or source.config
+    config = _described(source)
+    name, arguments = config["architecture"], config.get("model_args") or {}
+    about = config.get("pretrained_cfg") or config
+    weights = source.weights
+    if all(key.startswith(_WRAPPED) for key in weights):
+        weights = Renamed(weights, {key.removeprefix(_WRAPPED): key for key in weights})
+    source = replace(source, weights=weights)
     family = merge(*(draft for pattern, draft in FAMILIES if re.search(pattern, name)))
     size = arguments.get("img_size") or tuple(about.get("input_size", (3, 224, 224)))[1:]
-    pooling = arguments.get("global_pool") or source.config.get("global_pool")
+    pooling = arguments.get("global_pool") or config.get("global_pool")
     draft = merge(
         read_shapes(source, merge(family, _arguments(arguments), asked), height_and_width(_as_size(size))),
         {"embedding": {"resize": "bicubic_antialias"}},
@@ -177,16 +205,71 @@ def read(source: Source, asked: Mapping[str, Any]) -> Reading:
         {"pooling": _POOLING[pooling]} if pooling in _POOLING else {},
         _arguments(arguments),
     )
-    classes = draft["num_classes"]
-    names = about.get("label_names") or source.config.get("label_names")
+    labels, notes = _labels(source, config, about, draft["num_classes"])
+    if not about.get("mean"):
+        notes += no_preprocessing(source, asked, "published models of that name take")
     return Reading(
         draft,
         rows,
-        source.weights,
-        lambda img_size: _preprocess(about, img_size),
-        tuple(names) if names and len(names) == classes else imagenet_labels(classes),
+        weights,
+        lambda img_size: _preprocess(published(name) | dict(about), img_size, draft["in_channels"]),
+        labels,
         {"architecture": name, "model_args": dict(arguments), "tag": about.get("tag")},
+        multi_label=config.get("problem_type") == "multi_label_classification",
+        regression=config.get("problem_type") == "regression",
+        notes=notes,
     )
+
+
+def _labels(
+    source: Source, config: Mapping[str, Any], about: Mapping[str, Any], classes: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the classes, and what to say of them. Raises ValueError if others are named than are."""
+    names = about.get("label_names") or config.get("label_names")
+    if isinstance(names, Mapping):
+        names = list(names.values())
+    if names and all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        names = None
+    if names and classes:
+        if len(names) != classes:
+            raise ValueError(f"label_names are {len(names)}, its head has {classes} classes")
+        return tuple(names), ()
+    labels = labels_of(source, classes, about.get("tag"), about.get("hf_hub_id"))
+    changed = config.get("model_args") and labels[:1] == ("tench",)
+    tag = about.get("tag")
+    told = f"{source.name} does not name its 1,000 classes; taken are ImageNet's, for it is tagged {tag}"
+    return labels, (told,) if changed else ()
+
+
+# What timm's models are published with, by name; all rows that match apply, later ones over earlier ones.
+_HALVES = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+_PREPARED: tuple[tuple[str, Draft], ...] = (
+    ("", {**_HALVES, "crop_pct": 0.9, "crop_mode": "center", "interpolation": "bicubic"}),
+    (r"_gap_2[45]|_reg\d_gap_256|^flexivit|_plus_2", {"crop_pct": 0.95}),
+    (r"_(3[38]\d|448|5\d\d|896)$|dinov[23]|_pe_|^aimv2|radio|^beit3", {"crop_pct": 1.0}),
+    (r"^vit_(base_patch16|large|giant|huge|gigantic|base_patch16_plus)_\w*clip_|patch32_clip_256|_196$"
+     r"|so150m2_patch16_reg1_gap_256", {"crop_pct": 1.0}),
+    (r"vit_base_patch16_clip_224|gap_384$|^beitv2_large", {"crop_pct": 0.95}),
+    (r"reg4_gap_384|so150m2?_\w*_384", {"crop_pct": 1.0}),
+    (r"siglip_|vit_base_patch16_reg4_gap_256", {"crop_pct": 0.9}),
+    (r"so400m_patch14_siglip_gap_(384|448|896)", {"crop_pct": 1.0}),
+    (r"^eva\w*_(448|336|560)$|vit_base_patch16_clip_384|(huge|large)_patch14_clip_336|gigantic_patch14_clip_378"
+     r"|vit_medium_patch16_gap_384|so150m2_patch16_reg1_gap_448", {"crop_mode": "squash"}),
+    (r"^eva02_(tiny|small)|_clip_336$", {"crop_pct": 1.0}),
+    (r"^eva02_(tiny|small)\w*_224", {"crop_pct": 0.9}),
+    (r"^eva02_(tiny|small|large_patch14_clip)\w*_336", {"crop_mode": "center"}),
+    (r"^deit|^beitv2|^beit3|dinov[23]|_rope_(mixed_|ape_|mixed_ape_)?224|vit_small_patch8_"
+     r"|(huge|giant)_patch1\d_gap|intern300m|lingbot", IMAGENET),
+    (r"_clip_|^eva|^aimv2|radio|betwixt_patch16_rope_reg4", CLIP),
+    (r"vit_large_patch14_clip_(224|336)", _HALVES),
+    (r"eva_giant_patch14_560", IMAGENET),
+    (r"lingbot|sapiens", {"crop_mode": "squash", "interpolation": "bilinear", "crop_pct": 1.0}),
+)  # fmt: skip
+
+
+def published(name: str) -> Draft:
+    """Fields of a ``pretrained_cfg`` that go with an architecture's name."""
+    return merge(*(draft for pattern, draft in _PREPARED if re.search(pattern, name)))
 
 
 def _as_size(size: Any) -> Any:
@@ -389,7 +472,7 @@ def _img_size(patch: int, count: int | None, img_size: tuple[int, int] | None) -
 _CROP_MODES = {"center": "shortest", "squash": "squash", "border": "longest"}
 
 
-def _preprocess(about: Mapping[str, Any], img_size: tuple[int, int]) -> Preprocess:
+def _preprocess(about: Mapping[str, Any], img_size: tuple[int, int], in_channels: int = 3) -> Preprocess:
     """From a ``pretrained_cfg``, as `timm.data.resolve_data_config` reads it."""
     interpolation = about.get("interpolation") or "bicubic"
     return Preprocess(
@@ -397,8 +480,8 @@ def _preprocess(about: Mapping[str, Any], img_size: tuple[int, int]) -> Preproce
         resize=_CROP_MODES[about.get("crop_mode") or "center"],  # type: ignore[arg-type]
         crop_fraction=about.get("crop_pct") or 0.875,
         interpolation="bicubic" if interpolation == "random" else interpolation,
-        mean=triple(about.get("mean") or IMAGENET["mean"]),
-        std=triple(about.get("std") or IMAGENET["std"]),
+        mean=per_channel(about.get("mean") or IMAGENET["mean"], in_channels),  # pyrefly: ignore
+        std=per_channel(about.get("std") or IMAGENET["std"], in_channels),  # pyrefly: ignore
     )
 
 
@@ -444,6 +527,7 @@ def write(checkpoint: Checkpoint) -> Writing:
     fitting = [name for k, name, draft in _BASES if k == kind and _holds(config, draft)]
     # An eps that no architecture of that class has is the nearest one's; the certificate shows the cost.
     base = fitting[0] if fitting else next(name for k, name, _ in _BASES if k == kind)
+    base = _home(checkpoint, kind) or base
     arguments = _common_arguments(config) | _CLASS_ARGUMENTS[kind](config)
     licence = checkpoint.metadata.get("licence")
     return Writing(
@@ -461,6 +545,23 @@ def write(checkpoint: Checkpoint) -> Writing:
             }
         },
     )
+
+
+_CLASS_NAMES = {
+    "eva": r"^eva02_(tiny|small|base|large)_|^vit_\w+_dinov3",
+    "beit": r"^beit",
+    "vit": r"^vit_|^deit3?_",
+}
+
+
+def _home(checkpoint: Checkpoint, kind: str) -> str | None:
+    """The architecture that the model came from, if it is of that class and has what arguments cannot say."""
+    name = checkpoint.metadata.get("origin", {}).get("architecture")
+    if not isinstance(name, str) or not re.search(_CLASS_NAMES.get(kind, "(?!)"), name):
+        return None
+    family = merge(*(draft for pattern, draft in FAMILIES if re.search(pattern, name)))
+    told = {"norm": {"eps": 1e-6}, "layer": {"order": "pre"}, "num_heads": checkpoint.model.config.num_heads}
+    return name if _holds(checkpoint.model.config, merge(told, family)) else None
 
 
 def _written_rows(config: ViTConfig, kind: str, base: str) -> list[Row]:

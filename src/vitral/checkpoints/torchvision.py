@@ -11,7 +11,7 @@ from vitral.checkpoints.layout import (
     Source,
     Writing,
     count_layers,
-    imagenet_labels,
+    labels_of,
     square,
     usual_heads,
 )
@@ -79,7 +79,7 @@ def read(source: Source, asked: Mapping[str, Any]) -> Reading:
         rows,
         weights,
         lambda img_size: _preprocess(img_size, width, patch),
-        imagenet_labels(classes),
+        labels_of(source, classes),
     )
 
 

@@ -12,14 +12,17 @@ from typing import Any
 from vitral.blocks import height_and_width
 from vitral.checkpoints.files import Renamed, Weights
 from vitral.checkpoints.layout import (
+    CLIP,
     IMAGENET,
     Checkpoint,
     Draft,
     Reading,
     Source,
     Writing,
-    imagenet_labels,
+    labels_of,
     merge,
+    no_preprocessing,
+    per_channel,
     square,
 )
 from vitral.checkpoints.tables import QKV, QV, UNBATCHED, VECTOR, Row, Transform, each, joined, row
@@ -28,8 +31,10 @@ from vitral.model import ViTConfig
 from vitral.preprocess import Preprocess
 
 NAME = "transformers"
-MULTI_LABEL = "multi_label_classification"  # by which the library's pipelines take a sigmoid
+# Its `problem_type`s beside one class an image: pipelines take a sigmoid, or the numbers themselves.
+MULTI_LABEL, REGRESSION = "multi_label_classification", "regression"
 PREPROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"  # since version 5, of models with a text tower
 
 
 @dataclass(frozen=True)
@@ -266,7 +271,6 @@ def recognises(source: Source) -> bool:
 
 
 def read(source: Source, asked: Mapping[str, Any]) -> Reading:
-    del asked
     config, kind = dict(source.config), source.config["model_type"]
     if kind in _TOWERS:
         projection = config.get("projection_dim")
@@ -292,19 +296,30 @@ def read(source: Source, asked: Mapping[str, Any]) -> Reading:
     if draft["head"].get("hidden_dim") is None:
         ignored += r"|^pooler\.dense\."
     classes = draft["num_classes"]
-    names: Mapping[str, Any] = source.config.get("id2label") or {}
-    labels = [str(names.get(str(index), f"class {index}")) for index in range(classes)]
-    unnamed = all(label in (f"LABEL_{i}", f"class {i}") for i, label in enumerate(labels))
     return Reading(
         draft,
         _STYLES[family.keys],
         weights,
-        lambda img_size: _preprocess(source.preprocessor, img_size),
-        imagenet_labels(classes) if unnamed else tuple(labels),
+        lambda img_size: _preprocess(source.preprocessor, img_size, kind, draft["in_channels"]),
+        _labels(source, classes),
         {"config": {k: v for k, v in source.config.items() if k not in ("id2label", "label2id")}},
         ignored,
         multi_label=source.config.get("problem_type") == MULTI_LABEL,
+        regression=source.config.get("problem_type") == REGRESSION,
+        notes=()
+        if source.preprocessor
+        else no_preprocessing(source, asked, f"published models of {kind} take"),
     )
+
+
+def _labels(source: Source, classes: int) -> tuple[str, ...]:
+    """Raises ValueError if ``id2label`` names other classes than there are."""
+    names: Mapping[str, Any] = source.config.get("id2label") or {}
+    if all(name in (f"LABEL_{index}", None) for index, name in names.items()):
+        return labels_of(source, classes)
+    if classes and set(names) != {str(index) for index in range(classes)}:
+        raise ValueError(f"id2label names {len(names)} classes, its head has {classes}")
+    return tuple(names[str(index)] for index in range(classes))
 
 
 def _without_prefix(weights: Weights, prefix: str) -> Weights:
@@ -473,10 +488,32 @@ _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's n
 _ONE_SIDE = ("CLIP", "Bit", "Siglip")  # their sizes of one number are the shorter side's; others' are both
 
 
-def _preprocess(about: Mapping[str, Any], img_size: tuple[int, int]) -> Preprocess:
-    """From a ``preprocessor_config.json``; without one, ImageNet's statistics and a plain resize."""
+# What the models that each family's authors published come with.
+_SQUASHED: Draft = {"resize": "squash", "interpolation": "bilinear"}
+_COVERED: Draft = {"crop_fraction": 0.875, "interpolation": "bicubic", **IMAGENET}
+_PUBLISHED: dict[str, Draft] = {
+    "vit": _SQUASHED,
+    "deit": {**_COVERED, "resize": "squash"},
+    "vit_mae": {**_SQUASHED, **IMAGENET},
+    "vit_msn": {**_SQUASHED, **IMAGENET},
+    "ijepa": {**_SQUASHED, **IMAGENET},
+    "beit": _SQUASHED,
+    "data2vec-vision": _SQUASHED,
+    "dinov2": _COVERED,
+    "dinov2_with_registers": _COVERED,
+    "dinov3_vit": {**_SQUASHED, **IMAGENET},
+    "clip_vision_model": {"interpolation": "bicubic", **CLIP},
+    "siglip_vision_model": {"resize": "squash", "interpolation": "bicubic"},
+    "siglip2_vision_model": _SQUASHED,
+}
+
+
+def _preprocess(
+    about: Mapping[str, Any], img_size: tuple[int, int], kind: str = "vit", in_channels: int = 3
+) -> Preprocess:
+    """From a ``preprocessor_config.json``; without one, as the family's published models."""
     if not about:
-        return Preprocess(img_size, resize="squash", interpolation="bicubic", **IMAGENET)
+        return Preprocess(img_size, **_per_channel(_PUBLISHED[kind], in_channels))
     size, crop = about.get("size"), about.get("crop_size") if about.get("do_center_crop") else None
     processor = about.get("image_processor_type") or about.get("feature_extractor_type") or ""
     if isinstance(size, int) and processor.startswith(_ONE_SIDE):
@@ -487,18 +524,23 @@ def _preprocess(about: Mapping[str, Any], img_size: tuple[int, int]) -> Preproce
         target = img_size
     scale = 255 * about.get("rescale_factor", 1 / 255) if about.get("do_rescale", True) else 255.0
     normalize = about.get("do_normalize", True)
-    mean = about.get("image_mean", IMAGENET["mean"]) if normalize else (0.0, 0.0, 0.0)
-    std = about.get("image_std", IMAGENET["std"]) if normalize else (1.0, 1.0, 1.0)
+    mean = per_channel((about.get("image_mean") or IMAGENET["mean"]) if normalize else [0.0], in_channels)
+    std = per_channel((about.get("image_std") or IMAGENET["std"]) if normalize else [1.0], in_channels)
     return Preprocess(
         target,
         resize="squash" if squash else "shortest",
         crop_fraction=min(target[0] / resized[0], 1.0),
         interpolation=_RESAMPLE.get(about.get("resample", 2), "bilinear"),  # type: ignore[arg-type]
         # They normalize pixels * rescale_factor; ours are pixels / 255.
-        mean=(mean[0] / scale, mean[1] / scale, mean[2] / scale),
-        std=(std[0] / scale, std[1] / scale, std[2] / scale),
+        mean=tuple(value / scale for value in mean),  # pyrefly: ignore[bad-argument-type]
+        std=tuple(value / scale for value in std),  # pyrefly: ignore[bad-argument-type]
         crop_rounding="down",
     )
+
+
+def _per_channel(options: Draft, in_channels: int) -> Draft:
+    halves = {"mean": (0.5,), "std": (0.5,)} | options
+    return halves | {name: per_channel(halves[name], in_channels) for name in ("mean", "std")}
 
 
 def _sides(size: Any, img_size: tuple[int, int]) -> tuple[tuple[int, int], bool]:
@@ -520,23 +562,26 @@ def _sides(size: Any, img_size: tuple[int, int]) -> tuple[tuple[int, int], bool]
 def write(checkpoint: Checkpoint) -> Writing:
     """A hub folder that the ``model_type`` nearest to the model loads: config, preprocessing, weights."""
     config = checkpoint.model.config
-    kind = _model_type(config)
+    kind, known = _home(checkpoint, _model_type(config))
     family = FAMILIES[kind]
     architecture, prefix = _CLASSES[kind][0 if config.num_classes == 0 else 1]
     if config.head.distillation_head:
         architecture += "WithTeacher"
     described = {
+        **known,
         "architectures": [architecture],
         "model_type": kind,
         "dtype": str(next(checkpoint.model.parameters()).dtype).removeprefix("torch."),
         **_common(config),
         **_WRITTEN[family.keys](config, kind),
     }
-    if checkpoint.multi_label:
-        described["problem_type"] = MULTI_LABEL
-    if checkpoint.labels:
-        described["id2label"] = {str(index): label for index, label in enumerate(checkpoint.labels)}
-        described["label2id"] = {label: index for index, label in enumerate(checkpoint.labels)}
+    if checkpoint.multi_label or checkpoint.metadata.get("regression"):
+        described["problem_type"] = MULTI_LABEL if checkpoint.multi_label else REGRESSION
+    # A head without names is as long all the same; a projection of CLIP's is no classifier.
+    numbered = tuple(f"LABEL_{index}" for index in range(config.num_classes)) if config.head.bias else ()
+    if labels := checkpoint.labels or numbered:
+        described["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        described["label2id"] = {label: index for index, label in enumerate(labels)}
     return Writing(
         _written_rows(config, kind),
         "model.safetensors",
@@ -550,6 +595,7 @@ def write(checkpoint: Checkpoint) -> Writing:
 _CLASSES = {
     "vit": (("ViTModel", False), ("ViTForImageClassification", True)),
     "deit": (("DeiTModel", False), ("DeiTForImageClassification", True)),
+    "vit_mae": (("ViTMAEModel", False), ("ViTForImageClassification", True)),
     "vit_msn": (("ViTMSNModel", False), ("ViTMSNForImageClassification", True)),
     "ijepa": (("IJepaModel", False), ("IJepaForImageClassification", True)),
     "beit": (("BeitModel", False), ("BeitForImageClassification", True)),
@@ -563,6 +609,55 @@ _CLASSES = {
     "clip_vision_model": (("CLIPVisionModel", False), ("CLIPVisionModelWithProjection", True)),
     "siglip_vision_model": (("SiglipVisionModel", False), ("SiglipVisionModel", False)),
 }
+
+
+# The kinds whose code computes the same as another's, so that a model goes home to the one that it came from.
+_ALIKE = {
+    "vit": ("vit_mae", "vit_msn", "deit"),
+    "vit_msn": ("vit_mae",),
+    "siglip_vision_model": ("ijepa",),
+    "beit": ("data2vec-vision",),
+    "data2vec-vision": ("beit",),
+    "dinov2": ("dinov2_with_registers",),
+}
+# What of a config is about how it was saved, not about what the model is.
+_OF_SAVING = (
+    "architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path", "problem_type",
+    "num_labels", "_num_labels", "quantization_config",
+)  # fmt: skip
+
+
+def takes_class_and_mean(config: ViTConfig) -> bool:
+    """Whether the only classifier of the model's kind reads the class token and the patches' mean."""
+    kinds = ("dinov2", "dinov2_with_registers")
+    return bool(config.num_classes) and config.pooling in ("class", "mean") and _model_type(config) in kinds
+
+
+def lacks_classifier(config: ViTConfig) -> str | None:
+    """Why the library has no class for the model's head, if so."""
+    kind = _model_type(config)
+    if not config.num_classes or config.stem:
+        return None
+    if kind == "dinov3_vit":
+        return "it has no classifier for DINOv3's family (rotary positions)"
+    if kind == "siglip_vision_model" and config.pooling == "map":
+        return "its classifier for SigLIP's family reads the mean of tokens, this one an attention pool"
+    if kind == "clip_vision_model" and config.pooling == "class" and config.head.bias:
+        return (
+            "what it has on CLIP's class token is a projection without a bias, this is a classifier with one"
+        )
+    return None
+
+
+def _home(checkpoint: Checkpoint, kind: str) -> tuple[str, Mapping[str, Any]]:
+    """The model_type that the model came from, and what else its config says, if its code is as good."""
+    origin = checkpoint.metadata.get("origin", {}).get("config", {})
+    came_from = _TOWERS.get(origin.get("model_type"), origin.get("model_type"))
+    plain = not checkpoint.model.config.num_classes or came_from != "vit_mae"
+    if came_from == kind or (came_from in _ALIKE.get(kind, ()) and plain):
+        tower = origin.get("vision_config", origin) if origin.get("model_type") in _TOWERS else origin
+        return came_from, {name: value for name, value in tower.items() if name not in _OF_SAVING}
+    return kind, {}
 
 
 def _model_type(config: ViTConfig) -> str:

@@ -135,7 +135,10 @@ class _ParquetImages:
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if not value:
             raise ImageError("the image's cell is empty")
-        return folder / value if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        refuse_irregular(folder / value)
+        return folder / value
 
 
 def _check_images(path: str, column: Any) -> None:
