@@ -6,6 +6,7 @@
 
 DATA is what `vitral train` takes, for example 'cifar10/{split}.parquet'. "seeds" trains as often as --seeds
 says and looks at the test images once a run, plain and with --tta flip; a finished run is not trained again.
+With --warm-up a few steps are trained first, so that each run finds the compiler's cache warm.
 "ingredients" trains the recipe and then the recipe without each of its parts, and looks at validation images
 only: give it data without a test split, for example 'cifar10/train.parquet' and val_fraction=0.2, and a
 budget in epochs, in which every part sees as many images. Settings are those of `vitral train`. Everything
@@ -19,9 +20,11 @@ import shlex
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+WARM_UP_STEPS = 20
 # The recipe without one of its parts, or with one that it goes without.
 INGREDIENTS = {
     "the recipe": [],
@@ -58,9 +61,9 @@ def train(data: str, folder: Path, settings: list[str]) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
-def seeds(data: str, out: Path, settings: list[str], count: int) -> list[dict[str, Any]]:
+def seeds(data: str, out: Path, settings: list[str], numbers: Iterable[int]) -> list[dict[str, Any]]:
     found = []
-    for seed in range(count):
+    for seed in numbers:
         folder = out / f"seed-{seed}"
         summary = train(data, folder, [*settings, f"seed={seed}"])
         mirrored = json.loads(run("eval", str(folder), data, "--split", "test", "--tta", "flip", "--json"))
@@ -108,13 +111,20 @@ def main() -> None:
     parser.add_argument("data", metavar="DATA")
     parser.add_argument("settings", metavar="KEY=VALUE", nargs="*")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--warm-up", action="store_true", help="compile before the first run")
     arguments = parser.parse_intermixed_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if hasattr(os, "getloadavg"):
         print(f"load average at the start: {os.getloadavg()[0]:.1f}")
     options = [arguments.data, arguments.out, arguments.settings]
-    rows = seeds(*options, arguments.seeds) if arguments.what == "seeds" else ingredients(*options)
+    if arguments.warm_up:
+        train(arguments.data, arguments.out / "warm-up", [*arguments.settings, f"steps={WARM_UP_STEPS}"])
+    if arguments.what == "seeds":
+        rows = seeds(*options, range(arguments.first_seed, arguments.first_seed + arguments.seeds))
+    else:
+        rows = ingredients(*options)
     (arguments.out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     show(rows)
 

@@ -15,17 +15,21 @@ SOURCE = Path(vitral.__file__).parent
 
 # Lower floors first. A module imports only from floors below its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "peers", "process", "stopping"),
-    ("positions", "preprocess", "data", "config", "devices", "pictures"),
-    ("blocks",),
+    ("errors", "libtiff", "limits", "peers", "plainjson", "process", "spelling", "stopping"),
+    ("devices", "image_files", "streams"),
+    ("sources", "workers"),
+    ("positions", "preprocess", "data", "config", "ranges", "pictures", "lock"),
+    ("blocks", "contents"),
     ("model", "augment"),
     ("variants", "checkpoints", "info"),
-    ("classifier", "recipe", "multilabel", "held"),
-    ("evaluate", "optim", "adapt", "objective", "memory", "recipes", "bench"),
-    ("calibrate", "features"),
+    ("mistakes",),
+    ("classifier", "imagenet", "recipe", "multilabel", "held"),
+    ("evaluate", "optim", "adapt", "objective", "loss_watch", "memory", "recipes", "bench"),
+    ("calibrate", "features", "run_folder"),
     ("doctor", "probe"),
     ("train",),
-    ("console", "demo"),
+    ("choose",),
+    ("console", "demo", "options", "usage"),
     ("cli",),
     ("__main__",),
 )

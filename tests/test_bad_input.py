@@ -244,7 +244,7 @@ def test_eval_stops_at_too_many_damaged_images(
     run: Callable[..., Outcome], model: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Worker processes would live on until the exception is collected, at a cost to later tests.
-    monkeypatch.setattr("vitral.evaluate.cpu_count", lambda: 0)
+    monkeypatch.setattr("vitral.workers.cpu_count", lambda: 0)
     cut(image_folder / "bee/003.png")
     outcome = run("eval", model, image_folder, "--split", "all")
     named, limit = outcome.err.splitlines()

@@ -324,11 +324,13 @@ def test_the_report_is_json_and_names_the_machine(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["speed"], "there is no benchmark 'speed'; there are train, infer, start and kernels"),
         (["infer", "ViT-Q/16"], "ViT-Q/16 is no checkpoint, and there is no model 'ViT-Q/16'; did you mean"),
         (["infer", "ViT-Ti/4", "img_sise=32"], "ViT-Ti/4: there is no setting 'img_sise'; did you mean"),
         (["train", "ViT-Ti/4", "img_size=30"], "ViT-Ti/4: img_size is 30x30, which patch_size 4 does not"),
-        (["train", "batch_size=0"], "batch_size=0: give one number of images or a list, each at least 1"),
+        (
+            ["train", "batch_size=0"],
+            "batch_size=0: give one number of images or a list, each from 1 to 1,048,576",
+        ),
         (["train", "batch_size=many"], "batch_size='many': "),
         (["infer", "num_classes=0"], "ViT-S/16 has no head to compare; add num_classes=1000"),
         (["kernels", "ViT-Ti/4"], "bench kernels takes no model and no setting; it was given 'ViT-Ti/4'"),
@@ -357,3 +359,14 @@ def test_the_kernels_are_still_compared(vitral: Vitral, monkeypatch: pytest.Monk
         ("attention", "explicit"),
     ]
     assert routes == once * 2  # forward, and with backward
+
+
+def test_only_the_named_peers_compete() -> None:
+    settings = Settings(CPU, rounds=1, compiled=False, peers=("torchvision",))
+    report = run("infer", ("ViT-B/16", "img_size=32", "num_layers=1", "batch_size=1"), settings)
+    assert {row.contender for row in report.rows} == {"vitral", "torchvision"}
+
+
+def test_an_unknown_peer_is_named() -> None:
+    with pytest.raises(VitralError, match=r"peer=tim: it is one of timm, transformers"):
+        run("train", TINY, Settings(CPU, peers=("tim",)))

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from tests.conftest import write_images
 from tests.test_resume import Crash, CrashAt
-from vitral import evaluate as evaluation_module
 from vitral.calibrate import LEAST_IMAGES, calibrate, fit_temperature
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.checkpoints.convert import convert
@@ -114,7 +113,7 @@ def test_nothing_to_fit_on_is_said(logits_BL: Tensor) -> None:
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few images are read before a process to load them has started."""
-    monkeypatch.setattr(evaluation_module, "cpu_count", lambda: 0)
+    monkeypatch.setattr("vitral.workers.cpu_count", lambda: 0)
 
 
 # --- In a model folder ---------------------------------------------------------------------------------

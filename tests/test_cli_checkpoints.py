@@ -114,10 +114,6 @@ def test_what_a_bare_file_does_not_say_is_asked_for_and_taken(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (
-            ["--to", "jax"],
-            "there is no layout 'jax'; there are vitral, timm, transformers, torchvision, google",
-        ),
         (["layer.atention.qk_norm=true"], "'atention' is no part of LayerOptions: order, layer_scale"),
         (["img_size=33"], "patch_size 16 does not divide"),
         (["num_heads=7"], "num_heads 7 does not divide embed_dim 24"),

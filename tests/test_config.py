@@ -1,5 +1,6 @@
 """Settings from words and files; what is wrong is named, with the nearest thing that is right."""
 
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from vitral.config import build, flat, merged, nested, parse_overrides, read_toml, to_toml
 from vitral.errors import VitralError
 from vitral.model import ViTConfig
+from vitral.probe import ProbeOptions
 from vitral.recipe import Recipe
 
 
@@ -158,6 +160,51 @@ def test_a_recipe_refuses_what_no_run_can_do(key: str, value: Any) -> None:
         build(Recipe, {key: value})
 
 
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"degrees": True}, "degrees=true: this takes no true or false"),
+        ({"tray": [True, 3]}, "tray=.*: this takes no true or false"),
+        ({"rack": float("nan")}, "rack=nan: it is a finite number"),
+        ({"fan": 1}, None),
+    ],
+)
+def test_truth_values_and_what_is_no_number_are_no_numbers(values: dict[str, Any], text: str | None) -> None:
+    if text is None:
+        assert build(Oven, values).fan is True
+        return
+    with pytest.raises(VitralError, match=f"^{text}"):
+        build(Oven, values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "text"),
+    [
+        (Recipe, {"epochs": 1e308}, "epochs=1e+308: it is a number from 0.001 to 1,000,000"),
+        (Recipe, {"mixup": True}, "mixup=true: it is a number from 0 to 100"),
+        (Recipe, {"mixup": 1e-320}, "mixup=1e-320: it is 0 (off), or a number from 0.001 on"),
+        (Recipe, {"repeats": 10**20}, f"repeats={10**20}: it is a whole number from 1 to 1,000"),
+        (Recipe, {"img_size": 1_000_000}, "img_size=1000000: it is a whole number from 1 to 8,192"),
+        (Recipe, {"max_damaged": float("nan")}, "max_damaged=nan: it is a number from 0 to below 1"),
+        (
+            Recipe,
+            {"crop": "square"},
+            "crop='square': input should be 'padded', 'resized', 'simple' or 'none'",
+        ),
+        (Recipe, {"architecture": {"norm": {"eps": float("inf")}}}, "architecture={'norm': {'eps': inf}}: "),
+        (ProbeOptions, {"seed": -1}, "seed=-1: it is a whole number from 0 to 4,294,967,295"),
+        (ProbeOptions, {"limit": 0}, "limit=0: it is a whole number from 1 to 1,000,000,000"),
+        (ProbeOptions, {"max_damaged": float("nan")}, "max_damaged=nan: it is a number from 0 to 1"),
+        (ProbeOptions, {"layers": (10**9,)}, "layers=(1000000000,): it is a whole number from -1,000 to 999"),
+    ],
+    ids=str,
+)
+def test_python_is_refused_what_the_command_line_is(kind: Any, values: dict[str, Any], text: str) -> None:
+    for made in (lambda: kind(**values), lambda: build(kind, values), lambda: replace(kind(), **values)):
+        with pytest.raises(VitralError, match=f"^{re.escape(text)}"):
+            made()
+
+
 # --- Files ---------------------------------------------------------------------------------------
 
 
@@ -176,7 +223,7 @@ FULL_RECIPE = Recipe(
     layer_decay=0.75,
     crop="resized",
     flip=False,
-    seed=2**40,
+    seed=2**31,
     device="cpu",
     betas=(0.9, 0.95),
     architecture={

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from tests.conftest import write_images
 from vitral import doctor
-from vitral import evaluate as evaluation_module
 from vitral.classifier import Classifier
 from vitral.data import Split, open_data, sample
 from vitral.devices import Placement
@@ -40,8 +39,7 @@ def _alone() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (doctor, evaluation_module):
-            patch.setattr(module, "cpu_count", lambda: 0)
+        patch.setattr("vitral.workers.cpu_count", lambda: 0)
         yield
     torch.set_num_threads(threads)
 
@@ -497,7 +495,9 @@ def test_they_are_after_a_failure_too(calls: int, truth: Truth) -> None:
 
 def test_each_image_is_decoded_once(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
-    monkeypatch.setattr(doctor, "open_image", lambda source: opened.append(source) or open_image(source))
+    monkeypatch.setattr(
+        "vitral.preprocess.open_image", lambda source: opened.append(source) or open_image(source)
+    )
     diagnose(truth.classifier, truth.folder, limit=20)
     assert len(opened) == len(set(opened)) == 20
 
@@ -538,10 +538,9 @@ def test_a_limit_above_all_images_takes_them_all() -> None:
     assert sample(split, 400, seed=0).names == split.names
 
 
-def test_loading_processes_give_the_same(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_processes_give_the_same(truth: Truth) -> None:
     alone = diagnose(truth.classifier, truth.folder, limit=20)
-    monkeypatch.setattr(doctor, "cpu_count", lambda: 1)
-    assert diagnose(truth.classifier, truth.folder, limit=20) == alone
+    assert diagnose(truth.classifier, truth.folder, limit=20, workers=1) == alone
 
 
 def test_diagnoses_repeat(truth: Truth) -> None:
@@ -553,13 +552,16 @@ def test_diagnoses_repeat(truth: Truth) -> None:
 # --- Input that is not as it should be ---------------------------------------------------------------
 
 
-def test_damaged_images_are_named_counted_and_left_out(image_folder: Path) -> None:
+def test_damaged_images_are_named_counted_and_left_out(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_BATCH_SIZE", 10)
     for name in ("ant/003.png", "cat/011.png"):
         (image_folder / name).write_bytes(b"no picture")
     warnings: list[str] = []
     calls: list[tuple[int, int]] = []
     told = lambda done, total: calls.append((done, total))  # noqa: E731
-    diagnosis = diagnose(tint(50), str(image_folder), batch_size=10, warn=warnings.append, on_images=told)
+    diagnosis = diagnose(tint(50), str(image_folder), warn=warnings.append, on_images=told)
     assert (diagnosis.n, diagnosis.damaged) == (34, 2)
     assert [warning.split(":")[0] for warning in warnings] == [
         "skipped damaged image ant/003.png",
@@ -587,7 +589,7 @@ def test_a_model_without_labels_is_refused(image_folder: Path) -> None:
 
 
 def test_no_images_are_refused(image_folder: Path) -> None:
-    with pytest.raises(VitralError, match="limit=0: it takes an image"):
+    with pytest.raises(VitralError, match="limit=0: it is a whole number from 1"):
         diagnose(tint(50), str(image_folder), limit=0)
 
 

@@ -1,7 +1,11 @@
 """Measures agree with hand-worked numbers, formulas and scikit-learn; splits are those that were held out."""
 
+import json
 import math
+import re
 import shutil
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -16,11 +20,12 @@ from tests.conftest import write_images
 from vitral import evaluate as evaluation_module
 from vitral.checkpoints import Checkpoint, save_checkpoint
 from vitral.classifier import Classifier, load
-from vitral.data import Batch, open_data
+from vitral.data import Batch, Split, open_data
 from vitral.devices import Placement
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, Outcomes, calibration_error, evaluate, evaluate_classifier
 from vitral.model import VisionTransformer
+from vitral.plainjson import to_json
 from vitral.preprocess import Preprocess
 from vitral.recipe import Recipe
 from vitral.train import train
@@ -133,6 +138,64 @@ def test_parts_merge_to_the_whole(part: int) -> None:
     assert (merged.loss, merged.ece) == pytest.approx((whole.loss, whole.ece), rel=1e-5)
 
 
+def random_outcomes(classes: int, count: int) -> Outcomes:
+    draw = np.random.default_rng(0)
+    labels, predictions = draw.integers(0, classes, (2, count))
+    in_top5, confidences, losses = draw.random(count) < 0.1, draw.random(count), draw.random(count)
+    return Outcomes(labels, predictions, in_top5, confidences, losses)
+
+
+def test_the_matrix_and_the_commonest_mistakes_are_scikit_learns() -> None:
+    outcomes = random_outcomes(13, 500)
+    result = Evaluation.of(outcomes, map(str, range(13)))
+    matrix = metrics.confusion_matrix(outcomes.labels, outcomes.predictions)
+    assert result.confusion == result.to_dict()["confusion"] == matrix.tolist()
+    np.fill_diagonal(matrix, 0)
+    assert result.taken_most_often_for() == {
+        truth: (int(row.argmax()), int(row.max())) for truth, row in enumerate(matrix) if row.any()
+    }
+
+
+def test_two_classes_of_one_name_stay_two() -> None:
+    outcomes = random_outcomes(4, 100)
+    result = Evaluation.of(outcomes, ["crane", "bird", "crane", "dog"])
+    assert list(result.per_class) == ["crane", "bird", "crane (class 2)", "dog"]
+    assert [row.n for row in result.per_class.values()] == np.bincount(outcomes.labels).tolist()
+    assert np.array(result.confusion).shape == (4, 4)
+
+
+def test_twenty_thousand_classes_take_no_square_of_memory_or_time() -> None:
+    outcomes = random_outcomes(21_843, 50_000)
+    names = [f"class {index}" for index in range(21_843)]
+    Evaluation.of(random_outcomes(3, 10), "abc")  # imports what it needs
+    tracemalloc.start()
+    try:
+        content = to_json(Evaluation.of(outcomes, names).to_dict())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 * 2**20  # the matrix alone would take 3.8 GB
+    assert json.loads(content)["confusion"] is None
+    assert len(json.loads(content)["per_class"]) == 21_843
+
+
+def test_labels_of_many_classes_are_matched_quickly(tmp_path: Path) -> None:
+    labels = tuple(f"class {index}" for index in range(21_843))
+    split = Split([b""] * 5, np.arange(5), ["a"] * 5)
+    began = time.monotonic()
+    found = evaluation_module._relabelled(split, labels[::-1], labels)
+    assert time.monotonic() - began < 5  # of comparing each with each, half a minute
+    assert found.labels.tolist() == [21_842, 21_841, 21_840, 21_839, 21_838]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_answers_that_are_no_numbers_are_refused(value: float) -> None:
+    logits_BL, labels_B = random_logits()
+    logits_BL[3, 2] = value
+    with pytest.raises(VitralError, match="the model's answers are not finite numbers"):
+        evaluate(nn.Identity(), [Batch(logits_BL, labels_B, ())], map(str, range(7)), CPU)
+
+
 # --- A model over batches ------------------------------------------------------------------------
 
 
@@ -156,6 +219,25 @@ def test_dropout_rests_while_a_model_is_evaluated(training: bool) -> None:
     result = evaluate(model, [Batch(logits_BL, labels_B, ())], map(str, range(7)), CPU)
     assert result.loss == pytest.approx(evaluated(logits_BL, labels_B).loss)
     assert model.training is training
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"split": "foo"}, "split='foo': input should be 'train', 'val', 'test' or 'all'"),
+        ({"max_damaged": math.nan}, "max_damaged=nan: it is a number from 0 to 1"),
+        ({"batch_size": 0}, "batch_size=0: it is a whole number from 1 to 1,048,576"),
+        ({"workers": -1}, "workers=-1: it is a whole number from 0 to 1,024"),
+        ({"workers": True}, "workers=true: it is a whole number from 0 to 1,024"),
+        ({"mistake": True}, "there is no setting 'mistake'; did you mean 'mistakes'?"),
+    ],
+    ids=str,
+)
+def test_an_option_that_cannot_be_meant_is_refused_before_the_data_is_read(
+    options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(VitralError, match=f"^{re.escape(text)}"):
+        evaluate_classifier(tint_classifier(), "nowhere", **options)
 
 
 # --- The choice of images ------------------------------------------------------------------------
@@ -184,9 +266,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     load_batches = evaluation_module.evaluation_batches
 
-    def watched(split: Any, transform: Any, *, batch_size: int, workers: int) -> Any:
+    def watched(split: Any, transform: Any, *, batch_size: int, loading: Any) -> Any:
         names.extend(split.names)
-        return load_batches(split, transform, batch_size=batch_size, workers=0)
+        return load_batches(split, transform, batch_size=batch_size)
 
     monkeypatch.setattr(evaluation_module, "evaluation_batches", watched)
     return names

@@ -1,5 +1,7 @@
 """What must hold on a GPU too: the same numbers, the same bits after a resume, no step that waits for it."""
 
+import copy
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,18 +14,30 @@ from torch.nn import functional as F
 from tests.conftest import write_images
 from tests.test_held import MOVES, held, split_of
 from tests.test_resume import Crash, CrashAt, assert_same_run
-from vitral.checkpoints import load_checkpoint
+from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.classifier import Classifier
 from vitral.data import Draw, ImageData, open_data
-from vitral.devices import Placement
+from vitral.devices import Placement, cpu_count
 from vitral.model import VisionTransformer
-from vitral.recipe import Recipe
-from vitral.train import Reporter, _open_run, _training_batches, step, train
+from vitral.preprocess import Preprocess
+from vitral.recipe import Recipe, resolve
+from vitral.run_folder import RunFolder
+from vitral.train import Reporter, _first_checkpoint, _opened, _training_batches, step, train
 from vitral.variants import create
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    # The compiler advises lower precision, or says what it did not do.
+    pytest.mark.filterwarnings("ignore::UserWarning:torch._inductor"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def compiler_at_its_start() -> Iterator[None]:
+    """Each test compiles for itself: after eight models of one class torch goes on without compiling."""
+    yield
+    torch.compiler.reset()
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -51,50 +65,85 @@ def images(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def gradients(model: VisionTransformer, placement: Placement) -> dict[str, Tensor]:
-    """Of a cross-entropy loss, on the CPU."""
+def gradients(model: VisionTransformer, placement: Placement, passes: int = 1) -> dict[str, Tensor]:
+    """Of a cross-entropy loss in the last of so many passes, on the CPU."""
     model = model.to(placement.device).train()
-    with placement.autocast():
-        logits = model(placement.put(images(6, 3, 16, 16)))
-    F.cross_entropy(logits.float(), torch.arange(6, device=placement.device) % 5).backward()
+    for _ in range(passes):
+        model.zero_grad()
+        with placement.autocast():
+            logits = model(placement.put(images(6, 3, 16, 16)))
+        F.cross_entropy(logits.float(), torch.arange(6, device=placement.device) % 5).backward()
     return {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
 
 
 # In bfloat16 on a CPU the stem's first filters are off by 0.09, all else by less than 0.06.
 @pytest.mark.parametrize(("precision", "allowed"), [("float32", 1e-3), ("bfloat16", 0.15)])
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", ["ViT-Ti/4", "Conv+ViT-Pico/4"])
-def test_gradients_are_those_of_the_cpu_in_float32(name: str, precision: Any, allowed: float) -> None:
+def test_gradients_are_those_of_the_cpu_in_float32(
+    name: str, compiled: bool, precision: Any, allowed: float
+) -> None:
     options = {"img_size": 16, "num_classes": 5, "num_layers": 2, "dropout": 0.0}
     torch.manual_seed(0)
     model = create(name, **options)
     twin = create(name, **options)
     twin.load_state_dict(model.state_dict())
     wanted = gradients(model, Placement.choose("cpu", "float32"))
+    placement = Placement.choose("cuda", precision)
+    if compiled:
+        twin.compile(**placement.compile_options())
+    # Compiled, the first pass runs as it is, the second is recorded, and later ones are replayed.
     with torch.backends.cudnn.flags(allow_tf32=False):
-        found = gradients(twin, Placement.choose("cuda", precision))
+        found = gradients(twin, placement, passes=4 if compiled else 1)
+    assert found.keys() == wanted.keys()
     for part, expected in wanted.items():
         assert (found[part] - expected).norm() <= allowed * expected.norm() + 1e-6, part
 
 
-@pytest.mark.parametrize("sampling", ["shuffled", "balanced"])
-def test_no_step_waits_for_the_device(data: ImageData, tmp_path: Path, sampling: Any) -> None:
-    settings = recipe(steps=20, sampling=sampling, class_weights="balanced")
-    run = _open_run(data, tmp_path / "run", settings, Reporter(), resume=False)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="held images"),
+        pytest.param({"sampling": "balanced"}, id="balanced"),
+        pytest.param({"compile": True}, id="compiled"),
+        pytest.param({"compile": True, "accumulate": 2}, id="compiled, in parts"),
+        pytest.param({"rand_augment": 9.0, "workers": 0}, id="loaded images"),
+    ],
+)
+def test_no_step_waits_for_the_device(data: ImageData, tmp_path: Path, changes: dict[str, Any]) -> None:
+    settings = recipe(steps=40, class_weights="balanced", **changes)
+    settings = resolve(settings, data, cpu_count())
+    run = _opened(data, RunFolder(tmp_path / "run"), settings, _first_checkpoint(settings, data), Reporter())
     batches = _training_batches(run)
-    for batch in islice(batches, 2):  # states of optimizers, kernels' handles
+    for batch in islice(
+        batches, 10
+    ):  # states of optimizers, handles of kernels, graphs with and without mixing
         step(run, batch)
+        run.state.step += 1
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for batch in islice(batches, 3):
+        for batch in islice(batches, 5):
             step(run, batch)
             run.state.step += 1
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_resumed_run_ends_with_the_same_bits(data: ImageData, tmp_path: Path, precision: Any) -> None:
-    settings = recipe(steps=14, checkpoint_steps=4, precision=precision)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"precision": "float32"}, id="float32"),
+        pytest.param({"precision": "bfloat16"}, id="bfloat16"),
+        pytest.param({"precision": "float32", "compile": True}, id="float32, compiled"),
+        pytest.param({"compile": True}, id="bfloat16, compiled"),
+        pytest.param({"compile": True, "accumulate": 2}, id="compiled, in parts"),
+        pytest.param({"rand_augment": 9.0, "workers": 2}, id="loaded by workers"),
+    ],
+)
+def test_a_resumed_run_ends_with_the_same_bits(
+    data: ImageData, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    settings = recipe(steps=14, checkpoint_steps=4, **changes)
     train(data, tmp_path / "whole", settings)
     with pytest.raises(Crash):
         train(data, tmp_path / "parts", settings, reporter=CrashAt(10))
@@ -110,14 +159,64 @@ def test_a_compiled_run_learns(data: ImageData, tmp_path: Path) -> None:
 
 
 def test_a_compiled_step_in_parts_is_the_step_of_the_whole(data: ImageData, tmp_path: Path) -> None:
+    """Eager, compiled, and compiled in two and in three parts, of which the last is smaller."""
     found = {}
-    for parts in (1, 2):
+    for name, changes in {
+        "eager": {},
+        "whole": {"compile": True},
+        "halves": {"compile": True, "accumulate": 2},
+        "thirds": {"compile": True, "accumulate": 3},
+    }.items():
         still = {"dropout": 0.0, "drop_path": 0.0, "cutmix": 0.0, "precision": "float32"}
-        settings = recipe(compile=True, steps=3, accumulate=parts, optimizer="sgd", **still)
-        train(data, tmp_path / str(parts), settings)
-        found[parts] = load_checkpoint(tmp_path / str(parts) / "last").model.state_dict()
-    for name, expected in found[1].items():
-        torch.testing.assert_close(found[2][name], expected, rtol=1e-3, atol=1e-4)
+        settings = recipe(steps=4, optimizer="sgd", **still, **changes)
+        train(data, tmp_path / name, settings)
+        found[name] = load_checkpoint(tmp_path / name / "last").model.state_dict()
+    for name in found.keys() - {"eager"}:
+        for part, expected in found["eager"].items():
+            torch.testing.assert_close(
+                found[name][part], expected, rtol=1e-3, atol=1e-4, msg=f"{name}: {part}"
+            )
+
+
+class Listener(Reporter):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+@pytest.mark.parametrize(
+    ("trained", "compiled"), [("all", False), ("all", True), ("head", False), ("lora", False)]
+)
+def test_a_small_model_is_fine_tuned_from_a_probe_of_its_head(
+    data: ImageData, tmp_path: Path, trained: Any, compiled: bool
+) -> None:
+    if trained == "lora":
+        pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = create("ViT-Ti/4", img_size=16, num_classes=3, num_layers=2)
+    save_checkpoint(tmp_path / "base", Checkpoint(model, Preprocess((16, 16)), ("x", "y", "z")))
+    settings = recipe(model=str(tmp_path / "base"), trained=trained, epochs=2.0, compile=compiled)
+    listener = Listener()
+    summary = train(data, tmp_path / "run", settings, reporter=listener)
+    assert any("linear probe" in message for message in listener.messages)
+    assert summary.val_top1 is not None
+    assert summary.val_top1 > 0.8
+    assert load_checkpoint(tmp_path / "run").labels == ("ant", "bee")
+
+
+def test_probabilities_are_those_of_the_cpu(data: ImageData) -> None:
+    torch.manual_seed(0)
+    model = create("Conv+ViT-Pico/4", img_size=16, num_classes=5, num_layers=2).eval()
+    pixels = list((images(7, 16, 16, 3) * 40 + 128).clamp(0, 255).byte().numpy())
+    found = {}
+    for device in ("cpu", "cuda"):
+        placement = Placement.choose(device, "float32")
+        twin = copy.deepcopy(model).to(placement.device)
+        found[device] = Classifier(twin, Preprocess((16, 16)), tuple("abcde"), placement).predict(pixels)
+    for ours, theirs in zip(found["cuda"], found["cpu"], strict=True):
+        assert dict(ours.top) == pytest.approx(dict(theirs.top), abs=2e-3)
 
 
 def test_a_gpu_is_chosen_where_there_is_one() -> None:

@@ -18,6 +18,7 @@ from vitral.held import HeldImages, can_be_held
 from vitral.preprocess import Preprocess
 from vitral.recipe import Recipe
 from vitral.train import Reporter, Run, train
+from vitral.workers import Loading
 
 PREPROCESS = Preprocess((8, 16), mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ def split_of(count: int = 13, damaged: tuple[int, ...] = ()) -> Split:
 
 
 def held(split: Split, workers: int = 0, device: torch.device = CPU) -> HeldImages:
-    return HeldImages.open(split, PREPROCESS, device, workers)
+    return HeldImages.open(split, PREPROCESS, device, Loading(workers))
 
 
 def stream(

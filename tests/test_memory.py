@@ -50,8 +50,22 @@ def test_the_line_says_what_is_needed_and_what_fits() -> None:
     assert need.total == 2 * 2**30
     assert need.fits
     assert need.most_images == 128
-    assert "about 2.00 of 3.00 GiB" in str(need)
+    assert str(need) == "memory: about 2.00 of 3.00 GiB free; 64 images at a time, room for 128"
     assert not MemoryNeed(fixed=2**30, per_image=2**24, images=129, available=3 * 2**30).fits
+
+
+def test_advice_is_of_use() -> None:
+    need = MemoryNeed(fixed=2**30, per_image=2**24, images=64, available=2**30 + 2**24)
+    assert "room for 1. That may be too much: set accumulate=2 or more" in str(need)
+    need = MemoryNeed(fixed=2**31, per_image=2**24, images=64, available=2**30)
+    assert "accumulate" not in str(need)
+    assert "take a smaller model" in str(need)
+
+
+def test_room_without_end_is_not_told() -> None:
+    need = MemoryNeed(fixed=2**20, per_image=1000, images=64, available=10 * 2**30)
+    assert need.most_images > 10**7
+    assert str(need) == "memory: about 0.00 of 10.00 GiB free; 64 images at a time"
 
 
 def test_a_frozen_model_needs_no_gradients_or_moments() -> None:

@@ -14,7 +14,6 @@ from sklearn.metrics import log_loss
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from vitral import evaluate as evaluation_module
 from vitral import features as features_module
 from vitral.checkpoints import Checkpoint, load_checkpoint
 from vitral.classifier import Classifier, as_classifier, load
@@ -46,8 +45,7 @@ def classifier_of(model: VisionTransformer, labels: tuple[str, ...] = ()) -> Cla
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few images are read before a process to load them has started."""
-    monkeypatch.setattr(features_module, "cpu_count", lambda: 0)
-    monkeypatch.setattr(evaluation_module, "cpu_count", lambda: 0)
+    monkeypatch.setattr("vitral.workers.cpu_count", lambda: 0)
 
 
 @pytest.fixture
@@ -445,6 +443,7 @@ def test_an_interrupted_extraction_leaves_whole_files_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(features_module, "SHARD_IMAGES", 16)
+    monkeypatch.setattr(features_module, "_BATCH_SIZE", 8)
     split = open_data(str(folder)).split("test")
 
     def interrupt(done: int, _: int) -> None:
@@ -461,7 +460,6 @@ def test_an_interrupted_extraction_leaves_whole_files_and_goes_on(
             cache,
             damage=DamageCount(41, 0, print),
             on_images=interrupt,
-            batch_size=8,
         )
     (model_folder,) = cache.iterdir()
     assert {file.suffix for file in model_folder.iterdir()} == {".safetensors"}

@@ -138,7 +138,7 @@ def test_nothing_that_a_run_needs_stays_open() -> None:
     recipe = resolved(pictures())
     still_open = {name for name, value in vars(recipe).items() if value is None}
     not_needed = {"steps", "minutes", "pooling", "checkpoint_steps", "crop_fraction", "teacher"}
-    assert still_open <= not_needed | {"learning_rate_batch", "compile"}
+    assert still_open <= not_needed | {"learning_rate_batch", "compile", "threads"}
 
 
 # --- The user's word -----------------------------------------------------------------------------
@@ -187,6 +187,21 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
         resolved(pictures(60), batch_size=64)
 
 
+@pytest.mark.parametrize("count", [9, 60, 500, 1651])
+def test_the_batch_that_is_advised_instead_is_taken(count: int) -> None:
+    rates = {"learning_rate": 5e-4, "learning_rate_batch": 512}
+    with pytest.raises(VitralError) as refused:
+        resolved(pictures(count), batch_size=2048, **rates)
+    text = str(refused.value)
+    assert text.endswith("learning_rate, 0.0005 for 512, follows by itself")
+    usual = resolved(pictures(count)).batch_size
+    for number in re.findall(r"set batch_size=(\d+)|or (\d+) at most", text):
+        assert resolved(pictures(count), batch_size=int("".join(number)), **rates)
+    assert f"set batch_size={usual}, as Vitral would here" in text
+    with pytest.raises(VitralError, match=r"learning_rate stays 0\.0005 unless you change it"):
+        resolved(pictures(count), batch_size=2048, learning_rate=5e-4)
+
+
 @pytest.mark.parametrize("name", ["ViT-X/16", "runs/none"])
 def test_an_unknown_model_is_answered_with_the_nearest(name: str) -> None:
     with pytest.raises(
@@ -223,7 +238,7 @@ def test_a_setting_within_a_group_leaves_the_rest_as_the_model_has_it(tmp_path: 
 @pytest.mark.parametrize(
     ("architecture", "text"),
     [
-        ({"depth": 3}, "there is no setting 'depth'; did you mean '"),
+        ({"depth": 3}, "there is no setting 'depth'"),
         ({"num_layers": "few"}, "num_layers='few': input should be a valid integer"),
         ({"layer": 3}, "layer=3: input should be"),
         ({"layer.attention.relative_start": "far"}, "layer.attention.relative_start='far': input should be"),

@@ -83,6 +83,7 @@ def recipe(tmp_path: Path) -> Recipe:
         batch_size=7,
         learning_rate=3e-3,
         checkpoint_steps=CHECKPOINT_STEPS,
+        keep_state=True,
         workers=0,
         seed=3,
         device="cpu",
@@ -166,7 +167,7 @@ def test_an_epoch_measured_before_any_checkpoint_is_not_measured_twice(
     with pytest.raises(Crash):
         train(data, tmp_path / "run", rarely, reporter=CrashAt(STEPS_PER_EPOCH + 1))
     train(data, tmp_path / "run", Recipe(), resume=True)
-    assert [record["step"] for record in metrics(tmp_path / "run")] == [4, 8, 12, 14]
+    assert [record["step"] for record in metrics(tmp_path / "run")] == [0, 4, 8, 12, 14]
 
 
 def test_a_crash_between_the_files_of_a_checkpoint_does_no_harm(
@@ -231,6 +232,7 @@ def send(process: subprocess.Popen, number: int, *, to_group: bool) -> None:
     ("number", "to_group", "workers"),
     [
         pytest.param(signal.SIGTERM, False, 0, id="SIGTERM"),
+        pytest.param(signal.SIGHUP, True, 2, id="SIGHUP of a closed terminal, which reaches the workers too"),
         pytest.param(signal.SIGINT, True, 2, id="Ctrl-C, which reaches the workers too"),
         pytest.param(signal.SIGTERM, True, 2, id="SIGTERM from timeout, which reaches the workers too"),
     ],
@@ -251,7 +253,7 @@ def test_a_signal_ends_the_command_well_and_names_resume(
         time.sleep(0.01)
     send(process, number, to_group=to_group)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    assert process.returncode == 128 + number, err
     assert "Traceback" not in err
     stopped = re.match(r"stopped after step (\d+); go on with: vitral train .* --resume\n", out)
     assert stopped
@@ -290,7 +292,8 @@ def test_what_a_run_computes_cannot_change(change: dict[str, Any], data: ImageDa
         train(data, stopped, Recipe(**change), resume=True)
     assert str(caught.value) == (
         f"{name} cannot change in a resumed run; "
-        "what can: accumulate, checkpoint_layers, checkpoint_steps, device, epochs, minutes, steps, workers"
+        "what can: accumulate, checkpoint_layers, checkpoint_steps, device, epochs, eval_epochs, keep_state, "
+        "max_damaged, minutes, steps, threads, workers"
     )
 
 
@@ -373,6 +376,7 @@ def test_a_stopped_run_has_its_last_model(data: ImageData, stopped: Path) -> Non
 def test_a_run_leaves_no_stray_files(data: ImageData, stopped: Path) -> None:
     train(data, stopped, Recipe(), resume=True)
     assert sorted(str(file.relative_to(stopped)) for file in stopped.rglob("*") if file.is_file()) == [
+        "checkpoints/run.json",
         "checkpoints/state.pt",
         "config.json",
         "last/config.json",

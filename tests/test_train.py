@@ -2,14 +2,18 @@
 
 import json
 import math
+import os
+import random
 import shutil
 import signal
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -18,6 +22,7 @@ from torch.nn import functional as F
 
 from tests.conftest import write_images
 from tests.test_resume import Crash, CrashAt
+from vitral import process
 from vitral.blocks import ConvStem
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.data import Batch, ImageData, open_data, seeded
@@ -101,7 +106,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
+    """After the last step; the best may be those that the run began with."""
+    last = folder / "last"
+    return ((last if last.exists() else folder) / "model.safetensors").read_bytes()
 
 
 # --- One step ------------------------------------------------------------------------------------
@@ -466,7 +473,7 @@ def test_minutes_end_a_run(base: str, data: ImageData, tmp_path: Path) -> None:
     recipe = small(base, steps=None, minutes=0.01)
     summary = train(data, tmp_path / "run", recipe)
     assert summary.finished
-    assert 0.6 <= summary.seconds < 5
+    assert 0.6 <= summary.seconds < 30  # on a busy machine the first step takes seconds
 
 
 @pytest.mark.parametrize("budget", [{"steps": 4}, {"steps": None, "minutes": 0.005}], ids=str)
@@ -678,12 +685,35 @@ def test_data_with_nothing_to_validate_on_is_refused_before_training(
 
 def test_a_run_leaves_the_process_as_it_was(base: str, data: ImageData, tmp_path: Path) -> None:
     def settings() -> tuple:
-        handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-        return *handlers, torch.are_deterministic_algorithms_enabled()
+        kinds = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD
+        deterministic = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,  # pyrefly: ignore[missing-attribute]
+        )
+        drawn = torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
+        kept = torch.get_default_device(), torch.get_default_dtype(), torch.get_num_threads()
+        handlers = [signal.getsignal(kind) for kind in kinds]
+        return handlers, deterministic, drawn, kept, dict(os.environ), list(warnings.filters)
 
-    before = settings()
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    try:
+        before = settings()
+        train(data, tmp_path / "run", small(base, workers=2))
+        assert settings() == before
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_run_in_a_users_own_program_leaves_malloc_alone(
+    base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What mallopt sets cannot be asked for, and so not be given back: the command line alone may set it."""
+    asked: list[None] = []
+    monkeypatch.setattr(process, "keep_freed_memory", lambda: asked.append(None))
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda *_: pytest.fail("a library is asked"))
     train(data, tmp_path / "run", small(base))
-    assert settings() == before
+    assert not asked
 
 
 def test_a_run_may_live_in_a_thread(base: str, data: ImageData, tmp_path: Path) -> None:

@@ -1,3 +1,22 @@
-from vitral.cli import main
+"""The entry point, which answers signals before anything slow is imported."""
 
-main()
+import sys
+
+from vitral.stopping import Interrupted, end_on_signals, leave_signals_to_the_system
+
+
+def main() -> None:
+    end_on_signals()
+    try:
+        from vitral import cli
+
+        cli.main()
+    except Interrupted as interrupted:
+        sys.stderr.write(f"vitral: {interrupted}\n")
+        sys.exit(interrupted.status)
+    finally:
+        leave_signals_to_the_system()
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 import copy
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from vitral.data import seeded
@@ -25,7 +26,7 @@ def choose_trained(model: VisionTransformer, recipe: Recipe) -> None:
     Raises:
         VitralError: if "lora" is asked for and peft is not installed, or there is no head to train.
     """
-    if recipe.trained == "all":
+    if recipe.trained in (None, "all"):
         return
     if not model.config.num_classes:
         raise VitralError(f"trained={recipe.trained} trains the head, and this model has none")
@@ -62,3 +63,14 @@ def merged(model: VisionTransformer) -> VisionTransformer:
         parent, _, attribute = name.rpartition(".")
         setattr(plain.get_submodule(parent), attribute, adapter.get_base_layer())
     return plain
+
+
+@torch.no_grad()
+def put_into(model: VisionTransformer, plain: VisionTransformer) -> None:
+    """Makes a model, adapted or not, compute what a plain one of its shape does; adapters begin anew."""
+    weights = plain.state_dict()
+    for name, tensor in model.state_dict().items():
+        if ".lora_B." in name:
+            tensor.zero_()  # whatever A holds, the adapter then adds nothing
+        elif ".lora_A." not in name:
+            tensor.copy_(weights[name.replace(".base_layer.", ".")])

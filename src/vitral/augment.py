@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from vitral.devices import put
-from vitral.preprocess import ImageSource, Preprocess, open_image
+from vitral.preprocess import ImageSource, Preprocess
 
 Crop = Literal["padded", "resized", "simple", "none"]
 
@@ -48,7 +48,7 @@ class Augmentation:
 
 
 def training_transform(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[ImageSource], Tensor]:
-    """An image of any kind -> a randomly altered, normalized tensor (3, H, W).
+    """An image of any kind -> a randomly altered, normalized tensor (C, H, W).
 
     All randomness comes from torch's global generator.
 
@@ -56,13 +56,13 @@ def training_transform(preprocess: Preprocess, augmentation: Augmentation) -> Ca
         preprocess: size, interpolation, mean and std of the result.
         augmentation: what is altered.
     """
-    steps: list[Callable] = [open_image, _cropper(preprocess, augmentation)]
+    steps: list[Callable] = [preprocess.open, _cropper(preprocess, augmentation)]
     if augmentation.flip:
         steps.append(v2.RandomHorizontalFlip())
     if augmentation.three_augment:
         steps.append(_three_augment(preprocess.img_size))
     if augmentation.rand_augment:
-        steps += _rand_augment(augmentation, fill=[round(255 * m) for m in preprocess.mean])
+        steps += _rand_augment(augmentation, fill=list(preprocess.fill))
     if augmentation.color_jitter:
         # v2.ColorJitter takes a number for "up to this share more or less".
         steps.append(v2.ColorJitter(*[augmentation.color_jitter] * 3))

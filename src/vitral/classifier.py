@@ -19,8 +19,10 @@ from vitral.blocks import Size
 from vitral.checkpoints import Checkpoint, load_checkpoint
 from vitral.devices import Device, Placement, Precision
 from vitral.errors import ImageError, VitralError
+from vitral.limits import BATCH, LABELS
 from vitral.model import Features, VisionTransformer
 from vitral.preprocess import ImageSource, Preprocess
+from vitral.ranges import refuse_beyond
 
 _DECODING_THREADS = 4
 
@@ -78,6 +80,8 @@ class Classifier:
         self, images: Iterable[ImageSource], *, top: int = 5, batch_size: int = 32
     ) -> Iterator[Prediction]:
         """As `predict`, one at a time while later images are still being read."""
+        refuse_beyond("top", top, LABELS)
+        refuse_beyond("batch_size", batch_size, BATCH)
         if self.metadata.get("regression"):
             raise VitralError(
                 "this model is a regression, whose numbers are no labels' probabilities; ask for logits"

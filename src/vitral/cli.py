@@ -4,54 +4,36 @@ Results go to standard output, progress and messages to standard error. Exit sta
 failure with one line, 2 wrong usage. Imports stand inside the commands, so that --help is instant.
 """
 
-import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitral import limits, options, usage
 from vitral.errors import VitralError
-from vitral.process import set_threads
+from vitral.plainjson import to_json
+from vitral.process import keep_freed_memory, set_threads
+from vitral.stopping import Interrupted, ending_on_signals, exit_status
+from vitral.streams import OutputLost, command_streams, shown
 
 if TYPE_CHECKING:
     from vitral.checkpoints import Checkpoint
     from vitral.classifier import Classifier, Prediction
+    from vitral.mistakes import Mistakes
     from vitral.model import ViTConfig
     from vitral.train import Summary
 
 app = typer.Typer(
+    cls=usage.Commands,
     help="Vitral: the plain Vision Transformer, end to end.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-DataArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATA", help="An image folder, a .parquet file or pattern with {split}, or 'digits'."
-    ),
-]
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A model or run folder, a hub folder of timm or transformers, a .npz, .safetensors or .pth "
-        "file, or hf://org/name[@revision].",
-    ),
-]
-SettingsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to override.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
-TtaOption = Annotated[
-    str, typer.Option(help="none, or flip: the mean probabilities of each image and its mirror.")
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -73,29 +55,30 @@ def _options(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the model.")] = Path("runs/demo"),
+    out: Annotated[Path, options.folder("Folder for the model.")] = Path("runs/demo"),
 ) -> None:
     """Train on scikit-learn's handwritten digits, evaluate, and say what to try next."""
     from vitral import demo as demos
     from vitral.console import TrainingConsole, print_evaluation
 
+    keep_freed_memory()
     folder = _free_folder(out)
     result = demos.demo(folder, TrainingConsole())
     print_evaluation(result.evaluation, f"{folder} on the held-out fifth of the digits")
     print(f"\nSome of them, with what the model says: {result.picture}\n\nTry next:")
-    print(f"  vitral predict {folder} {folder}/digit-1.png {folder}/digit-2.png")
-    print(f"  vitral eval {folder} digits --split val --json")
+    name = shlex.quote(str(folder))
+    print(f"  vitral predict {name} {name}/digit-1.png {name}/digit-2.png")
+    print(f"  vitral eval {name} digits --split val --json")
     print("  vitral info ViT-B/16")
 
 
 @app.command()
 def train(
-    data: DataArgument,
-    out: Annotated[Path | None, typer.Option(help="Folder for the run.")] = None,
-    settings: SettingsArgument = None,
+    data: options.Data,
+    out: Annotated[Path | None, options.folder("Folder for the run.")] = None,
+    settings: options.Settings = None,
     recipe: Annotated[
-        str | None,
-        typer.Option(metavar="NAME_OR_FILE", help="A recipe that comes with Vitral, or a file of settings."),
+        str | None, options.name("NAME_OR_FILE", "A recipe that comes with Vitral, or a file of settings.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     show_groups: Annotated[
@@ -111,11 +94,12 @@ def train(
     vitral train imagenet/ --out runs/deit3 --recipe deit3 batch_size=512
     """
     from vitral import config, recipes
+    from vitral.choose import train as run_training
     from vitral.console import TrainingConsole, print_groups
     from vitral.data import open_data
     from vitral.recipe import Recipe
-    from vitral.train import groups_of, resumed_recipe
-    from vitral.train import train as run_training
+    from vitral.run_folder import RunFolder, changed
+    from vitral.train import groups_of
 
     values = recipes.read(recipe) if recipe else {}
     words = config.nested(config.parse_overrides(settings or []))
@@ -123,37 +107,47 @@ def train(
     if out is None and not show_groups:
         raise typer.BadParameter("name a folder for the run", param_hint="--out")
     if resume and out is not None:
-        wanted = resumed_recipe(out, wanted)
+        wanted = changed(RunFolder(out).recipe(), wanted)
     images = open_data(data, val_fraction=wanted.val_fraction, seed=wanted.seed)
     if show_groups:
         print_groups(*groups_of(wanted, images))
         return
     assert out is not None
+    keep_freed_memory()
     summary = run_training(images, out, wanted, resume=resume, reporter=TrainingConsole())
     if not summary.finished:
         command = shlex.join(["vitral", "train", data, "--out", str(out), "--resume"])
         print(f"stopped after step {summary.steps}; go on with: {command}")
-        return
+        raise typer.Exit(exit_status(summary.stopped_by) if summary.stopped_by else 1)
     _print_summary(summary)
-    print(f"model: {out}; try: vitral predict {out} IMAGE...")
+    print(f"model: {out}; try: vitral predict {shlex.quote(str(out))} IMAGE...")
 
 
 @app.command("eval")
-def evaluate(
-    model: ModelArgument,
-    data: DataArgument,
-    split: Annotated[
-        str | None, typer.Option(help="train, val, test or all; by default test, else val.")
+def evaluate(  # noqa: PLR0913 - a command's options
+    model: options.Model,
+    data: options.Data,
+    split: options.Split = None,
+    json_output: options.Json = False,
+    wrong: Annotated[
+        Path | None,
+        options.file("List of the wrong images, the surest first, as .csv or .json.", limits.LIST_SUFFIXES),
     ] = None,
-    json_output: JsonOption = False,
-    max_damaged: Annotated[float, typer.Option(help="Share of unreadable images allowed.")] = 0.01,
-    tta: TtaOption = "none",
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    sheet: Annotated[
+        Path | None, options.file("Picture of the worst of them, such as wrong.png.", limits.SHEET_SUFFIXES)
+    ] = None,
+    max_damaged: options.MaxDamaged = 0.01,
+    workers: options.Workers = None,
+    tta: options.Tta = "none",
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Accuracy with its interval, loss, calibration, per class and confusion, on labelled images.
 
     Of a multi-label model: mean average precision, F1, exact matches and loss.
+
+    \b
+    vitral eval runs/photos photos/ --wrong wrong.csv --sheet wrong.png
     """
     from vitral import console
     from vitral.evaluate import evaluate_classifier, evaluate_multi_label_classifier
@@ -162,14 +156,16 @@ def evaluate(
     classifier = _load(model, device, precision, tta)
     how = f"{classifier.placement}" + ("" if tta == "none" else f", test-time augmentation {tta}")
     with console.progress_bar("evaluating") as bar:
-        options = {"split": split, "max_damaged": max_damaged, "warn": _warn, "on_images": bar}
+        how_to: dict[str, Any] = {"split": split, "max_damaged": max_damaged, "workers": workers}
+        how_to |= {"mistakes": bool(wrong or sheet), "warn": _warn, "on_images": bar}
         if classifier.multi_label:
-            name, evaluation = evaluate_multi_label_classifier(classifier, data, **options)
+            name, evaluation = evaluate_multi_label_classifier(classifier, data, **how_to)
         else:
-            name, evaluation = evaluate_classifier(classifier, data, **options)
+            name, evaluation = evaluate_classifier(classifier, data, **how_to)
     title = f"{model} on {data}, split {name} ({how})"
+    _write_mistakes(evaluation.mistakes, wrong, sheet, f"{model} on {data}")
     if json_output:
-        print(json.dumps(evaluation.to_dict()))
+        print(to_json(evaluation.to_dict()))
     elif isinstance(evaluation, MultiLabelEvaluation):
         console.print_multi_label_evaluation(evaluation, title)
     else:
@@ -178,37 +174,37 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: ModelArgument,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders or patterns.")],
-    top: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 3,
-    json_output: JsonOption = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
-    tta: TtaOption = "none",
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    model: options.Model,
+    images: Annotated[list[str], options.text("IMAGE...", "Files, folders or patterns.")],
+    top: Annotated[int, options.number(limits.LABELS, "Labels for each image.")] = 3,
+    json_output: options.Json = False,
+    batch_size: Annotated[int, options.number(limits.BATCH, "Images at a time.")] = 32,
+    tta: options.Tta = "none",
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """The likeliest labels of each image, a line an image."""
-    from vitral.data import find_images
+    from vitral.sources import find_images
 
-    files = find_images(images)
+    found = find_images(images)
+    for note in (*found.notes, *found.failures):
+        _warn(note)
     classifier = _load(model, device, precision, tta)
     failed = 0
-    for prediction in classifier.predictions(files, top=top, batch_size=batch_size):
+    for prediction in classifier.predictions(found.files, top=top, batch_size=batch_size):
         failed += prediction.error is not None
         _print_prediction(prediction, as_json=json_output)
-    if failed:
-        raise VitralError(f"{failed} of {len(files)} images could not be read")
+    if failed or found.failures:
+        raise VitralError(found.summary(failed))
 
 
 @app.command()
 def info(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A variant's name, such as ViT-B/16, or any checkpoint.")
-    ],
-    settings: SettingsArgument = None,
+    model: Annotated[str, options.text("MODEL", "A variant's name, such as ViT-B/16, or any checkpoint.")],
+    settings: options.Settings = None,
     measure: Annotated[bool, typer.Option(help="Time one image for each patch size.")] = True,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Every stage with its shape, parameters and FLOPs, and what the patch size costs."""
     from vitral.console import print_patch_costs, print_stages
@@ -223,17 +219,16 @@ def info(
 
 
 @app.command()
-def doctor(
-    model: ModelArgument,
-    data: DataArgument,
-    split: Annotated[
-        str | None, typer.Option(help="train, val, test or all; by default test, else val.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Images at most, even over the classes.")] = 400,
-    seed: Annotated[int, typer.Option(help="Of the choice of images.")] = 0,
-    json_output: JsonOption = False,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+def doctor(  # noqa: PLR0913 - a command's options
+    model: options.Model,
+    data: options.Data,
+    split: options.Split = None,
+    limit: Annotated[int, options.number(limits.IMAGES, "Images at most, even over the classes.")] = 400,
+    seed: options.Seed = 0,
+    workers: options.Workers = None,
+    json_output: options.Json = False,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Measure what wrong settings cost on labelled images, and name the likely mismatch."""
     from vitral.console import print_diagnosis, progress_bar
@@ -241,9 +236,10 @@ def doctor(
 
     classifier = _load(model, device, precision)
     with progress_bar("examining") as bar:
-        diagnosis = diagnose(classifier, data, split=split, limit=limit, seed=seed, warn=_warn, on_images=bar)
+        how: dict[str, Any] = {"split": split, "limit": limit, "seed": seed, "workers": workers}
+        diagnosis = diagnose(classifier, data, **how, warn=_warn, on_images=bar)
     if json_output:
-        print(json.dumps(diagnosis.to_dict()))
+        print(to_json(diagnosis.to_dict()))
     else:
         title = f"{model} on {data}, split {diagnosis.split} ({classifier.placement})"
         print_diagnosis(diagnosis, title)
@@ -251,31 +247,33 @@ def doctor(
 
 @app.command()
 def probe(  # noqa: PLR0913 - a command's options
-    model: ModelArgument,
-    data: DataArgument,
+    model: options.Model,
+    data: options.Data,
     img_size: Annotated[
-        int | None, typer.Option(help="Pixels; by default those the model was trained with.")
+        int | None, options.number(limits.PIXELS, "Pixels; by default those the model was trained with.")
     ] = None,
     features: Annotated[
-        str | None,
-        typer.Option(help="class, mean, class_mean or map; by default what is usual for the model."),
+        str | None, options.choice(limits.FEATURES, "; by default what is usual for the model.")
     ] = None,
     layer: Annotated[
-        list[int] | None, typer.Option(help="Whose output to take, by default -1; the best of several.")
+        list[int] | None,
+        options.number(limits.LAYER, "Whose output to take, by default -1; the best of several."),
     ] = None,
-    per_class: Annotated[int | None, typer.Option(min=1, help="Labelled images of each class.")] = None,
+    per_class: Annotated[int | None, options.number(limits.IMAGES, "Labelled images of each class.")] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Images of any split at most; with --per-class, of the test split."),
+        options.number(limits.IMAGES, "Images of any split at most; with --per-class, of the test split."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of what is drawn and held out.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="New folder for the model with the probe as head.")] = None,
+    seed: options.Seed = 0,
+    max_damaged: options.MaxDamaged = 0.01,
+    out: Annotated[Path | None, options.folder("New folder for the model with the probe as head.")] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for features; by default in $VITRAL_CACHE or ~/.cache/vitral.")
+        Path | None, options.folder("Folder for features; by default in $VITRAL_CACHE or ~/.cache/vitral.")
     ] = None,
-    json_output: JsonOption = False,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    workers: options.Workers = None,
+    json_output: options.Json = False,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """What a model's features are worth on DATA: a linear probe and nearest neighbours, nothing trained.
 
@@ -289,29 +287,29 @@ def probe(  # noqa: PLR0913 - a command's options
     from vitral.probe import probe as run_probe
 
     asked = {"features": features, "per_class": per_class, "limit": limit, "seed": seed}
-    options = build(ProbeOptions, {**asked, "layers": tuple(layer or (-1,))})
+    asked |= {"max_damaged": max_damaged, "workers": workers, "layers": tuple(layer or (-1,))}
+    probed = build(ProbeOptions, asked)
     classifier = _load(model, device, precision, img_size=img_size)
     with progress_bar("features") as bar:
-        result = run_probe(classifier, data, options, cache=cache, out=out, warn=_warn, on_images=bar)
+        result = run_probe(classifier, data, probed, cache=cache, out=out, warn=_warn, on_images=bar)
     if json_output:
-        print(json.dumps(result.to_dict()))
+        print(to_json(result.to_dict()))
         return
     height, width = classifier.preprocess.img_size
     title = f"{model} on {data}, split {result.split} ({height}x{width} pixels, {classifier.placement})"
     print_probe(result, title)
     if out is not None:
-        print(f"model: {out}; try: vitral predict {out} IMAGE...")
+        print(f"model: {out}; try: vitral predict {shlex.quote(str(out))} IMAGE...")
 
 
 @app.command()
 def convert(
-    model: ModelArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    settings: SettingsArgument = None,
-    to: Annotated[str, typer.Option(help="vitral, timm, transformers, torchvision or google.")] = "vitral",
+    model: options.Model,
+    out: Annotated[Path, typer.Argument(parser=options.as_folder, metavar="OUT", help="A new folder.")],
+    settings: options.Settings = None,
+    to: Annotated[str, options.choice(limits.LAYOUTS)] = "vitral",
     dtype: Annotated[
-        str | None,
-        typer.Option(help="Store weights in float32, float16 or bfloat16; else as MODEL has them."),
+        str | None, options.choice(limits.DTYPES, ", to store weights in; else as MODEL has them.")
     ] = None,
 ) -> None:
     """Write MODEL in another library's layout, with a certificate that the answers are the same.
@@ -339,8 +337,8 @@ def convert(
 
 @app.command()
 def push(
-    model: ModelArgument,
-    reference: Annotated[str, typer.Argument(metavar="hf://ORG/NAME", help="The repository on the hub.")],
+    model: options.Model,
+    reference: Annotated[str, options.text("hf://ORG/NAME", "The repository on the hub.")],
     private: Annotated[bool, typer.Option("--private", help="Visible to you alone.")] = False,
 ) -> None:
     """Upload a model folder to the hub, with a model card."""
@@ -355,6 +353,7 @@ def bench(  # noqa: PLR0913 - a command's options
         str,
         typer.Argument(
             metavar="WHAT",
+            callback=options.one_of(limits.BENCHMARKS),
             help="train: steps; infer: forward passes; start: a fresh process to its first prediction; "
             "kernels: our two routes of patches and of attention.",
         ),
@@ -366,9 +365,9 @@ def bench(  # noqa: PLR0913 - a command's options
             help="A variant's name or a checkpoint; batch_size, also a list, and fields of ViTConfig.",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved readings of each contender.")] = 7,
-    out: Annotated[Path | None, typer.Option(help="A JSON file for the report.")] = None,
-    json_output: JsonOption = False,
+    rounds: Annotated[int, options.number(limits.ROUNDS, "Interleaved readings of each contender.")] = 7,
+    out: Annotated[Path | None, options.file("A JSON file for the report.")] = None,
+    json_output: options.Json = False,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="With the contenders that need torch.compile.")
     ] = True,
@@ -380,8 +379,11 @@ def bench(  # noqa: PLR0913 - a command's options
             "rather than all in one.",
         ),
     ] = False,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Compete with this library only; repeatable.")
+    ] = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Speed beside timm, transformers, torchvision and vit-pytorch, whichever are installed.
 
@@ -397,8 +399,10 @@ def bench(  # noqa: PLR0913 - a command's options
 
     placement = Placement.choose(device, precision)  # type: ignore[arg-type]
     command = shlex.join(["vitral", *sys.argv[1:]])
-    report = run(what, words or [], Settings(placement, rounds, compiled, apart, command, _warn))
-    content = json.dumps(report.to_dict(), indent=1)
+    report = run(
+        what, words or [], Settings(placement, rounds, compiled, apart, tuple(peer or ()), command, _warn)
+    )
+    content = to_json(report.to_dict(), indent=1)
     if out is not None:
         write_atomically(out, f"{content}\n".encode())
     if json_output:
@@ -409,11 +413,13 @@ def bench(  # noqa: PLR0913 - a command's options
 
 # --- Recipes ---------------------------------------------------------------------------------------
 
-recipe_app = typer.Typer(help="Recipes of the papers: list, show and compare them.", no_args_is_help=True)
+recipe_app = typer.Typer(
+    cls=usage.Commands, help="Recipes of the papers: list, show and compare them.", no_args_is_help=True
+)
 app.add_typer(recipe_app, name="recipe")
 
-RecipeArgument = typer.Argument(
-    metavar="NAME_OR_FILE", help="A recipe that comes with Vitral, a file of settings, or a run's folder."
+RecipeArgument = options.text(
+    "NAME_OR_FILE", "A recipe that comes with Vitral, a file of settings, or a run's folder."
 )
 
 
@@ -437,7 +443,7 @@ def recipe_show(recipe: Annotated[str, RecipeArgument]) -> None:
 
 @recipe_app.command("diff")
 def recipe_diff(
-    a: Annotated[str, RecipeArgument], b: Annotated[str, RecipeArgument], json_output: JsonOption = False
+    a: Annotated[str, RecipeArgument], b: Annotated[str, RecipeArgument], json_output: options.Json = False
 ) -> None:
     """The settings in which two recipes differ, and where each has its number from.
 
@@ -452,7 +458,7 @@ def recipe_diff(
 
     differences = recipes.diff(a, b)
     if json_output:
-        print(json.dumps({"a": a, "b": b, "differences": [asdict(item) for item in differences]}))
+        print(to_json({"a": a, "b": b, "differences": [asdict(item) for item in differences]}))
     else:
         print_recipe_diff(differences, a, b)
 
@@ -495,8 +501,20 @@ def _print_summary(summary: "Summary") -> None:
         print(f"test mAP {summary.test['mean_average_precision']:.2%}")
 
 
+def _write_mistakes(mistakes: "Mistakes | None", wrong: Path | None, sheet: Path | None, title: str) -> None:
+    if mistakes is None:
+        return
+    count = f"{len(mistakes.rows):,} of {mistakes.judged:,} wrong"
+    if wrong is not None:
+        mistakes.write(wrong)
+        _warn(f"{count}: {wrong}")
+    if sheet is not None:
+        mistakes.draw(sheet, f"{title}: {count}")
+        _warn(f"{count}, the worst pictured: {sheet}")
+
+
 def _warn(message: str) -> None:
-    print(f"vitral: {message}", file=sys.stderr)
+    print(f"vitral: {shown(message)}", file=sys.stderr)
 
 
 def _free_folder(wanted: Path) -> Path:
@@ -511,10 +529,10 @@ def _free_folder(wanted: Path) -> Path:
 def _print_prediction(prediction: "Prediction", *, as_json: bool) -> None:
     if as_json:
         top = [{"label": label, "probability": value} for label, value in prediction.top]
-        print(json.dumps({"image": prediction.image, "top": top, "error": prediction.error}))
+        print(to_json({"image": prediction.image, "top": top, "error": prediction.error}))
     elif prediction.error is None:
-        labels = "  ".join(f"{label} {value:.1%}" for label, value in prediction.top)
-        print(f"{prediction.image}: {labels}")
+        labels = "  ".join(f"{shown(label)} {value:.1%}" for label, value in prediction.top)
+        print(f"{shown(prediction.image)}: {labels}")
     if prediction.error is not None:
         _warn(f"{prediction.image}: {prediction.error}")
 
@@ -536,7 +554,9 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
     """Labels, preprocessing, where the weights come from and under which licence."""
     metadata, labels = checkpoint.metadata, checkpoint.labels
     lines = [
-        f"{model}: {len(labels)} labels ({', '.join(labels[:5])}, ...)" if labels else f"{model}: no labels"
+        shown(f"{model}: {len(labels)} labels ({', '.join(labels[:5])}, ...)")
+        if labels
+        else f"{model}: no labels"
     ]
     lines.append(f"images: {checkpoint.preprocess}")
     lines += checkpoint.notes
@@ -556,21 +576,51 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
 def main() -> None:
     """The entry point: what a user can get wrong ends in one line."""
     set_threads()
+    with command_streams(), ending_on_signals():
+        status = _status()
+    sys.exit(status)
+
+
+def _status() -> int | str | None:
+    """Runs the command; 0 done, 1 failed with one line, 2 wrong usage, 128 + n ended by signal n."""
     try:
-        app()
-    except BrokenPipeError:
-        # The reader, such as `head`, has what it wanted.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        status = _ending(lambda: app(standalone_mode=False))
+        return status or _ending(sys.stdout.flush)
+    except Interrupted as signal:  # it may come while the last line is printed
+        return signal.status
+
+
+def _ending(call: Callable[[], int | None]) -> int | str | None:
+    """The exit status of what is called, its error said in one line."""
+    try:
+        return call() or 0
+    except SystemExit as exit:
+        return exit.code
+    except usage.ParserError as error:
+        if line := usage.line_of(error):
+            _warn(line)
+        return 2
+    except typer.Abort:
+        return 1
+    except Interrupted as signal:
+        _warn(str(signal))
+        return signal.status
+    except OutputLost as lost:
+        if not lost.quietly:  # else the reader, such as `head`, has what it wanted
+            _warn(str(lost))
+        return 1
     except Exception as error:
         if os.environ.get("VITRAL_DEBUG"):
             raise
-        if isinstance(error, VitralError | OSError):
-            text = str(error)
-        else:
-            text = (
-                f"unexpected {type(error).__name__}: {error}; this is a defect, please report it with "
-                "the output of the same command under VITRAL_DEBUG=1"
-            )
-        _warn(" ".join(text.split()))
-        sys.exit(1)
+        _warn(_told(error))
+        return 1
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, VitralError | OSError):
+        return str(error)
+    text = " ".join(str(error).split())
+    return (
+        f"unexpected {type(error).__name__}: {text}; this is a defect, please report it with "
+        "the output of the same command under VITRAL_DEBUG=1"
+    )

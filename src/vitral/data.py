@@ -5,106 +5,35 @@ through a callable that turns an encoded image into a tensor. All randomness is 
 seed, the epoch and the image's index, so a run can be taken up at any step with nothing to restore.
 """
 
-import glob
 import hashlib
-import io
-import json
 import os
-import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vitral.errors import ImageError, VitralError
+from vitral.image_files import opened
+from vitral.sources import SPLITS, Images, Split, find, shortened
+from vitral.sources.doubles import note_on_doubles
+from vitral.workers import Loading
 
 Transform = Callable[[Any], Tensor]
 
-SPLITS = ("train", "val", "test")
-_SPELLINGS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test",),
-}
-# Files that Pillow reads and people keep photographs in.
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".avif",
-        ".jp2",
-        ".jfif",
-    ]
-)
 # A validation set larger than this tells no more about the best epoch, and costs time and images.
 _MAX_VAL_BESIDE_TEST = 2500
-_NAMES_IN_MESSAGE = 5
 # Of larger images, opening is a small part of all that a step does with them.
 SMALL_PIXELS = 64 * 64
 KEPT_BYTES = 512 * 2**20  # of a split
 
 
-class Images(Protocol):
-    """Encoded (a path or a file's bytes) or opened images, by index."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Path | bytes | Image.Image: ...
-
-
 # --- What there is -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Split:
-    """Labelled images: encoded (a path or bytes) or opened, and the name by which messages know each."""
-
-    images: Images
-    # (n,) indices into the classes; or, with any number of classes an image, (n, L) of which it shows.
-    labels: np.ndarray
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def multi_label(self) -> bool:
-        return self.labels.ndim == 2
-
-    def take(self, indices: np.ndarray) -> "Split":
-        return Split(
-            _Taken(self.images, indices),
-            self.labels[indices],
-            [self.names[index] for index in indices],
-        )
-
-
-@dataclass(frozen=True)
-class _Taken:
-    """A view of some of the images, copying none."""
-
-    images: Images
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Path | bytes | Image.Image:
-        return self.images[int(self.indices[index])]
 
 
 class KeptImages:
@@ -142,6 +71,7 @@ class ImageData:
     splits: dict[str, Split]
     held_out: bool = False  # whether "val" was cut from the images by us
     mirror_safe: bool = True  # whether a mirrored image keeps its label (digits do not)
+    notes: tuple[str, ...] = ()  # what was passed over or looks wrong, a line each
 
     @property
     def multi_label(self) -> bool:
@@ -156,6 +86,12 @@ class ImageData:
             )
         return self.splits[name]
 
+    def told(self, warn: Callable[[str], None]) -> "ImageData":
+        """Itself, after `warn` is given each note."""
+        for note in self.notes:
+            warn(note)
+        return self
+
     def describe(self) -> str:
         """What was found, in lines for people."""
         counts = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())
@@ -167,20 +103,22 @@ class ImageData:
         (h0, w0), (h, w), (h1, w1) = sides.min(0), np.median(sides, 0).astype(int), sides.max(0)
         size = f"{h}x{w}" if (h0, w0) == (h1, w1) else f"{h}x{w} (from {h0}x{w0} to {h1}x{w1})"
         how = ", val held out by class" if self.held_out else ""
-        return (
+        lines = (
             f"{self.source}: {total:,} images in {len(self.classes)} classes{several} "
-            f"({_shortened(self.classes)})\n"
+            f"({shortened(self.classes)})\n"
             f"splits: {counts}{how}; training images a class: {per_class.min():,} to {per_class.max():,}; "
             f"typical size {size}"
         )
+        return "\n".join([lines, *self.notes])
 
 
 def open_data(source: str, *, val_fraction: float = 0.2, seed: int = 0) -> ImageData:
     """Finds the images of an image folder, parquet files or ``digits``.
 
-    An image folder holds one folder a class, or ``train/`` with ``val/`` or ``test/`` that do. A
-    parquet source is a file, a pattern, or either with ``{split}`` in it, in the Hugging Face
-    layout (columns ``image`` and ``label`` or ``labels``); lists of labels make it multi-label. Where
+    An image folder holds one folder a class, or ``train/`` with ``val/`` or ``test/`` that do, by any
+    of their usual names. A parquet source is a file, a pattern, or either with ``{split}`` in it, in the
+    Hugging Face layout (columns ``image`` and ``label`` or ``labels``); lists of labels, or vectors of 0
+    and 1, make it multi-label. Where
     there is no validation split, one is held out of the training images, the same share of each class:
     `val_fraction`, or half that share (at most 2,500 images) where there is a test split to be the judge.
 
@@ -192,12 +130,8 @@ def open_data(source: str, *, val_fraction: float = 0.2, seed: int = 0) -> Image
     Raises:
         VitralError: if there is nothing usable there.
     """
-    if source == "digits":
-        classes, splits = _digits()
-    elif source.endswith(".parquet"):
-        classes, splits = _parquet(source)
-    else:
-        classes, splits = _folder(Path(source))
+    found = find(source)
+    classes, splits = found.classes, dict(found.splits)
     _check(source, classes, splits)
     held_out = "val" not in splits and val_fraction > 0
     if held_out:
@@ -208,7 +142,8 @@ def open_data(source: str, *, val_fraction: float = 0.2, seed: int = 0) -> Image
         kept, held = _hold_out(train, fraction, seed)
         splits = {"train": kept, "val": held, **splits}
     ordered = {name: splits[name] for name in SPLITS if name in splits}
-    return ImageData(source, classes, ordered, held_out, mirror_safe=source != "digits")
+    notes = (*found.notes, *note_on_doubles(ordered))
+    return ImageData(source, classes, ordered, held_out, mirror_safe=source != "digits", notes=notes)
 
 
 def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -217,7 +152,7 @@ def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     With several classes an image, the images of the rarest class are divided first, and those of each
     further class as far as they are not divided yet (iterative stratification, Sechidis et al., 2011).
     """
-    ranks = np.array([hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8] for name in split.names])
+    ranks = np.array([hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest()[:8] for name in split.names])
     held, divided = np.zeros(len(split), dtype=bool), np.zeros(len(split), dtype=bool)
     groups = _by_class(split.labels)
     for members in groups:
@@ -242,7 +177,9 @@ def _by_class(labels: np.ndarray) -> list[np.ndarray]:
     With several classes an image, from the rarest class on; images of no class count as one more.
     """
     if labels.ndim == 1:
-        return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        # One sort, for a comparison with each class takes the square of many.
+        order = np.argsort(labels, kind="stable")
+        return np.split(order, np.unique(labels[order], return_index=True)[1][1:])
     shown = np.column_stack([labels, ~labels.any(1)])
     groups = [np.flatnonzero(column) for column in shown.T]
     return sorted((members for members in groups if len(members)), key=len)
@@ -255,16 +192,21 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 def fingerprint(split: Split) -> str:
     """A digest of which images a split holds, to tell later whether they are still the same."""
-    return hashlib.sha256("\n".join(sorted(split.names)).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(sorted(split.names)))).hexdigest()
 
 
 def sample(split: Split, limit: int, seed: int) -> Split:
     """At most `limit` images, drawn evenly over the classes, in the split's order; a function of the seed.
 
-    One class an image, here and in `few_shot`.
+    One class an image, here, in `in_turns` and in `few_shot`.
     """
+    return split.take(np.sort(in_turns(split, seed)[:limit]))
+
+
+def in_turns(split: Split, seed: int) -> np.ndarray:
+    """The images' indices, one of each class after another: any first part is even over the classes."""
     order, turns = _turns(split, seed)
-    return split.take(np.sort(order[np.argsort(turns[order], kind="stable")[:limit]]))
+    return order[np.argsort(turns[order], kind="stable")]
 
 
 def few_shot(split: Split, per_class: int, seed: int) -> Split:
@@ -277,9 +219,9 @@ def _turns(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A random order of the images, and of each image how many of its class come before it there."""
     order = np.random.default_rng(seed).permutation(len(split))
     turns = np.empty(len(split), dtype=np.int64)
-    for label in np.unique(split.labels):
-        members = order[split.labels[order] == label]
-        turns[members] = np.arange(len(members))
+    by_class = order[np.argsort(split.labels[order], kind="stable")]
+    _, firsts, counts = np.unique(split.labels[by_class], return_index=True, return_counts=True)
+    turns[by_class] = np.arange(len(split)) - np.repeat(firsts, counts)
     return order, turns
 
 
@@ -295,17 +237,13 @@ def image_sizes(split: Split, at_most: int = 200) -> np.ndarray:
     for index in range(len(images)):
         try:
             image = images[index]
-            with nullcontext(image) if isinstance(image, Image.Image) else Image.open(_file(image)) as opened:
-                sizes.append((opened.height, opened.width))
+            with nullcontext(image) if isinstance(image, Image.Image) else opened(image) as picture:
+                sizes.append((picture.height, picture.width))
         except Exception:  # Pillow raises many kinds on damaged bytes; loading the image says which
             continue
     if not sizes:
         raise VitralError(f"not one of the images could be read, for example {split.names[0]}")
     return np.array(sizes)
-
-
-def _file(image: Path | bytes) -> Any:
-    return io.BytesIO(image) if isinstance(image, bytes) else image
 
 
 def _check(source: str, classes: tuple[str, ...], splits: dict[str, Split]) -> None:
@@ -320,244 +258,10 @@ def _check(source: str, classes: tuple[str, ...], splits: dict[str, Split]) -> N
     for name, split in splits.items():
         missing = np.flatnonzero(class_counts(split.labels, len(classes)) == 0)
         if len(missing):
-            empty = _shortened([classes[index] for index in missing])
+            empty = shortened([classes[index] for index in missing])
             raise VitralError(
                 f"{source}: no images of {empty} in {name!r}; add some, or remove the empty class"
             )
-
-
-def _shortened(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMES_IN_MESSAGE])
-    more = len(names) - _NAMES_IN_MESSAGE
-    return f"{shown} and {more:,} more" if more > 0 else shown
-
-
-def find_images(words: Sequence[str]) -> list[str]:
-    """Image files named by paths, folders (searched through) and patterns, in the order given.
-
-    A path that does not exist stays in the list: whoever opens it says so.
-
-    Raises:
-        VitralError: if a folder or pattern holds no images.
-    """
-    found: list[str] = []
-    for word in words:
-        if os.path.isdir(word):
-            files = [str(path) for path in _image_files(Path(word))]
-        elif glob.has_magic(word) and not os.path.exists(word):
-            matches = sorted(glob.glob(word, recursive=True))
-            files = [path for path in matches if _is_image_name(os.path.basename(path))]
-        else:
-            files = [word]
-        if not files:
-            raise VitralError(f"{word} holds no images")
-        found += files
-    return found
-
-
-# --- Sources -------------------------------------------------------------------------------------
-
-
-def _folder(root: Path) -> tuple[tuple[str, ...], dict[str, Split]]:
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise VitralError(f"{root} {what}; DATA is an image folder, a .parquet file or pattern, or 'digits'")
-    folders = {}
-    for name, spellings in _SPELLINGS.items():
-        found = [root / spelling for spelling in spellings if (root / spelling).is_dir()]
-        if found:
-            folders[name] = found[0]
-    # A folder that happens to hold a class called "test" is still one folder of classes.
-    if "train" not in folders:
-        folders = {"train": root}
-    classes = {name: _class_folders(folder) for name, folder in folders.items()}
-    names = tuple(classes["train"])
-    for name, found in classes.items():
-        if tuple(found) != names:
-            alone = _shortened(sorted(set(names) - set(found))) or "none"
-            extra = _shortened(sorted(set(found) - set(names))) or "none"
-            raise VitralError(
-                f"the classes of {folders['train']} and {folders[name]} differ: only in the first: "
-                f"{alone}; only in the second: {extra}"
-            )
-    return names, {name: _folder_split(root, found) for name, found in classes.items()}
-
-
-def _class_folders(folder: Path) -> dict[str, list[Path]]:
-    """The images of each class, by name; a class without images stands there empty."""
-    classes = {
-        entry.name: _image_files(entry)
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".")
-    }
-    if not any(classes.values()):
-        raise VitralError(
-            f"{folder} holds no images in class folders; put each class's images in a folder of its name"
-        )
-    return classes
-
-
-def _image_files(folder: Path) -> list[Path]:
-    files = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(parent, name) for name in names if _is_image_name(name)]
-    return sorted(files)
-
-
-def _is_image_name(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def _folder_split(root: Path, classes: dict[str, list[Path]]) -> Split:
-    images = [path for files in classes.values() for path in files]
-    labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
-    return Split(images, labels, [path.relative_to(root).as_posix() for path in images])
-
-
-def _digits() -> tuple[tuple[str, ...], dict[str, Split]]:
-    from sklearn.datasets import load_digits
-
-    ink, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
-    # 8x8 pixels of ink from 0 to 16.
-    pixels = np.rint(ink * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-    images = [Image.fromarray(array) for array in pixels]
-    names = [f"digit {index}" for index in range(len(images))]
-    return tuple("0123456789"), {"train": Split(images, labels, names)}
-
-
-class _ParquetImages:
-    """Encoded images of a parquet column, read out one at a time."""
-
-    def __init__(self, column: Any, folder: Path) -> None:
-        self.column, self.folder = column, folder
-
-    def __len__(self) -> int:
-        return len(self.column)
-
-    def __getitem__(self, index: int) -> bytes | Path:
-        value = self.column[int(index)].as_py()
-        if isinstance(value, dict):
-            value = value.get("bytes") or (self.folder / value["path"] if value.get("path") else None)
-        if value is None:
-            raise ImageError("the image's cell is empty")
-        return value
-
-
-def _parquet(pattern: str) -> tuple[tuple[str, ...], dict[str, Split]]:
-    files = {
-        name: sorted(found)
-        for name, spellings in _SPELLINGS.items()
-        for spelling in spellings
-        if (found := glob.glob(pattern.replace("{split}", spelling)))
-    }
-    if "{split}" not in pattern:
-        files = {"train": files["train"]} if files else {}
-    if "train" not in files:
-        raise VitralError(f"no file matches {pattern.replace('{split}', 'train')}")
-    tables = {name: _read_parquet(paths) for name, paths in files.items()}
-    if len({_has_lists(table) for table in tables.values()}) > 1:
-        raise VitralError(f"{pattern}: the labels are lists in some of {', '.join(tables)} and not in others")
-    classes, index = _classes_and_index(tables)
-    return classes, {
-        name: _parquet_split(name, table, index, Path(files[name][0]).parent)
-        for name, table in tables.items()
-    }
-
-
-def _read_parquet(paths: list[str]) -> Any:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise VitralError("parquet files need the 'data' extra: pip install 'vitral[data]'") from None
-    tables = []
-    for path in paths:
-        try:
-            schema = pq.read_schema(path)
-            label = "labels" if "labels" in schema.names and "label" not in schema.names else "label"
-            missing = {"image", label} - set(schema.names)
-            if missing:
-                raise VitralError(
-                    f"{path} has no column {' and '.join(sorted(missing))}; it has {', '.join(schema.names)}"
-                )
-            table = pq.read_table(path, columns=["image", label])
-            # Renaming drops the metadata, which names the classes.
-            tables.append(table.rename_columns(["image", "label"]).replace_schema_metadata(schema.metadata))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise VitralError(f"{path} is no parquet file that can be read: {error}") from error
-    try:
-        return pa.concat_tables(tables)
-    except pa.ArrowInvalid as error:
-        raise VitralError(f"the images or labels of {_shortened(paths)} are of different types") from error
-
-
-def _classes_and_index(tables: dict[str, Any]) -> tuple[tuple[str, ...], dict[Any, int]]:
-    """The classes, and which of them each value of the label column stands for."""
-    names = _class_label_names(tables["train"])
-    for split, table in tables.items():
-        if _class_label_names(table) not in (names, None):
-            raise VitralError(f"the train and {split} files name or number their classes differently")
-    if names:
-        return tuple(names), {value: i for i, name in enumerate(names) for value in (i, name)}
-    values = {value for table in tables.values() for value in _label_values(table).unique().to_pylist()}
-    if None in values:
-        raise VitralError("the label column has empty cells; every image needs a label")
-    return tuple(map(str, sorted(values))), {value: i for i, value in enumerate(sorted(values))}
-
-
-def _class_label_names(table: Any) -> list[str] | None:
-    """What the Hugging Face metadata calls the labels 0, 1, 2, ..."""
-    metadata = table.schema.metadata or {}
-    info = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {})
-    features = info.get("features", {})
-    feature = features.get("label") or features.get("labels") or {}
-    # Sequence(ClassLabel), List(ClassLabel) of newer versions of datasets, or [ClassLabel].
-    inner = feature[0] if isinstance(feature, list) and feature else feature
-    return inner.get("feature", inner).get("names") if isinstance(inner, dict) else None
-
-
-def _has_lists(table: Any) -> bool:
-    import pyarrow.types as types
-
-    kind = table.schema.field("label").type
-    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-
-
-def _label_values(table: Any) -> Any:
-    """The labels of all rows as one column; of lists, their elements."""
-    import pyarrow.types as types
-
-    values = table["label"].combine_chunks().flatten() if _has_lists(table) else table["label"]
-    if types.is_nested(values.type):
-        raise VitralError(f"the labels are {table['label'].type}; they are numbers, text, or lists of those")
-    return values
-
-
-def _parquet_split(name: str, table: Any, index: dict[Any, int], folder: Path) -> Split:
-    unknown = set(_label_values(table).unique().to_pylist()) - set(index)
-    if unknown:
-        listed = _shortened(sorted(map(str, unknown)))
-        raise VitralError(f"{name!r} has labels that the classes lack: {listed}")
-    values = table["label"].to_pylist()
-    names = [f"{name} row {row}" for row in range(len(values))]
-    if _has_lists(table):
-        labels = _multi_hot(names, values, index)
-    else:
-        labels = np.array([index[value] for value in values], dtype=np.int64)
-    return Split(_ParquetImages(table["image"], folder), labels, names)
-
-
-def _multi_hot(names: Sequence[str], values: list[list | None], index: dict[Any, int]) -> np.ndarray:
-    """Which classes each row lists, (n, L)."""
-    labels = np.zeros((len(values), len(set(index.values()))), dtype=bool)
-    for row, shown in enumerate(values):
-        if shown is None:
-            raise VitralError(
-                f"{names[row]} has no list of labels; an image without classes has an empty one"
-            )
-        labels[row, [index[value] for value in shown]] = True
-    return labels
 
 
 # --- Batches -------------------------------------------------------------------------------------
@@ -574,8 +278,16 @@ class Batch:
     labels: Tensor
     damaged: tuple[tuple[str, str], ...]
 
+    @property
+    def nbytes(self) -> int:
+        return self.images.nbytes + self.labels.nbytes
+
     def pin_memory(self) -> "Batch":
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.damaged)
+
+    def share_memory(self) -> "Batch":
+        """In memory that other processes see."""
+        return Batch(self.images.share_memory_(), self.labels.share_memory_(), self.damaged)
 
 
 @contextmanager
@@ -675,43 +387,23 @@ def training_batches(
     seed: int,
     first_step: int = 0,
     draw: Draw = Draw(),
-    workers: int = 0,
-    pin_memory: bool = False,
+    loading: Loading | None = None,
 ) -> Generator[Batch]:
     """Shuffled batches without end, the same for the same seed whatever the step it starts from."""
     batches = (
         [_key(epoch, *place) for place in zip(rows.tolist(), copies.tolist(), strict=True)]
         for epoch, rows, copies in endless_order(split.labels, batch_size, seed, first_step, draw)
     )
-    return _loader(_Images(split, transform, seed), batches, workers, pin_memory=pin_memory)
+    return (loading or Loading()).batches(_Images(split, transform, seed), batches, _collate)
 
 
 def evaluation_batches(
-    split: Split, transform: Transform, *, batch_size: int, workers: int = 0
+    split: Split, transform: Transform, *, batch_size: int, loading: Loading | None = None
 ) -> Generator[Batch]:
     """Every image once, in order."""
     keys = [(0, index) for index in range(len(split))]
     batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
-    return _loader(_Images(split, transform, 0), batches, workers, pin_memory=False)
-
-
-def _loader(dataset: _Images, batches: Any, workers: int, *, pin_memory: bool) -> Generator[Batch]:
-    # A generator, so that closing it ends the workers.
-    yield from DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=_worker_signals,
-        pin_memory=pin_memory,
-    )
-
-
-def _worker_signals(_: int) -> None:
-    # Ctrl-C, and the SIGTERM of `timeout`, reach every process of the group; the main one ends workers.
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    return (loading or Loading()).batches(_Images(split, transform, 0), batches, _collate)
 
 
 def _collate(items: list) -> Batch:
@@ -726,6 +418,8 @@ class DamageCount:
     """Names each damaged image once, and stops a run that meets too many."""
 
     def __init__(self, total: int, limit: float, warn: Callable[[str], None]) -> None:
+        if not 0 <= limit <= 1:
+            raise VitralError(f"max_damaged={limit}: it is a share of the images, from 0 to 1")
         self.total, self.limit, self.warn = total, limit, warn
         self.reasons: dict[str, str] = {}
 
@@ -736,7 +430,7 @@ class DamageCount:
                 self.reasons[name] = reason
                 self.warn(f"skipped damaged image {name}: {reason}")
         if len(self.reasons) > self.limit * self.total:
-            listed = _shortened(list(self.reasons))
+            listed = shortened(list(self.reasons))
             raise VitralError(
                 f"{len(self.reasons)} of {self.total:,} images are damaged, more than the limit of "
                 f"{self.limit:.1%}: {listed}. Mend or remove them, or raise max_damaged"

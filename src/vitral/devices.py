@@ -1,7 +1,8 @@
 """Where a computation runs and in which precision; what differs by machine is chosen here."""
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -108,6 +109,17 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         # Without them bfloat16 is emulated, and slower than float32.
         return torch.cpu._is_avx512_bf16_supported()
     return False
+
+
+@contextmanager
+def computing_threads(count: int) -> Iterator[None]:
+    """So many threads of the CPU share a computation inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cpu_count() -> int:

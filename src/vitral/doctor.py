@@ -19,12 +19,14 @@ from vitral.blocks import ACTIVATIONS, FeedForward, Gated, LearnedPositions, pat
 from vitral.checkpoints.layout import CLIP, IMAGENET
 from vitral.classifier import Classifier
 from vitral.data import Batch, DamageCount, evaluation_batches, sample
-from vitral.devices import cpu_count
 from vitral.errors import VitralError
 from vitral.evaluate import choose_split
+from vitral.limits import IMAGES, SEED
 from vitral.model import VisionTransformer
 from vitral.positions import RESIZE, RelativeBias
-from vitral.preprocess import ImageSource, Interpolation, Preprocess, Resize, open_image
+from vitral.preprocess import ImageSource, Interpolation, Preprocess, Resize
+from vitral.ranges import refuse_beyond
+from vitral.workers import Loading, worker_count
 
 Verdict = Literal["better", "worse", "unclear", "no effect"]
 
@@ -47,6 +49,7 @@ _NORMALIZATIONS: dict[str, dict[str, Any]] = {
 _CROP_FRACTIONS = (0.875, 0.9, 0.95, 1.0)
 _ACTIVATION_NAMES = ("gelu", "gelu_tanh", "quick_gelu", "silu")
 _EPSILONS = (1e-5, 1e-6, 1e-12)
+_BATCH_SIZE = 32  # images at a time, each held as bytes in about ten fittings
 
 
 # --- What came out -------------------------------------------------------------------------------------
@@ -171,7 +174,7 @@ def diagnose(
     split: str | None = None,
     limit: int = 400,
     seed: int = 0,
-    batch_size: int = 32,
+    workers: int | None = None,
     warn: Callable[[str], None] = lambda _: None,
     on_images: Callable[[int, int], None] = lambda *_: None,
 ) -> Diagnosis:
@@ -185,7 +188,7 @@ def diagnose(
         split: as `evaluate_classifier` takes it.
         limit: images at most, as many of each class as of any other while they last.
         seed: of the choice of images.
-        batch_size: images at a time, each held as bytes in about ten fittings.
+        workers: processes that load images; None: as many as the machine suits.
         warn: told of each damaged image, which is left out, and of doubts about the split.
         on_images: told how many images are done, of how many.
 
@@ -200,8 +203,8 @@ def diagnose(
         )
     if classifier.multi_label:
         raise VitralError("doctor examines models of one class an image, and this one is multi-label")
-    if limit < 1:
-        raise VitralError(f"limit={limit}: it takes an image at least, and some hundreds to tell much")
+    refuse_beyond("limit", limit, IMAGES)
+    refuse_beyond("seed", seed, SEED)
     name, images = choose_split(classifier, source, split, warn)
     images = sample(images, limit, seed)
     damage = DamageCount(len(images), 1.0, warn)
@@ -215,7 +218,8 @@ def diagnose(
 
     changes = _changes(classifier)
     views = _Views(tuple(dict.fromkeys(change.view for change in changes)))
-    batches = evaluation_batches(images, views, batch_size=batch_size, workers=cpu_count())
+    loading = Loading(worker_count(workers), warn)
+    batches = evaluation_batches(images, views, batch_size=_BATCH_SIZE, loading=loading)
     answers = _answers(classifier, changes, views, batches, on_batch)
     return _conclude(name, len(damage.reasons), changes, answers)
 
@@ -238,8 +242,9 @@ class _Change:
     @property
     def view(self) -> Preprocess:
         """What decides the pixels before they are normalized; equal for changes that share them."""
-        mean = self.preprocess.mean if self.preprocess.resize == "longest" else (0.0, 0.0, 0.0)
-        return replace(self.preprocess, mean=mean, std=(1.0, 1.0, 1.0))
+        channels = self.preprocess.channels
+        mean = self.preprocess.mean if self.preprocess.resize == "longest" else (0.0,) * channels
+        return replace(self.preprocess, mean=mean, std=(1.0,) * channels)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -256,10 +261,11 @@ class _Change:
 def _changes(classifier: Classifier) -> list[_Change]:
     """No change first, then one at a time."""
     now, model = classifier.preprocess, classifier.model
+    bgr = _Change("channel order", "RGB", "BGR", now, bgr=True, why_idle="the images are grey")
     return [
         _Change("", "", "", now),
         *_preprocess_changes(now),
-        _Change("channel order", "RGB", "BGR", now, bgr=True, why_idle="the images are grey"),
+        *([bgr] if now.channels == 3 else []),
         *_activation_changes(model, now),
         *_epsilon_changes(model, now),
         *_position_changes(model, now),
@@ -267,10 +273,14 @@ def _changes(classifier: Classifier) -> list[_Change]:
 
 
 def _preprocess_changes(now: Preprocess) -> list[_Change]:
-    known = [name for name, fields in _NORMALIZATIONS.items() if replace(now, **fields) == now]
+    usual: dict[str, dict[str, Any]] = {
+        name: {part: (sum(values) / 3,) if now.channels == 1 else values for part, values in fields.items()}
+        for name, fields in _NORMALIZATIONS.items()
+    }
+    known = [name for name, fields in usual.items() if replace(now, **fields) == now]
     normalization = known[0] if known else f"{now.mean} and {now.std}"
     tried: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
-        "mean/std": (normalization, _NORMALIZATIONS),
+        "mean/std": (normalization, usual),
         "crop fraction": (
             f"{now.crop_fraction:g}",
             {f"{f:g}": {"crop_fraction": f} for f in _CROP_FRACTIONS},
@@ -339,13 +349,13 @@ def _edits(parts: Sequence[nn.Module], name: str, value: Any) -> tuple[tuple[nn.
 
 @dataclass(frozen=True)
 class _Views:
-    """An image of any kind -> its pixels as each of V ways of fitting gives them, bytes (V, 3, H, W)."""
+    """An image of any kind -> its pixels as each of V ways of fitting gives them, bytes (V, C, H, W)."""
 
     fits: tuple[Preprocess, ...]
 
     def __call__(self, source: ImageSource) -> Tensor:
-        image = open_image(source)
-        return torch.stack([pil_to_tensor(fit.fit(image)) for fit in self.fits])
+        image = self.fits[0].open(source)
+        return torch.stack([pil_to_tensor(fit.fit(image))[: fit.channels] for fit in self.fits])
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """How well a model does: `Outcomes` of single images, which merge, and the `Evaluation` drawn from them."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset
 
+from vitral import imagenet
 from vitral.classifier import Classifier
+from vitral.config import build
 from vitral.data import (
+    SPLITS,
     Batch,
     DamageCount,
     ImageData,
@@ -20,11 +23,17 @@ from vitral.data import (
     fingerprint,
     open_data,
 )
-from vitral.devices import Placement, cpu_count
+from vitral.devices import Placement
 from vitral.errors import VitralError
-from vitral.multilabel import MultiLabelEvaluation, MultiLabelOutcomes
+from vitral.mistakes import Mistakes, find_mistakes
+from vitral.multilabel import THRESHOLD, MultiLabelEvaluation, MultiLabelOutcomes, distinct
+from vitral.ranges import Batch as BatchSize
+from vitral.ranges import Whole, Workers
+from vitral.workers import Loading, worker_count
 
 CALIBRATION_BINS = 15
+# JSON has the confusion matrix of so many classes at most; of 20,000 it would be a gigabyte of noughts.
+MOST_CLASSES_IN_JSON = 1000
 
 
 @dataclass(frozen=True)
@@ -76,17 +85,21 @@ class Evaluation:
     ece: float  # expected calibration error over 15 equal bins (arXiv:1706.04599, eq. 3)
     ci95: tuple[float, float]  # of top1, Wilson's score interval
     per_class: dict[str, ClassResult]
-    confusion: list[list[int]]  # rows are true classes, columns predictions
+    # What occurred of the confusion matrix, (k, 3): true class, prediction, images. The matrix itself grows
+    # with the square of the classes.
+    pairs: np.ndarray = field(repr=False, compare=False)
+    mistakes: Mistakes | None = field(default=None, repr=False, compare=False)  # if they were asked for
 
     @classmethod
     def of(cls, outcomes: Outcomes, classes: Iterable[str]) -> Self:
         from scipy.stats import binomtest
-        from sklearn.metrics import confusion_matrix
 
-        names, n = list(classes), len(outcomes.labels)
+        names, n = distinct(classes), len(outcomes.labels)
         correct = outcomes.labels == outcomes.predictions
         interval = binomtest(int(correct.sum()), n).proportion_ci(method="wilson")
-        confusion = confusion_matrix(outcomes.labels, outcomes.predictions, labels=np.arange(len(names)))
+        codes, counts = np.unique(
+            outcomes.labels.astype(np.int64) * len(names) + outcomes.predictions, return_counts=True
+        )
         return cls(
             n=n,
             top1=float(correct.mean()),
@@ -94,9 +107,24 @@ class Evaluation:
             loss=float(outcomes.losses.mean()),
             ece=calibration_error(outcomes.confidences, correct),
             ci95=(float(interval.low), float(interval.high)),
-            per_class=_per_class(names, confusion),
-            confusion=confusion.tolist(),
+            per_class=_per_class(names, outcomes),
+            pairs=np.column_stack([*np.divmod(codes, len(names)), counts]),
         )
+
+    @property
+    def confusion(self) -> list[list[int]]:
+        """Images by true class (rows) and prediction (columns), (L, L); made anew each time."""
+        matrix = np.zeros((len(self.per_class), len(self.per_class)), dtype=np.int64)
+        truths, predictions, counts = self.pairs.T
+        matrix[truths, predictions] = counts
+        return matrix.tolist()
+
+    def taken_most_often_for(self) -> dict[int, tuple[int, int]]:
+        """Of each class with mistakes, which other it was taken for most often and how many images were."""
+        wrong = self.pairs[self.pairs[:, 0] != self.pairs[:, 1]]
+        # Later entries win: the largest count, and of equal ones the first class.
+        order = np.lexsort((-wrong[:, 1], wrong[:, 2]))
+        return {truth: (taken_for, count) for truth, taken_for, count in wrong[order].tolist()}
 
     @property
     def merit(self) -> float:
@@ -114,11 +142,20 @@ class Evaluation:
         return {"top1": self.top1, "ece": self.ece}
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON; the confusion matrix of more than `MOST_CLASSES_IN_JSON` classes is None."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        del values["pairs"], values["mistakes"]
+        values["per_class"] = {name: vars(result) for name, result in self.per_class.items()}
+        few = len(self.per_class) <= MOST_CLASSES_IN_JSON
+        return {**values, "confusion": self.confusion if few else None}
 
 
-def _per_class(names: list[str], confusion: np.ndarray) -> dict[str, ClassResult]:
-    right, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+def _per_class(names: list[str], outcomes: Outcomes) -> dict[str, ClassResult]:
+    correct = outcomes.labels == outcomes.predictions
+    right, true, predicted = (
+        np.bincount(classes, minlength=len(names))
+        for classes in (outcomes.labels[correct], outcomes.labels, outcomes.predictions)
+    )
     return {
         name: ClassResult(
             n=int(true[i]),
@@ -197,7 +234,7 @@ def answered(
         on_batch: told of each batch.
 
     Raises:
-        VitralError: if no image could be read.
+        VitralError: if no image could be read, or an answer is no number.
     """
     found = False
     for batch in batches:
@@ -206,23 +243,43 @@ def answered(
             found = True
             with placement.autocast():
                 logits_BL = answer(placement.put(batch.images))
+            if not bool(torch.isfinite(logits_BL).all()):
+                raise VitralError(_no_numbers(placement))
             yield logits_BL.float(), placement.put(batch.labels)
     if not found:
         raise VitralError("not one of the images could be read, so there is nothing to evaluate")
 
 
+def _no_numbers(placement: Placement) -> str:
+    """Of weights that are damaged, or that overflow on the way."""
+    advice = "" if placement.precision == torch.float32 else "; precision=float32 may help"
+    return f"the model's answers are not finite numbers, so there is nothing to evaluate{advice}"
+
+
 # --- A classifier on a data source ----------------------------------------------------------------
+
+
+SplitName = Literal["train", "val", "test", "all"]
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Which images of a source, and how they are judged."""
+
+    split: SplitName | None = None  # None: the test images, else those held out, else all
+    batch_size: BatchSize = 256
+    max_damaged: Whole = 0.01  # share of unreadable images past which to give up
+    workers: Workers | None = None  # processes that load images; None: as many as the machine suits
+    mistakes: bool = False  # whether the evaluation is to name the images that are wrong
 
 
 def evaluate_classifier(
     classifier: Classifier,
     source: str,
     *,
-    split: str | None = None,
-    batch_size: int = 256,
-    max_damaged: float = 0.01,
     warn: Callable[[str], None] = lambda _: None,
     on_images: Callable[[int, int], None] = lambda *_: None,
+    **options: Any,
 ) -> tuple[str, Evaluation]:
     """The name of the split that was taken, and how the classifier does on it.
 
@@ -232,66 +289,89 @@ def evaluate_classifier(
     Args:
         classifier: a model with labels.
         source: the command line's DATA.
-        split: "train", "val", "test" or "all"; None takes the test images, else the validation
-            images (those held out of the run's own data), else all.
-        batch_size: images at a time.
-        max_damaged: share of unreadable images past which to give up.
         warn: told of each damaged image and of doubts about the split.
         on_images: told how many images are done, of how many.
+        options: fields of `EvaluationOptions`, such as ``split="val"``.
 
     Raises:
-        VitralError: if the data cannot be used or has classes that the model lacks, or the model is
-            multi-label.
+        VitralError: if an option or the data cannot be used, the data has classes that the model lacks, or
+            the model is multi-label.
     """
     if classifier.multi_label:
         raise VitralError(
             "a multi-label model has no accuracy; evaluate it with evaluate_multi_label_classifier"
         )
-    name, images = choose_split(classifier, source, split, warn)
-    answers = _classifier_answers(classifier, images, batch_size, max_damaged, warn, on_images)
+    wanted = build(EvaluationOptions, options)
+    name, images = choose_split(classifier, source, wanted.split, warn)
+    course = _Course(images, DamageCount(len(images), wanted.max_damaged, warn), on_images)
+    answers = _classifier_answers(classifier, images, wanted, course)
     outcomes = Outcomes.merge(Outcomes.of(answer_BL, labels_B) for answer_BL, labels_B in answers)
-    return name, Evaluation.of(outcomes, classifier.labels)
+    evaluation = Evaluation.of(outcomes, classifier.labels)
+    if not wanted.mistakes:
+        return name, evaluation
+    found = find_mistakes(
+        images, course.judged, outcomes.predictions, outcomes.confidences, classifier.labels
+    )
+    return name, replace(evaluation, mistakes=found)
 
 
 def evaluate_multi_label_classifier(
     classifier: Classifier,
     source: str,
     *,
-    split: str | None = None,
-    batch_size: int = 256,
-    max_damaged: float = 0.01,
     warn: Callable[[str], None] = lambda _: None,
     on_images: Callable[[int, int], None] = lambda *_: None,
+    **options: Any,
 ) -> tuple[str, MultiLabelEvaluation]:
     """As `evaluate_classifier`, for a model and data of any number of classes an image."""
     if not classifier.multi_label:
         raise VitralError("this model gives one class an image; evaluate it with evaluate_classifier")
-    name, images = choose_split(classifier, source, split, warn)
-    answers = _classifier_answers(classifier, images, batch_size, max_damaged, warn, on_images)
-    parts = [MultiLabelOutcomes.of(answer_BL, labels_BL) for answer_BL, labels_BL in answers]
-    return name, MultiLabelEvaluation.of(MultiLabelOutcomes.merge(parts), classifier.labels)
+    wanted = build(EvaluationOptions, options)
+    name, images = choose_split(classifier, source, wanted.split, warn)
+    course = _Course(images, DamageCount(len(images), wanted.max_damaged, warn), on_images)
+    answers = _classifier_answers(classifier, images, wanted, course)
+    outcomes = MultiLabelOutcomes.merge(
+        MultiLabelOutcomes.of(answer_BL, labels_BL) for answer_BL, labels_BL in answers
+    )
+    evaluation = MultiLabelEvaluation.of(outcomes, classifier.labels)
+    if not wanted.mistakes:
+        return name, evaluation
+    probabilities = np.exp(outcomes.log_probabilities)
+    found = find_mistakes(images, course.judged, probabilities > THRESHOLD, probabilities, classifier.labels)
+    return name, replace(evaluation, mistakes=found)
+
+
+class _Course:
+    """How far an evaluation has come, and which images it could read."""
+
+    def __init__(self, images: Split, damage: DamageCount, on_images: Callable[[int, int], None]) -> None:
+        self.images, self.damage, self.on_images = images, damage, on_images
+        self.done = 0
+        self._judged: list[int] = []
+
+    def add(self, batch: Batch) -> None:
+        self.damage.add(batch)
+        damaged = {name for name, _ in batch.damaged}
+        rows = range(self.done, self.done + len(batch.labels) + len(batch.damaged))
+        self._judged += [row for row in rows if self.images.names[row] not in damaged]
+        self.done = rows.stop
+        self.on_images(self.done, len(self.images))
+
+    @property
+    def judged(self) -> np.ndarray:
+        """The rows of the split that were read, in order."""
+        return np.array(self._judged, dtype=np.int64)
 
 
 def _classifier_answers(
-    classifier: Classifier,
-    images: Split,
-    batch_size: int,
-    max_damaged: float,
-    warn: Callable[[str], None],
-    on_images: Callable[[int, int], None],
+    classifier: Classifier, images: Split, options: EvaluationOptions, course: _Course
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logarithms of probabilities (B, L), and labels, batch by batch."""
-    damage = DamageCount(len(images), max_damaged, warn)
-    done = 0
-
-    def on_batch(batch: Batch) -> None:
-        nonlocal done
-        damage.add(batch)
-        done += len(batch.labels) + len(batch.damaged)
-        on_images(done, len(images))
-
-    batches = evaluation_batches(images, classifier.preprocess, batch_size=batch_size, workers=cpu_count())
-    return answered(classifier.log_probabilities, batches, classifier.placement, on_batch)
+    loading = Loading(worker_count(options.workers), course.damage.warn)
+    batches = evaluation_batches(
+        images, classifier.preprocess, batch_size=options.batch_size, loading=loading
+    )
+    return answered(classifier.log_probabilities, batches, classifier.placement, course.add)
 
 
 def choose_split(
@@ -322,7 +402,13 @@ def choose_split(
                     "no record says which images this model was trained on; all are judged, and some of them "
                     "it may have learnt by heart"
                 )
+    data.told(warn)
     name = wanted or ("test" if "test" in data.splits else "val")
+    if name not in (*data.splits, "all"):
+        others = [split for split in SPLITS if split in data.splits or (split == "val" and name == "test")]
+        raise VitralError(
+            f"{source} has no {name!r} split; it has {', '.join(map(repr, others))}; 'all' takes every image"
+        )
     images = _all_images(data) if name == "all" else data.split(name)
     return name, _relabelled(images, data.classes, classifier.labels)
 
@@ -338,14 +424,16 @@ def _all_images(data: ImageData) -> Split:
 
 
 def _relabelled(split: Split, classes: tuple[str, ...], labels: tuple[str, ...]) -> Split:
-    """The split with indices into the model's labels."""
-    unknown = sorted(set(classes) - set(labels))
+    """The split with indices into the model's labels; ImageNet's folders are known by their ids too."""
+    index = None if set(classes) <= set(labels) else imagenet.class_indices(classes, labels)
+    unknown = [] if index else sorted(set(classes) - set(labels))
     if unknown:
         raise VitralError(
             f"the data has classes that the model lacks: {', '.join(unknown[:5])}; "
             f"it knows {', '.join(labels[:5])}{' and more' if len(labels) > 5 else ''}"
         )
-    index = np.array([labels.index(name) for name in classes])
+    places = {name: place for place, name in reversed(list(enumerate(labels)))}
+    index = np.array(index or [places[name] for name in classes])
     if not split.multi_label:
         return replace(split, labels=index[split.labels])
     shown = np.zeros((len(split), len(labels)), dtype=bool)

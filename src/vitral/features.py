@@ -7,7 +7,9 @@ written atomically: a killed run loses at most that many, an interrupted one non
 
 import hashlib
 import json
+import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -23,11 +25,12 @@ from torch import Tensor
 from vitral.checkpoints import write_atomically
 from vitral.classifier import Classifier
 from vitral.data import Batch, DamageCount, Split, evaluation_batches
-from vitral.devices import cpu_count
 from vitral.errors import ImageError, VitralError
 from vitral.model import Pooling, VisionTransformer
+from vitral.workers import Loading, worker_count
 
 SHARD_IMAGES = 1024
+_BATCH_SIZE = 64
 _FORMAT = 1  # raised whenever the same key would stand for other numbers
 _DIGEST_BYTES = 16
 _HEADS = ("head.", "distillation_head.", "hidden.")
@@ -100,7 +103,8 @@ def extract(
     *,
     damage: DamageCount,
     on_images: Callable[[int, int], None] = lambda *_: None,
-    batch_size: int = 64,
+    loading: Loading | None = None,
+    until: float = math.inf,
 ) -> PooledFeatures:
     """The pooled vectors of a split's images, from the cache where it has them.
 
@@ -111,11 +115,14 @@ def extract(
         cache: folder of all models' vectors; made if need be, and safe to delete.
         damage: told of unreadable images, which are left out.
         on_images: told how many images are done, of how many.
-        batch_size: images at a time.
+        loading: how they are loaded; None: by as many workers as the machine suits.
+        until: the time on `time.monotonic` after which no further batch is begun; images that are not
+            done by then are left out.
 
     Raises:
         VitralError: if the model has no such layer, or too many images are damaged.
     """
+    loading = loading or Loading(worker_count(), damage.warn)
     depth = len(classifier.model.layers)
     for layer in layers:
         if not -depth <= layer < depth:
@@ -131,7 +138,7 @@ def extract(
     done = len(split) - len(missing)
     on_images(done, len(split))
     try:
-        for batch, vectors, rows in _computed(classifier, split.take(missing), layers, batch_size):
+        for batch, vectors, rows in _computed(classifier, split.take(missing), layers, loading):
             damage.add(batch)
             of_batch = [digests[missing[row]] for row in rows]
             for layer, vectors_BP in vectors.items():
@@ -139,6 +146,8 @@ def extract(
                 stores[layer].add(of_batch, vectors_BP)
             done += len(batch.labels) + len(batch.damaged)
             on_images(done, len(split))
+            if time.monotonic() > until:
+                break
     finally:
         for store in stores.values():
             store.flush()
@@ -146,14 +155,12 @@ def extract(
 
 
 def _computed(
-    classifier: Classifier, split: Split, layers: Sequence[int], batch_size: int
+    classifier: Classifier, split: Split, layers: Sequence[int], loading: Loading
 ) -> Iterator[tuple[Batch, dict[int, Tensor], list[int]]]:
     """Each batch, its vectors by layer, and the rows of the split that they are of."""
     model, placement, first = classifier.model.eval(), classifier.placement, 0
-    if not len(split):
-        return  # no process need be started to load nothing
-    loading = evaluation_batches(split, classifier.preprocess, batch_size=batch_size, workers=cpu_count())
-    with closing(loading) as batches:
+    loaded = evaluation_batches(split, classifier.preprocess, batch_size=_BATCH_SIZE, loading=loading)
+    with closing(loaded) as batches:
         for batch in batches:
             damaged = {name for name, _ in batch.damaged}
             last = first + len(batch.labels) + len(batch.damaged)

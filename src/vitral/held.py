@@ -4,7 +4,7 @@ To cut, mirror and stack images of 32 pixels one by one took an eighth of a step
 keep a GPU waiting (docs/log.md, 2026-11-26).
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -25,7 +25,8 @@ from vitral.data import (
     seeded,
 )
 from vitral.devices import put
-from vitral.preprocess import Preprocess, open_image
+from vitral.preprocess import Preprocess
+from vitral.workers import Loading
 
 
 def can_be_held(split: Split, preprocess: Preprocess) -> bool:
@@ -45,18 +46,35 @@ class HeldImages:
     split: Split
 
     @classmethod
-    def open(cls, split: Split, preprocess: Preprocess, device: torch.device, workers: int = 0) -> Self:
-        """Reads every image of a split that `can_be_held`; `workers` processes do so."""
+    def open(
+        cls,
+        split: Split,
+        preprocess: Preprocess,
+        device: torch.device,
+        loading: Loading | None = None,
+        on_images: Callable[[int, int], None] = lambda *_: None,
+    ) -> Self:
+        """Reads every image of a split that `can_be_held`.
+
+        Args:
+            split: the images.
+            preprocess: how they are fitted.
+            device: where they are held.
+            loading: how they are read.
+            on_images: told how many are done, of how many.
+        """
         pixels_NHWC = torch.zeros(len(split), *preprocess.img_size, 3, dtype=torch.uint8)
         damaged: dict[int, tuple[str, str]] = {}
         first = 0
-        for batch in evaluation_batches(split, partial(_pixels, preprocess), batch_size=512, workers=workers):
+        batches = evaluation_batches(split, partial(_pixels, preprocess), batch_size=512, loading=loading)
+        for batch in batches:
             reasons = dict(batch.damaged)
             rows = range(first, first + len(batch.labels) + len(reasons))
             damaged |= {row: (name, reasons[name]) for row in rows if (name := split.names[row]) in reasons}
             if sound := [row for row in rows if row not in damaged]:
                 pixels_NHWC[sound] = batch.images
             first = rows.stop
+            on_images(first, len(split))
         labels = torch.tensor(split.labels, dtype=torch.float32 if split.multi_label else torch.int64)
         return cls(pixels_NHWC.to(device), labels.to(device), damaged, preprocess, split)
 
@@ -105,4 +123,4 @@ class HeldImages:
 
 
 def _pixels(preprocess: Preprocess, source: Any) -> Tensor:
-    return torch.from_numpy(np.array(preprocess.fit(open_image(source))))
+    return torch.from_numpy(np.array(preprocess.fit(preprocess.open(source))))

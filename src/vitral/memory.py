@@ -13,10 +13,19 @@ from vitral.errors import VitralError
 # Kernels' own workspace, gradients in flight and fragmentation, on top of what autograd keeps: with it the
 # measured peaks of five runs were 0.9 to 1.4 of the estimate (docs/log.md, 2026-11-25).
 _MARGIN = 1.5
+# Of so many times the images there is room for any batch that one might want.
+_PLENTY = 4
 
 ADVICE = (
-    "set accumulate=2 or more (the same step, computed in parts) or checkpoint_layers=true (a third slower), "
+    "set accumulate=2 or more (the same step, computed in parts) or checkpoint_layers=true (a third more "
+    "to compute), "
     "with --resume too; or begin again with a smaller batch_size, img_size or model"
+)
+
+
+_ADVICE_ON_WEIGHTS = (
+    "the weights, their average, gradients and the optimizer's state alone take more; take a smaller model "
+    "or, of one that is trained, its head alone (trained=head) or adapters (trained=lora)"
 )
 
 
@@ -44,11 +53,15 @@ class MemoryNeed:
 
     def __str__(self) -> str:
         needed, free = (f"{value / 2**30:,.2f}" for value in (self.total, self.available))
-        line = (
-            f"memory: about {needed} of {free} GiB free; {self.images:,} images at a time "
-            f"({self.per_image / 2**20:,.1f} MiB each), room for {self.most_images:,}"
+        line = f"memory: about {needed} of {free} GiB free; {self.images:,} images at a time"
+        if self.most_images >= _PLENTY * self.images:
+            return line
+        line += f", room for {self.most_images:,}"
+        if self.fits:
+            return line
+        return (
+            f"{line}. That may be too much: {ADVICE if self.fixed < self.available else _ADVICE_ON_WEIGHTS}"
         )
-        return line if self.fits else f"{line}. That is too much: {ADVICE}"
 
 
 def memory_need(model: nn.Module, images_at_a_time: int, placement: Placement) -> MemoryNeed:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,9 +12,18 @@ import torch
 from torch import Tensor
 
 from vitral.errors import VitralError
+from vitral.mistakes import Mistakes
 
 THRESHOLD = 0.5  # a class counts as predicted where its probability is above it
 _LEAST_LOG = -100.0  # as torch's binary_cross_entropy bounds the logarithm of what float32 rounds to 0
+
+
+def distinct(classes: Iterable[str]) -> list[str]:
+    """The names for a result by name; of two cranes, as ImageNet has, the second says its number."""
+    found: dict[str, None] = {}
+    for place, name in enumerate(classes):
+        found[name if name not in found else f"{name} (class {place})"] = None
+    return list(found)
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class MultiLabelEvaluation:
     exact_match: float  # share of the images whose classes are all right and complete
     loss: float  # mean binary cross-entropy over images and classes, nats
     per_class: dict[str, MultiLabelClassResult]
+    mistakes: Mistakes | None = field(default=None, repr=False, compare=False)  # if they were asked for
 
     @classmethod
     def of(cls, outcomes: MultiLabelOutcomes, classes: Iterable[str]) -> Self:
@@ -85,7 +95,7 @@ class MultiLabelEvaluation:
             loss=float(outcomes.losses.mean()),
             per_class={
                 name: MultiLabelClassResult(int(count), precision)
-                for name, count, precision in zip(classes, counts, precisions, strict=True)
+                for name, count, precision in zip(distinct(classes), counts, precisions, strict=True)
             },
         )
 
@@ -109,4 +119,7 @@ class MultiLabelEvaluation:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        del values["mistakes"]
+        return {**values, "per_class": {name: vars(result) for name, result in self.per_class.items()}}

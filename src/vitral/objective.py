@@ -100,7 +100,8 @@ class Teacher:
             )
         self.classifier = classifier
         device = classifier.placement.device
-        self.columns = torch.tensor([classifier.labels.index(label) for label in labels], device=device)
+        places = {label: place for place, label in reversed(list(enumerate(classifier.labels)))}
+        self.columns = torch.tensor([places[label] for label in labels], device=device)
         wanted = classifier.preprocess
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (seen.mean, seen.std))
         own_mean, own_std = (

@@ -93,6 +93,11 @@ class Joint:
         for part in self.parts:
             part.zero_grad()
 
+    def forget(self) -> None:
+        """Begins anew: moments and momentum of the steps so far are dropped."""
+        for part in self.parts:
+            part.state.clear()
+
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}
 

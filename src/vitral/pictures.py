@@ -1,40 +1,71 @@
 """Pictures for people: images with what the model said of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-_TILE, _CAPTION, _GAP = 84, 34, 10
+_CAPTION, _GAP = 34, 10
 _RIGHT, _WRONG, _PAPER, _INK = "#1b7f4b", "#c22f2f", "#faf8f3", "#33302a"
 
 
 def prediction_sheet(
     title: str,
-    images: Sequence[Image.Image],
+    images: Iterable[Image.Image],
     predictions: Sequence[tuple[str, float]],
     truths: Sequence[str],
     columns: int = 10,
+    tile: int = 84,
 ) -> Image.Image:
-    """A grid of images, each with the label it was given, its probability and, if wrong, the true one."""
-    rows = -(-len(images) // columns)
-    cell_h, header = _TILE + _CAPTION + _GAP, 44
-    sheet = Image.new("RGB", (columns * (_TILE + _GAP) + _GAP, rows * cell_h + header + _GAP), _PAPER)
+    """A grid of images, each with the label it was given, its probability and, if wrong, the true one.
+
+    Args:
+        title: over the grid.
+        images: taken one at a time; each is drawn whole.
+        predictions: label and probability of each.
+        truths: the label of each.
+        columns: images in a row.
+        tile: pixels of an image's longer side.
+    """
+    rows = -(-len(predictions) // columns)
+    cell, header = tile + _CAPTION + _GAP, 44
+    sheet = Image.new("RGB", (columns * (tile + _GAP) + _GAP, rows * cell + header + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, 12), title, _INK, font=ImageFont.load_default(18))
+    _write(draw, (_GAP, 12), title, _INK, 18, sheet.width - 2 * _GAP)
     for index, (image, (label, probability), truth) in enumerate(
         zip(images, predictions, truths, strict=True)
     ):
-        left = _GAP + index % columns * (_TILE + _GAP)
-        top = header + index // columns * cell_h
+        left, top = _GAP + index % columns * (tile + _GAP), header + index // columns * cell
         colour = _RIGHT if label == truth else _WRONG
-        sheet.paste(image.convert("RGB").resize((_TILE, _TILE), Image.Resampling.NEAREST), (left, top))
-        draw.rectangle((left - 2, top - 2, left + _TILE + 1, top + _TILE + 1), outline=colour, width=2)
-        draw.text(
-            (left, top + _TILE + 3),
-            f"{label}   {probability:.0%}",
-            colour,
-            ImageFont.load_default(14),
-        )
+        sheet.paste(_fitted(image, tile), (left, top))
+        draw.rectangle((left - 2, top - 2, left + tile + 1, top + tile + 1), outline=colour, width=2)
+        _write(draw, (left, top + tile + 3), label, colour, 14, tile, f"   {probability:.0%}")
         if label != truth:
-            draw.text((left, top + _TILE + 18), f"is {truth}", _INK, ImageFont.load_default(12))
+            _write(draw, (left, top + tile + 18), f"is {truth}", _INK, 12, tile)
     return sheet
+
+
+def _fitted(image: Image.Image, tile: int) -> Image.Image:
+    """The whole image in a square; the pixels of a small one stay squares."""
+    small = max(image.size) <= tile
+    how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+    return ImageOps.pad(image.convert("RGB"), (tile, tile), how, color=_PAPER)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    colour: str,
+    size: int,
+    width: int,
+    ending: str = "",
+) -> None:
+    """One line, shortened until it and its ending fit the width."""
+    font = ImageFont.load_default(size)
+    # A newline would run into the next caption.
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    shortened = shown
+    while shortened and font.getlength(shortened + ending) > width:
+        shown = shown[: min(len(shown) - 1, width)]
+        shortened = f"{shown}..." if shown else ""
+    draw.text(place, shortened + ending, colour, font)

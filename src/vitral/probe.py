@@ -6,9 +6,12 @@ on others.
 """
 
 import copy
+import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +23,25 @@ from torch.nn import functional as F
 from vitral.calibrate import calibrate
 from vitral.checkpoints import Checkpoint, save_checkpoint
 from vitral.classifier import Classifier
-from vitral.data import DamageCount, ImageData, Split, few_shot, fingerprint, open_data, sample
+from vitral.config import check
+from vitral.data import DamageCount, ImageData, Split, few_shot, fingerprint, in_turns, open_data, sample
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, Outcomes
 from vitral.features import PooledFeatures, cache_folder, extract, poolings
 from vitral.model import Pooling, VisionTransformer
+from vitral.ranges import Images, Layer, Seed, Whole, Workers
+from vitral.workers import Loading, worker_count
 
 # Of half the squared weights of standardized features, beside the mean cross-entropy.
 PENALTIES = tuple(10.0 ** (step / 2) for step in range(-8, 3))
 NEIGHBOURS = (10, 20)
 _VOTE_TEMPERATURE = 0.07  # DINO's (arXiv:2104.14294, appendix F.1; Wu et al., arXiv:1805.01978, §3.4)
+_INSTEAD = "train a head on it instead: vitral train DATA --out RUN model=MODEL trained=head"
 _FOLDS = 5
 _ENOUGH_HELD_OUT = 500  # images; with as many in one fold, the other folds say nothing new
 _FIT_STEPS = 1000
+# Of the time for a head's start; the rest is for fitting.
+_LOOKING_SHARE = 0.75
 _CHUNK = 1024  # queries at a time, for their similarities to all labelled images
 
 
@@ -41,17 +50,15 @@ class ProbeOptions:
     """What to probe, and on how much."""
 
     features: Pooling | None = None  # None: as the field does with such a model (`usual_features`)
-    layers: tuple[int, ...] = (-1,)  # the better of these is taken
-    per_class: int | None = None  # labelled images of each class; None: all
-    limit: int | None = None  # images of any split at most, even over classes; with per_class, of the judge
-    seed: int = 0  # of what is held out and drawn
-    max_damaged: float = 0.01  # share of unreadable images past which to give up
+    layers: tuple[Layer, ...] = (-1,)  # the better of these is taken
+    per_class: Images | None = None  # labelled images of each class; None: all
+    limit: Images | None = None  # of any split at most, even over classes; with per_class, of the judge
+    seed: Seed = 0  # of what is held out and drawn
+    max_damaged: Whole = 0.01  # share of unreadable images past which to give up
+    workers: Workers | None = None  # processes that load images; None: as many as the machine suits
 
     def __post_init__(self) -> None:
-        for name in ("per_class", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise VitralError(f"{name}={value}: it is a number of images, 1 at least")
+        check(self)
         if not self.layers:
             raise VitralError("no layer is named; -1 is the last")
 
@@ -90,7 +97,8 @@ class ProbeResult:
     neighbours: NeighboursResult
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        linear = {**vars(self.linear), "evaluation": self.linear.evaluation.to_dict()}
+        return {**vars(self), "linear": linear, "neighbours": vars(self.neighbours)}
 
 
 def probe(
@@ -123,24 +131,20 @@ def probe(
         _check_features(model, kind, options.layers)
     if out is not None:
         _refuse_unwritable(out, model, kinds[0], options.layers)
-    data = open_data(source, seed=options.seed)
-    if data.multi_label:
-        raise VitralError(
-            f"a probe takes one class an image, and {source} has lists of labels; train a head on it "
-            "instead: vitral train DATA --out RUN model=MODEL trained=head"
-        )
+    data = _open(source, options.seed, warn)
     judged_name, parts = _parts(data, options)
     damage = DamageCount(sum(map(len, parts)), options.max_damaged, warn)
-    folder = cache_folder(cache)
+    folder, loading = cache_folder(cache), Loading(worker_count(options.workers), warn)
+    how: dict[str, Any] = {"damage": damage, "on_images": on_images, "loading": loading}
 
     def features_of(split: Split) -> PooledFeatures:
-        found = extract(classifier, split, options.layers, folder, damage=damage, on_images=on_images)
+        found = extract(classifier, split, options.layers, folder, **how)
         if found.cached:
             warn(f"the features of {found.cached:,} of {len(split):,} images were in {folder}")
         return found
 
-    labelled = _Labelled([features_of(split) for split in parts[:-1]], data.classes, options.seed)
-    linear, head = _fit_linear(labelled, kinds[0], options.layers)
+    labelled = _Labelled([*map(features_of, parts[:-1])], data.classes, options.seed)
+    linear, head = _fit_linear(labelled, kinds[0], options.layers, _LINEAR)
     neighbours = _choose(labelled, kinds[1], options.layers, _NEIGHBOURS)
     judged = features_of(parts[-1])
     if out is not None:
@@ -154,16 +158,81 @@ def probe(
     )
 
 
-def fitted_head(classifier: Classifier, split: Split, seed: int) -> tuple["LinearHead", float | None]:
-    """The linear probe of what the model's own head sees, and its accuracy on images held out meanwhile.
+def _open(source: str, seed: int, warn: Callable[[str], None]) -> ImageData:
+    data = open_data(source, seed=seed).told(warn)
+    if data.multi_label:
+        raise VitralError(f"a probe takes one class an image, and {source} has lists of labels; {_INSTEAD}")
+    return data
 
-    Raises:
-        VitralError: if a class has no image that can be read.
+
+@dataclass(frozen=True)
+class HeadStart:
+    """A head fitted to frozen features, for training to begin with."""
+
+    head: "LinearHead"
+    images: int  # that it was fitted to
+    held_out_top1: float | None  # of images held out meanwhile; None: none were
+
+
+def fitted_head(
+    classifier: Classifier,
+    split: Split,
+    seed: int,
+    *,
+    seconds: float | None = None,
+    on_images: Callable[[int, int], None] = lambda *_: None,
+    loading: Loading | None = None,
+) -> HeadStart | None:
+    """The linear probe of what the model's own head sees; None if `seconds` reach for no image of some class.
+
+    Args:
+        classifier: the model; its head plays no part.
+        split: labelled images, one class each. Of those that `seconds` reach for, each class has as many.
+        seed: of their order and of what is held out.
+        seconds: time to spend at most, about. Where it is short, fewer images are looked at and fewer
+            penalties tried. None: all of them.
+        on_images: told how many images are done, of how many.
+        loading: how images are loaded; None: by as many workers as the machine suits.
     """
-    features = extract(classifier, split, (-1,), cache_folder(), damage=DamageCount(len(split), 1.0, _ignore))
+    begun = time.monotonic()
+    end = math.inf if seconds is None else begun + seconds
+    ordered = split.take(in_turns(split, seed))
+    features = extract(
+        classifier,
+        ordered,
+        (-1,),
+        cache_folder(),
+        damage=DamageCount(len(split), 1.0, _ignore),
+        on_images=on_images,
+        loading=loading,
+        until=math.inf if seconds is None else begun + _LOOKING_SHARE * seconds,
+    )
+    if not np.bincount(features.labels, minlength=len(classifier.labels)).all():
+        return None
     labelled = _Labelled([features], classifier.labels, seed)
-    choice, head = _fit_linear(labelled, classifier.model.config.pooling, (-1,))
-    return head, choice.held_out_top1
+    kind = classifier.model.config.pooling
+    choice, head = _fit_linear(labelled, kind, (-1,), _affordable(labelled, kind, end))
+    return HeadStart(head, len(labelled.labels), choice.held_out_top1)
+
+
+def _affordable(labelled: "_Labelled", kind: Pooling, end: float) -> "_Method":
+    """The linear method with the penalties, and over the folds, that can be tried until `end`."""
+    if end == math.inf:
+        return _LINEAR
+    import sklearn.linear_model  # noqa: F401 - its import is not the fit's time
+
+    begun = time.monotonic()
+    LinearHead.fit(labelled.vectors(-1, kind), labelled.labels, labelled.num_classes, _LINEAR.default)
+    now = time.monotonic()
+    fits = int((end - now) / (now - begun)) - 1  # the last is to all images
+    if fits < len(PENALTIES) * len(labelled.folds):
+        labelled.folds = labelled.folds[:1]
+    if fits >= len(PENALTIES):
+        return _LINEAR
+    if fits < 2:
+        return replace(_LINEAR, settings=(_LINEAR.default,))
+    chosen = np.linspace(0, len(PENALTIES) - 1, fits).round().astype(int)
+    return replace(_LINEAR, settings=tuple(PENALTIES[index] for index in chosen))
 
 
 def _ignore(_: str) -> None: ...
@@ -320,7 +389,7 @@ class LinearHead:
         std_D = torch.where(std_D > 1e-6 * (1 + mean_D.abs()), std_D, torch.ones_like(std_D))
         standardized = ((vectors_ND - mean_D) / std_D).numpy()
         model = LogisticRegression(C=1 / (penalty * len(labels_N)), max_iter=_FIT_STEPS)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _blas().limit(limits=1, user_api="blas"):
             # So many steps are near enough: what is held out decides whether the answer is good.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(standardized, labels_N)
@@ -340,9 +409,23 @@ class LinearHead:
         model.head.load_state_dict({"weight": self.weight_LD, "bias": self.bias_L})
 
 
-def _fit_linear(labelled: _Labelled, kind: Pooling, layers: Sequence[int]) -> tuple[_Choice, LinearHead]:
+@cache
+def _blas() -> Any:
+    """The threads of the libraries that scikit-learn's products run on.
+
+    With two of them, beside torch's two, the products of a fit took 9 to 20 times as long (docs/log.md,
+    2026-11-26).
+    """
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def _fit_linear(
+    labelled: _Labelled, kind: Pooling, layers: Sequence[int], method: "_Method"
+) -> tuple[_Choice, LinearHead]:
     """The layer and penalty that did best on held-out images, and the head fitted so to all of them."""
-    choice = _choose(labelled, kind, layers, _LINEAR)
+    choice = _choose(labelled, kind, layers, method)
     vectors_ND = labelled.of(choice)
     return choice, LinearHead.fit(vectors_ND, labelled.labels, labelled.num_classes, choice.setting)
 

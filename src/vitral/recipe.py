@@ -10,18 +10,30 @@ from pydantic import Field
 from vitral.augment import Augmentation, Crop
 from vitral.blocks import height_and_width
 from vitral.checkpoints import Checkpoint, is_checkpoint, load_checkpoint
-from vitral.config import nested, read_toml
+from vitral.config import check, nested, read_toml
 from vitral.data import ImageData, class_counts, image_sizes
 from vitral.devices import Device, Precision, compiles
 from vitral.errors import VitralError
-from vitral.model import Pooling, VisionTransformer
+from vitral.model import Pooling, VisionTransformer, ViTConfig
 from vitral.preprocess import Preprocess
+from vitral.ranges import (
+    Batch,
+    Budget,
+    Count,
+    NotNegative,
+    Part,
+    Pixels,
+    Positive,
+    Seed,
+    Share,
+    Strength,
+    Threads,
+    Whole,
+    Workers,
+)
 from vitral.variants import configure, parse
+from vitral.workers import worker_count
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 OptimizerName = Literal["adamw", "muon", "lion", "sgd", "schedule_free"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 Loss = Literal["cross_entropy", "binary"]  # "binary": each class for itself, for several labels an image
@@ -32,42 +44,50 @@ Trained = Literal["all", "head", "lora"]
 class Recipe:
     """Settings of a run. None means: chosen from the data by `resolve`."""
 
-    model: str | None = None  # a variant's name, or a checkpoint to fine-tune
-    img_size: int | tuple[int, int] | None = None  # pixels, one number or [height, width]
+    # A variant's name, a checkpoint to fine-tune, or "auto": whichever of the candidates, and of a model from
+    # scratch, does best in short trials.
+    model: str | None = None
+    candidates: tuple[str, ...] = ("hf://facebook/dinov2-small",)  # checkpoints that model="auto" tries
+    img_size: Pixels | tuple[Pixels, Pixels] | None = None  # pixels, one number or [height, width]
     pooling: Pooling | None = None  # None: as the variant has it
     dropout: Share = 0.0
     drop_path: Share = 0.0  # stochastic depth of the last layer
-    architecture: dict[str, Any] = field(default_factory=dict)  # other fields of `ViTConfig`
+    # Other fields of `ViTConfig`.
+    architecture: dict[str, Any] = field(default_factory=dict, metadata={"fields_of": ViTConfig})
     whiten: bool | None = None  # begin a new stem with filters that whiten the data's pixels
     # Share of the budget, from its start, over which images grow from half to the whole of the size, as in
     # progressive learning (EfficientNetV2, arXiv:2104.00298, §4).
     small_images: Share | None = None
     # Whether a trained model's new head begins as its linear probe, where each image shows one class.
     probe_head: bool | None = None
-    trained: Trained = "all"  # what learns: everything, a new "head" alone, or "lora" and the head
-    lora_rank: Count = 16  # of "lora" (arXiv:2106.09685)
+    # What learns: everything, a new "head" alone, or "lora" and the head. None: everything, or what trials
+    # find better where the budget is in minutes.
+    trained: Trained | None = None
+    lora_rank: Annotated[int, Field(ge=1, le=4096)] = 16  # of "lora" (arXiv:2106.09685)
 
     # The budget: the first of these that is reached ends the run, and the schedule is laid out for it.
-    epochs: Positive | None = None
+    epochs: Budget | None = None
     steps: Count | None = None
-    minutes: Positive | None = None
+    minutes: Budget | None = None
 
     optimizer: OptimizerName | None = None
     learning_rate: Positive | None = None  # at its peak
-    learning_rate_batch: Count | None = None  # batch that it is meant for; None: for any. Scaled linearly
+    learning_rate_batch: Batch | None = None  # batch that it is meant for; None: for any. Scaled linearly
     schedule: Schedule | None = None
     warmup: Share | None = None  # share of the budget over which the learning rate rises from 0
     decay: Share = 0.2  # share of the budget over which the schedule "wsd" falls at the end
-    final_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the peak rate, at the end
-    weight_decay: NotNegative | None = None  # of weight matrices; biases, norms, tokens, positions have none
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None  # learning rate from layer to layer down
+    final_share: Whole = 0.0  # of the peak rate, at the end
+    weight_decay: Annotated[float, Field(ge=0, le=100)] | None = (
+        None  # of weight matrices; biases, norms, tokens, positions have none
+    )
+    layer_decay: Part | None = None  # learning rate from layer to layer down
     betas: tuple[Share, Share] = (0.9, 0.999)  # of Adam and Lion; SGD's momentum is the first
     muon_momentum: Share = 0.95
-    clip_norm: NotNegative = 1.0  # largest norm of all gradients together; 0: no limit
+    clip_norm: Strength = 1.0  # largest norm of all gradients together; 0: no limit
     ema_decay: Share | None = None  # of the averaged weights: those that are evaluated and kept
 
-    batch_size: Count | None = None
-    accumulate: Count = 1  # parts that a batch is computed in, one after the other, to fit the memory
+    batch_size: Batch | None = None
+    accumulate: Batch = 1  # parts that a batch is computed in, one after the other, to fit the memory
     checkpoint_layers: bool = False  # computes activations twice rather than keep them (arXiv:1604.06174)
 
     loss: Loss | None = None  # None: "binary" for data with several classes an image, else "cross_entropy"
@@ -76,35 +96,44 @@ class Recipe:
     sampling: Literal["shuffled", "balanced"] = "shuffled"  # "balanced": each class is drawn as often
     teacher: str | None = None  # a checkpoint with the same labels, to distil from
     distillation: Literal["hard", "soft"] = "hard"  # its labels or its probabilities (DeiT, arXiv:2012.12877)
-    distillation_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the loss that is the teacher's
-    distillation_temperature: Positive = 3.0  # of "soft"
+    distillation_share: Whole = 0.5  # of the loss that is the teacher's
+    distillation_temperature: Annotated[float, Field(ge=0.01, le=1000)] = 3.0  # of "soft"
 
     crop: Crop | None = None  # "padded", "resized", "simple" or "none"
-    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.35  # smallest part of the area for "resized"
+    crop_scale: Part = 0.35  # smallest part of the area for "resized"
     # Centre kept in evaluation; None: in fine-tuning the checkpoint's, else 0.9 for "resized" and 1.
-    crop_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    crop_fraction: Part | None = None
     flip: bool | None = None
     three_augment: bool = False  # DeiT-III's: grey, solarized or blurred
-    color_jitter: NotNegative = 0.0  # largest change of brightness, contrast and saturation; 0 is off
+    color_jitter: Annotated[float, Field(ge=0, le=10)] = (
+        0.0  # largest change of brightness, contrast and saturation; 0 is off
+    )
     rand_augment: Annotated[float, Field(ge=0, le=30)] | None = None  # magnitude, 30 for level 10; 0 is off
-    rand_augment_ops: Count = 2
-    rand_augment_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # probability of each operation
+    rand_augment_ops: Annotated[int, Field(ge=1, le=20)] = 2
+    rand_augment_share: Part = 1.0  # probability of each operation
     erasing: Share = 0.0  # probability of a rectangle of noise
-    repeats: Count = 1  # times that an image is taken in a row, each time altered anew
-    mixup: NotNegative = 0.0  # alpha; 0 is off
-    cutmix: NotNegative | None = None  # alpha; 0 is off. With both on, each batch takes one by chance
+    repeats: Annotated[int, Field(ge=1, le=1000)] = (
+        1  # times that an image is taken in a row, each time altered anew
+    )
+    mixup: Strength = 0.0  # alpha; 0 is off
+    cutmix: Strength | None = None  # alpha; 0 is off. With both on, each batch takes one by chance
     # Passes over the images after which every batch is mixed; until then the probability grows evenly.
     mix_passes: NotNegative | None = None
 
     val_fraction: Share = 0.2  # held out where the data has no validation split
     max_damaged: Share = 0.01  # share of unreadable images past which the run stops
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     eval_epochs: Count = 1  # passes between evaluations; on a GPU one may take less than a second
     checkpoint_steps: Count | None = None  # between checkpoints to resume from; None: an epoch
-    workers: Annotated[int, Field(ge=0)] | None = None  # processes that load images
+    keep_state: bool = False  # of the optimizer, once the run is finished, to go on with a larger budget
+    workers: Workers | None = None  # processes that load images
+    threads: Threads | None = None  # of the CPU; None: as many as torch takes, and on resume as the run had
     device: Device = "auto"
     precision: Precision = "auto"
     compile: bool | None = None  # torch.compile; None: where it is faster
+
+    def __post_init__(self) -> None:
+        check(self)
 
     @property
     def augmentation(self) -> Augmentation:
@@ -134,8 +163,9 @@ _SCALES = (
 # From scratch so few are learnt by heart: with 900 of CIFAR-10's, RandAugment was worth two points
 # (docs/log.md, 2026-11-26).
 _FEW_IMAGES = 5000
-# Adapters and heads learn at a higher rate than all weights: 75 % rather than 71 (docs/log.md, 2026-11-26).
-_FEWER_WEIGHTS_FASTER = 10
+# Adapters and heads learn at a higher rate than all weights: 75 % at 1.5e-3, 71 at 1.5e-4 (docs/log.md,
+# 2026-11-26).
+_FEWER_WEIGHTS_FASTER = 7.5
 # Packaged recipes: TOML files of settings.
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -170,7 +200,7 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
     if data.multi_label:
         _refuse_one_class_only(recipe, data)
     base = load_checkpoint(recipe.model) if recipe.model and is_checkpoint(recipe.model) else None
-    if recipe.trained != "all" and base is None:
+    if recipe.trained not in (None, "all") and base is None:
         raise VitralError(f"trained={recipe.trained} adapts a trained model; name one with model=CHECKPOINT")
     if recipe.whiten and base is not None:
         raise VitralError(f"whiten=true begins a new stem, and {recipe.model} is trained; leave it out")
@@ -180,8 +210,24 @@ def resolve(recipe: Recipe, data: ImageData, cpu_count: int) -> Recipe:
         resolved = replace(resolved, probe_head=False)
     assert resolved.batch_size is not None
     if resolved.batch_size > len(train):
-        raise VitralError(f"batch_size={resolved.batch_size} is more than the {len(train)} training images")
+        raise VitralError(_batch_too_large(resolved, len(train), choices["batch_size"]))
     return resolved
+
+
+def _batch_too_large(recipe: Recipe, images: int, usual: int) -> str:
+    most = 2 ** (images.bit_length() - 1)
+    usual = min(usual, most)
+    more = f", or {most} at most" if most > usual else ""
+    if recipe.learning_rate_batch is None:
+        rate = f"learning_rate stays {recipe.learning_rate:g} unless you change it"
+    else:
+        rate = (
+            f"learning_rate, {recipe.learning_rate:g} for {recipe.learning_rate_batch:,}, follows by itself"
+        )
+    return (
+        f"batch_size={recipe.batch_size} is more than the {images:,} training images; "
+        f"set batch_size={usual}, as Vitral would here{more}; {rate}"
+    )
 
 
 def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count: int) -> dict[str, Any]:
@@ -194,16 +240,16 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
     choices: dict[str, Any] = {
         **read_toml(RECIPES / ("finetune.toml" if base else "small.toml")),
         "model": model,
+        "trained": "all",
         "img_size": img_size,
         "crop": "padded" if side < 1.5 * smallest else "resized",
         "flip": data.mirror_safe,
         "rand_augment": 9.0 if few and data.mirror_safe else 0.0,
         "loss": "binary" if data.multi_label else "cross_entropy",
         "batch_size": min(int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 64)), len(train)),
-        # On two cores, loading in the training process itself was faster (docs/log.md, 2026-11-22).
-        "workers": 0 if cpu_count <= 2 else min(cpu_count - 1, 8),
+        "workers": worker_count(cores=cpu_count),
     }
-    if recipe.trained != "all":
+    if recipe.trained not in (None, "all"):
         choices["learning_rate"] *= _FEWER_WEIGHTS_FASTER
     if recipe.optimizer is not None and recipe.optimizer != choices["optimizer"]:
         choices |= (_TUNING_WITH if base else _SCRATCH_WITH)[recipe.optimizer]
@@ -284,7 +330,18 @@ def start(recipe: Recipe, classes: tuple[str, ...]) -> Checkpoint:
     except ValueError as error:
         raise VitralError(f"model={recipe.model}: {error}") from error
     margin = recipe.crop_fraction or (0.9 if recipe.crop == "resized" else 1.0)
-    return Checkpoint(model, Preprocess(overrides["img_size"], crop_fraction=margin), classes)
+    preprocess = Preprocess(overrides["img_size"], crop_fraction=margin).for_channels(config.in_channels)
+    return Checkpoint(model, _of_pictures(preprocess), classes)
+
+
+def _of_pictures(preprocess: Preprocess) -> Preprocess:
+    """Raises VitralError for channels that pictures have not."""
+    if preprocess.channels not in (1, 3):
+        raise VitralError(
+            f"a model of {preprocess.channels} channels cannot be trained on pictures, which have 3, or 1 "
+            "where they are grey; leave architecture.in_channels out, or set it to 1"
+        )
+    return preprocess
 
 
 def _start_from(folder: str, overrides: dict[str, Any], classes: tuple[str, ...]) -> Checkpoint:
@@ -292,5 +349,5 @@ def _start_from(folder: str, overrides: dict[str, Any], classes: tuple[str, ...]
     if base.labels != classes:
         base.model.replace_head(len(classes))
     carried = {name: base.metadata[name] for name in ("source", "licence", "origin") if name in base.metadata}
-    about = {"base": folder, **carried}
-    return Checkpoint(base.model.train(), base.preprocess, classes, about, notes=base.notes)
+    preprocess, about = _of_pictures(base.preprocess), {"base": folder, **carried}
+    return Checkpoint(base.model.train(), preprocess, classes, about, notes=base.notes)

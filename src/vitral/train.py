@@ -6,29 +6,28 @@ averages and a step number, and a resumed run ends with the bits of one that was
 """
 
 import copy
-import io
-import json
 import math
 import os
-import shlex
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitral import config
-from vitral.adapt import choose_trained, merged
+from vitral.adapt import choose_trained, merged, put_into
 from vitral.augment import batch_mixer, training_transform
 from vitral.blocks import ConvStem
 from vitral.calibrate import CALIBRATION_IMAGES, Calibration, calibrate
-from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from vitral.checkpoints import Checkpoint, description
 from vitral.classifier import Classifier
+from vitral.contents import Contents
 from vitral.data import (
     Batch,
     DamageCount,
@@ -39,15 +38,17 @@ from vitral.data import (
     evaluation_batches,
     few_shot,
     fingerprint,
+    in_turns,
     sample,
     seeded,
     thinned,
     training_batches,
 )
-from vitral.devices import Placement, compiles, cpu_count
+from vitral.devices import Placement, compiles, computing_threads, cpu_count
 from vitral.errors import VitralError
 from vitral.evaluate import Evaluation, answered, evaluate, evaluate_multi_label
 from vitral.held import HeldImages, can_be_held
+from vitral.loss_watch import LossWatch
 from vitral.memory import MemoryNeed, advice_when_out_of_memory, memory_need
 from vitral.model import VisionTransformer
 from vitral.multilabel import MultiLabelEvaluation
@@ -62,60 +63,44 @@ from vitral.optim import (
 )
 from vitral.preprocess import Preprocess, open_image
 from vitral.probe import fitted_head
-from vitral.process import keep_freed_memory
 from vitral.recipe import Recipe, resolve, start
-from vitral.recipes import RUN_FILE
-from vitral.stopping import StopSignal, stop_signal
+from vitral.run_folder import BUDGET, Record, RunFolder, RunState, Saved, Summary, changed
+from vitral.stopping import Stopped, StopSignal, stop_signal
+from vitral.workers import Loading
 
 EVALUATION_BATCH = 256
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 # Of the images that a stem's first filters are computed from: a patch has 27 numbers for each.
 _WHITENING_PIXELS = 1_000_000
 # To open more takes more than a second.
 _TOLD_IMAGES = 5000
 # For the head of a model that is fine-tuned; a part of an epoch.
 _PROBED_IMAGES = 2000
-# Settings that may change when a run is taken up again, for they do not change what it computes.
-_CHANGEABLE = {
-    "epochs", "steps", "minutes", "checkpoint_steps", "workers", "device", "accumulate", "checkpoint_layers",
-}  # fmt: skip
+# Where the budget is short: shares of it for the head's start, for one evaluation, for all of them; and
+# what they need at least to say something.
+_HEAD_SHARE = 0.15
+_VALIDATION_SHARE = 0.04
+_EVALUATIONS_SHARE = 0.1
+_LEAST_OF_A_CLASS = 10
+_LEAST_VALIDATED = 256
+_FIRST_EVALUATION_BATCH = 64
+# Steps that are no measure of time: models are compiled in them.
+_STARTING_STEPS = 3
+# Of the budget; a model that has learnt nothing by then may learn nothing at all.
+_THIRD = 1 / 3
+# Of the learning rate, where the loss rose.
+_LOWERED = 0.3
 
 
 class Reporter:
     """Told of a run's course; this one says nothing."""
 
     def message(self, text: str) -> None: ...
+    def preparing(self, what: str, done: int, total: int) -> None: ...
     def begin(self, run: "Run") -> None: ...
     def step(self, run: "Run") -> None: ...
     def epoch(self, run: "Run", evaluation: Evaluation | MultiLabelEvaluation) -> None: ...
     def end(self) -> None: ...
-
-
-@dataclass
-class RunState:
-    """Where a run stands; with the tensors beside it, all that a resume needs."""
-
-    step: int = 0
-    seconds: float = 0.0  # spent so far, earlier sessions included
-    best_top1: float = -1.0  # the score; of multi-label data, the mean average precision
-    best_merit: float = -1.0  # what chose it
-    best_loss: float = float("inf")  # decides between equal accuracies
-    best_step: int = 0
-    data: str = ""  # fingerprint of the training images
-
-
-@dataclass(frozen=True)
-class Summary:
-    """How a run ended."""
-
-    finished: bool  # False: stopped by a signal, and ready to resume
-    steps: int
-    epochs: float
-    seconds: float
-    best_step: int
-    val_top1: float | None  # None: multi-label
-    test: dict[str, Any] | None  # the evaluation of the test split, if there is one
-    calibration: dict[str, Any] | None = None  # `Calibration`, on the validation images; None: too few
-    val_mean_average_precision: float | None = None  # of multi-label data
 
 
 @dataclass
@@ -133,6 +118,7 @@ class Run:
 
     def __post_init__(self) -> None:
         assert self.recipe.batch_size is not None
+        self.files = RunFolder(self.folder)
         labels = self.checkpoint.labels
         self.model: VisionTransformer = self.placement.place(self.checkpoint.model).train()
         choose_trained(self.model, self.recipe)
@@ -151,7 +137,11 @@ class Run:
             sum(map(len, self.data.splits.values())), self.recipe.max_damaged, self.reporter.message
         )
         self.recent = RunningMean()
+        self.loss_watch = LossWatch(self.steps_per_epoch, self.placement.device)
+        self.evaluation_seconds, self.evaluated_at = 0.0, 0.0
+        self.told_of_chance = False
         self._held: dict[str, HeldImages] = {}
+        self.loading = Loading(self.recipe.workers or 0, self.reporter.message)
         self._resumed_at, self._earlier_seconds = time.monotonic(), self.state.seconds
 
     def _forward(self) -> Callable[[Tensor], list[Tensor]]:
@@ -181,16 +171,17 @@ class Run:
         assert self.recipe.batch_size is not None
         return math.ceil(self.recipe.batch_size / self.recipe.accumulate)
 
-    def held(self, name: str) -> HeldImages | None:
+    def held(self, name: str, stop: StopSignal | None = None) -> HeldImages | None:
         """The images of a split in memory, opened when first asked for; None if they are large or many."""
-        split, preprocess = self.data.split(name), self.checkpoint.preprocess
+        preprocess = self.checkpoint.preprocess
+        split = self.validation if name == "val" else self.data.split(name)
         if not can_be_held(split, preprocess):
             return None
         if name not in self._held:
             if len(split) > _TOLD_IMAGES:
                 self.reporter.message(f"opening {len(split):,} images")
-            device, workers = self.placement.device, self.recipe.workers or 0
-            self._held[name] = HeldImages.open(split, preprocess, device, workers)
+            loading, opening = replace(self.loading, stop=stop), partial(self.reporter.preparing, "opening")
+            self._held[name] = HeldImages.open(split, preprocess, self.placement.device, loading, opening)
         return self._held[name]
 
     def parts(self, tensor_B: Tensor) -> tuple[Tensor, ...]:
@@ -235,11 +226,51 @@ class Run:
         if self.total_steps:
             shares.append(self.state.step / self.total_steps)
         if self.recipe.minutes:
-            shares.append(self.state.seconds / (60 * self.recipe.minutes))
+            start = self.state.start_seconds
+            shares.append((self.state.seconds - start) / max(60 * self.recipe.minutes - start, 1e-9))
         return min(max(shares), 1.0)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of this step."""
+        return self.state.rate_share * learning_rate_at(self.progress, self.recipe)
+
+    @property
+    def is_tuning(self) -> bool:
+        """Whether the run begins from trained weights."""
+        return "base" in self.checkpoint.metadata
+
+    @property
+    def validation(self) -> Split:
+        """The images that evaluations look at; where time is the budget, as many as it allows.
+
+        In turns of the classes then, so that any first part is even over them.
+        """
+        split = self.data.split("val")
+        if not self.recipe.minutes:
+            return split
+        if split.multi_label:
+            order = np.random.default_rng(self.recipe.seed).permutation(len(split))
+        else:
+            order = in_turns(split, self.recipe.seed)
+        return split.take(order[: self.state.val_images or None])
+
+    def spend(self, seconds: float) -> None:
+        """Counts time that was spent on the run before it began."""
+        self._earlier_seconds += seconds
+        self.tick()
 
     def tick(self) -> None:
         self.state.seconds = self._earlier_seconds + time.monotonic() - self._resumed_at
+        if self.state.step <= _STARTING_STEPS:  # compiling, where there is any
+            self.state.start_seconds = min(self.state.seconds, 30 * (self.recipe.minutes or 0))
+
+    def watch(self, loss: Tensor) -> None:
+        """Takes a step's loss, where it means the same from step to step."""
+        recipe = self.recipe
+        grows = recipe.mix_passes or recipe.small_images
+        if self.is_tuning and not grows and recipe.optimizer != "schedule_free":
+            self.loss_watch.add(loss)
 
 
 # --- The run -------------------------------------------------------------------------------------
@@ -252,6 +283,7 @@ def train(
     *,
     resume: bool = False,
     reporter: Reporter | None = None,
+    spent: float = 0.0,
 ) -> Summary:
     """Trains `recipe` on `data` into `folder`.
 
@@ -261,55 +293,125 @@ def train(
         recipe: settings; those that are None are chosen from the data.
         resume: go on with the run in `folder`, with the recipe that it began with.
         reporter: told of the run's course.
+        spent: seconds of a new run's budget that are gone already.
 
     Raises:
         VitralError: if the settings, the data or the folder cannot be used, the loss is lost, or
             torchrun started several processes.
     """
     _refuse_several_processes()
-    keep_freed_memory()
-    run = _open_run(data, folder, recipe, reporter or Reporter(), resume=resume)
-    if resume and run.progress >= 1:
-        raise VitralError(f"{folder} is finished; name a larger budget to go on, for example epochs=")
-    with _deterministic(), stop_signal() as stop, advice_when_out_of_memory(run.images_at_a_time):
-        run.memory = memory_need(run.model, run.images_at_a_time, run.placement)
+    if "val" not in data.splits:
+        raise VitralError(f"{data.source} has no validation images; give a val folder, or val_fraction=0.2")
+    reporter = reporter or Reporter()
+    files = RunFolder(folder, reporter.message)
+    with _deterministic(), stop_signal() as stop, files.claimed():
+        if not resume:
+            files.refuse_to_begin(data, recipe)
+            with computing_threads(recipe.threads or torch.get_num_threads()):
+                run = _begun(data, files, recipe, reporter)
+                run.spend(spent)
+                return _withdrawn_if_refused(run, stop)
+        saved_recipe = files.recipe()
+        recipe = changed(saved_recipe, recipe)
+        with computing_threads(_threads(recipe, files)):
+            run = _resumed(data, files, recipe, saved_recipe, reporter)
+            return _carry_out(run, stop)
+
+
+def _carry_out(run: Run, stop: StopSignal) -> Summary:
+    with advice_when_out_of_memory(run.images_at_a_time):
         run.reporter.begin(run)
         for note in run.checkpoint.notes:
             run.reporter.message(note)
         try:
-            if run.recipe.probe_head and not run.state.step:
-                _probe_head(run)
-            finished = _loop(run, stop)
+            _start(run, stop)
+            spent = run.progress >= 1 or _loop(run, stop)
+        except Stopped:  # before the first step, or while a batch was waited for
+            spent = False
+            run.tick()
+            save(run)
         finally:
             run.reporter.end()
-    return _conclude(run, finished=finished)
+            run.files.note_damaged(run.damage.reasons)
+        summary = _conclude(run, stop) if spent else _summary(run)
+        return replace(summary, stopped_by=stop.number)
 
 
-def _probe_head(run: Run) -> None:
+# --- The start -----------------------------------------------------------------------------------
+
+
+def _start(run: Run, stop: StopSignal) -> None:
+    """What comes before the first step of tuning: a head, and how well it does. Raises Stopped."""
+    if run.state.step or not run.is_tuning:
+        return
+    with stop.raises():
+        if run.recipe.probe_head:
+            _start_head(run)
+        _judge_start(run)
+    run.tick()
+
+
+def _start_head(run: Run) -> None:
     """A drawn head's first gradients spoil what the layers below have learnt (arXiv:2202.10054, §3)."""
-    images = few_shot(
-        run.data.split("train"), max(_PROBED_IMAGES // len(run.data.classes), 1), run.recipe.seed
-    )
+    train, minutes = run.data.split("train"), run.recipe.minutes
+    # Not the run's own seed, whose first epoch takes images in the same order: those that the head knows
+    # would come first, and the loss would seem to rise after them.
+    seed = run.recipe.seed + 1
+    images = few_shot(train, max(_head_images(run) // len(run.data.classes), 1), seed)
     classifier = Classifier(run.model, run.checkpoint.preprocess, run.data.classes, run.placement)
-    head, held_out_top1 = fitted_head(classifier, images, run.recipe.seed)
-    for model in (run.model.train(), run.average):
-        head.put_into(model)
-    judged = f", right on {held_out_top1:.1%} of those held out" if held_out_top1 is not None else ""
-    run.reporter.message(f"the head begins as a linear probe of {len(images):,} images{judged}")
+    found = fitted_head(
+        classifier,
+        images,
+        seed,
+        seconds=60 * minutes * _HEAD_SHARE if minutes else None,
+        on_images=lambda done, total: run.reporter.preparing("the head's start", done, total),
+        loading=run.loading,
+    )
+    run.model.train()
+    if found is None:
+        run.reporter.message("no time for the head to begin as a linear probe: it begins at random")
+        return
+    for model in (run.model, run.average):
+        found.head.put_into(model)
+    judged = f", right on {found.held_out_top1:.1%} of those held out" if found.held_out_top1 else ""
+    run.reporter.message(f"the head begins as a linear probe of {found.images:,} images{judged}")
+
+
+def _head_images(run: Run) -> int:
+    """How many images a head may begin with: a step looks at an image three times as long."""
+    if run.total_steps is None:
+        return _PROBED_IMAGES
+    affordable = round(3 * _HEAD_SHARE * run.total_steps * (run.recipe.batch_size or 0))
+    return min(_PROBED_IMAGES, max(affordable, _LEAST_OF_A_CLASS * len(run.data.classes)))
+
+
+def _judge_start(run: Run) -> None:
+    """The start is the first candidate for the best weights, so that no run ends with worse."""
+    evaluation = _evaluate_split(run, "val")
+    _keep_if_best(run, evaluation)
+    run.files.add_metrics(_metrics(run, evaluation))
+    run.reporter.message(
+        f"before the first step: val loss {evaluation.loss:.3f} "
+        f"{evaluation.score_name} {evaluation.score:.1%}"
+    )
+
+
+# --- Steps ---------------------------------------------------------------------------------------
 
 
 def _loop(run: Run, stop: StopSignal) -> bool:
     """Steps until the budget is spent (True) or a signal comes (False)."""
-    with closing(_training_batches(run)) as batches:
+    with closing(_training_batches(run, stop)) as batches:
         for batch in batches:
             run.damage.add(batch)
             if len(batch.labels):
-                step(run, batch)
+                run.watch(step(run, batch))
             run.state.step += 1
             run.tick()
             run.reporter.step(run)
             done = run.progress >= 1
-            if done or run.state.step % run.steps_between_evaluations == 0:
+            _mind_the_loss(run)
+            if done or _evaluation_is_due(run):
                 _finish_epoch(run)
             if done or stop.requested or _checkpoint_is_due(run):
                 save(run)
@@ -318,8 +420,12 @@ def _loop(run: Run, stop: StopSignal) -> bool:
     raise AssertionError("training batches never end")
 
 
-def step(run: Run, batch: Batch) -> None:
-    """One update: forward, loss, backward for each part of the batch; clip, optimizer, averaged weights."""
+def step(run: Run, batch: Batch) -> Tensor:
+    """One update: forward, loss, backward for each part of the batch; clip, optimizer, averaged weights.
+
+    Gives the mean loss of the batch, on the device.
+    """
+    mean_loss = torch.zeros((), device=run.placement.device)
     with seeded(run.recipe.seed, run.state.step, device=run.placement.device):
         images_BCHW = run.sized(run.placement.put(batch.images))
         images_BCHW, targets_BL = run.mixed(images_BCHW, run.placement.put(batch.labels))
@@ -327,14 +433,17 @@ def step(run: Run, batch: Batch) -> None:
             with run.placement.autocast():
                 heads = run.forward(images_PCHW)
             loss = run.objective(heads, targets_PL, images_PCHW)
-            (loss * (len(images_PCHW) / len(images_BCHW))).backward()
+            share = len(images_PCHW) / len(images_BCHW)
+            (loss * share).backward()
+            mean_loss += share * loss.detach()
             run.recent.add(loss.detach(), _hits(run, heads[0], targets_PL), len(targets_PL))
     if run.recipe.clip_norm:
         nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
-    set_learning_rate(run.optimizer, learning_rate_at(run.progress, run.recipe))
+    set_learning_rate(run.optimizer, run.learning_rate)
     run.optimizer.step()
     run.optimizer.zero_grad()
     update_average(run)
+    return mean_loss
 
 
 def _hits(run: Run, logits_PL: Tensor, targets_PL: Tensor) -> Tensor:
@@ -348,92 +457,189 @@ def _hits(run: Run, logits_PL: Tensor, targets_PL: Tensor) -> Tensor:
     return (likeliest_P == targets_PL.argmax(1)).sum()
 
 
+def _evaluation_is_due(run: Run) -> bool:
+    """At the end of an epoch; where time is the budget, evaluations take a tenth of it at most."""
+    if run.state.step % run.steps_between_evaluations:
+        return False
+    since = run.state.seconds - run.evaluated_at
+    return not run.recipe.minutes or since >= run.evaluation_seconds / _EVALUATIONS_SHARE
+
+
 def _finish_epoch(run: Run) -> None:
     """Evaluates the averaged weights and keeps them if they are the best so far."""
     _refuse_lost(run)
     _take_optimizers_average(run)
     evaluation = _evaluate_split(run, "val")
+    _keep_if_best(run, evaluation)
+    run.files.add_metrics(_metrics(run, evaluation))
+    run.reporter.epoch(run, evaluation)
+    run.recent = RunningMean()
+    if isinstance(evaluation, Evaluation):
+        _tell_if_at_chance(run, evaluation)
+
+
+def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
+    """Once, after a third of the budget: whoever always names the commonest class does as well."""
+    if run.told_of_chance or run.progress < _THIRD:
+        return
+    run.told_of_chance = True
+    chance = max(result.n for result in evaluation.per_class.values()) / evaluation.n
+    noise = math.sqrt(chance * (1 - chance) / evaluation.n)
+    if evaluation.top1 <= chance + 2 * noise:
+        run.reporter.message(
+            f"after {run.progress:.0%} of the budget the model is no better than chance ({chance:.1%}): "
+            f"see that the labels fit the images, lower learning_rate (now {run.recipe.learning_rate:g}), "
+            "or begin with a published model (model=auto)"
+        )
+
+
+def _keep_if_best(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
     if (evaluation.merit, -evaluation.loss) > (run.state.best_merit, -run.state.best_loss):
         run.state.best_top1, run.state.best_loss = evaluation.score, evaluation.loss
         run.state.best_merit = evaluation.merit
         run.state.best_step = run.state.step
-        save_checkpoint(run.folder, _averaged_checkpoint(run))
-    _append_metrics(run, evaluation)
-    run.reporter.epoch(run, evaluation)
-    run.recent = RunningMean()
+        run.files.save_best(_averaged_checkpoint(run))
+
+
+def _mind_the_loss(run: Run) -> None:
+    """Lowers the rate of a run from trained weights whose loss rises, and goes back to the best weights."""
+    watch = run.loss_watch
+    if not watch.is_full or not watch.rose():
+        return
+    assert watch.lowest is not None
+    assert watch.latest is not None
+    if run.progress < (run.recipe.warmup or 0) or run.state.best_merit < 0:
+        return
+    run.state.rate_share *= _LOWERED
+    best = run.files.best().model.to(run.placement.device)
+    for model in (run.model, run.average):
+        put_into(model, best)
+    run.optimizer.forget()
+    run.reporter.message(
+        f"the loss rose from {watch.lowest.mean:.2f} to {watch.latest.mean:.2f} in {watch.window} steps: "
+        f"back to the weights of step {run.state.best_step}, at {run.state.rate_share:.2g} of the rate"
+    )
 
 
 def _refuse_lost(run: Run) -> None:
     """Raises VitralError if the loss is no number any more."""
     if not math.isfinite(run.recent.loss):
+        rounded = run.placement.precision != torch.float32
         raise VitralError(
             f"the loss is {run.recent.loss} after step {run.state.step}; lower learning_rate "
-            f"(it is {run.recipe.learning_rate}) or set precision=float32, and start again"
+            f"(it is {run.recipe.learning_rate})"
+            f"{' or set precision=float32' if rounded else ''}, and start again"
         )
 
 
-def _conclude(run: Run, *, finished: bool) -> Summary:
-    test = calibration = None
-    if finished:
-        best = load_checkpoint(run.folder)
+def _conclude(run: Run, stop: StopSignal) -> Summary:
+    """What follows the last step; taken up again by a resume if it is stopped or killed."""
+
+    def on_batch(batch: Batch) -> None:
+        run.damage.add(batch)
+        stop.check()
+
+    try:
+        if run.state.best_merit < 0:  # it was lost
+            _keep_if_best(run, _evaluate_split(run, "val", on_batch=on_batch))
+        best = run.files.best()
         run.average = run.placement.place(best.model).eval()
-        calibration = _calibrate(run)
+        calibration = _calibrate(run, on_batch)
         temperature = calibration.temperature if calibration else 1.0
-        save_checkpoint(run.folder, replace(best, temperature=temperature))
+        run.files.save_best(replace(best, temperature=temperature))
+        test = None
         if "test" in run.data.splits:
             # The one look at the test split, with the weights and the temperature that validation chose.
-            test = _evaluate_split(run, "test", temperature).to_dict()
-    summary = Summary(
-        finished,
-        run.state.step,
-        run.epoch,
-        run.state.seconds,
-        run.state.best_step,
-        None if run.data.multi_label else run.state.best_top1,
-        test,
-        asdict(calibration) if calibration else None,
-        run.state.best_top1 if run.data.multi_label else None,
+            test = _evaluate_split(run, "test", temperature, on_batch).to_dict()
+    except Stopped:
+        return _summary(run)
+    summary = replace(
+        _summary(run), finished=True, test=test, calibration=asdict(calibration) if calibration else None
     )
-    if finished:
-        content = json.dumps(asdict(summary), indent=1) + "\n"
-        write_atomically(run.folder / "summary.json", content.encode())
+    run.files.conclude(summary)
+    if not run.recipe.keep_state:
+        run.files.drop_tensors(_saved(run, {}))
     return summary
 
 
-def _evaluate_split(run: Run, name: str, temperature: float = 1.0) -> Evaluation | MultiLabelEvaluation:
-    # The test images are looked at once.
-    held = run.held(name) if name == "val" else None
-    if held:
-        batches = held.evaluation_batches(EVALUATION_BATCH)
-    else:
-        batches = _evaluation_batches(run, run.data.split(name))
-    if run.data.multi_label:
-        return evaluate_multi_label(run.average, batches, run.data.classes, run.placement, run.damage.add)
-    return evaluate(
-        run.average, batches, run.data.classes, run.placement, run.damage.add, temperature=temperature
+def _summary(run: Run) -> Summary:
+    """Of a run that is not finished."""
+    state, score = run.state, run.state.best_top1
+    return Summary(
+        finished=False,
+        steps=state.step,
+        epochs=run.epoch,
+        seconds=state.seconds,
+        best_step=state.best_step,
+        val_top1=None if run.data.multi_label else score,
+        test=None,
+        val_mean_average_precision=score if run.data.multi_label else None,
     )
 
 
-def _calibrate(run: Run) -> Calibration | None:
+def _evaluate_split(
+    run: Run, name: str, temperature: float = 1.0, on_batch: Callable[[Batch], None] | None = None
+) -> Evaluation | MultiLabelEvaluation:
+    on_batch = on_batch or run.damage.add
+    # The test images are looked at once.
+    held = run.held(name) if name == "val" else None
+    limited = name == "val" and run.recipe.minutes and not run.state.val_images
+    size = _FIRST_EVALUATION_BATCH if limited else EVALUATION_BATCH
+    if held:
+        batches = held.evaluation_batches(size)
+    else:
+        batches = _evaluation_batches(run, run.validation if name == "val" else run.data.split(name), size)
+    if limited:
+        batches = _while_time_allows(run, batches)
+    begun = time.monotonic()
+    if run.data.multi_label:
+        evaluation = evaluate_multi_label(run.average, batches, run.data.classes, run.placement, on_batch)
+    else:
+        evaluation = evaluate(
+            run.average, batches, run.data.classes, run.placement, on_batch, temperature=temperature
+        )
+    run.tick()
+    run.evaluation_seconds, run.evaluated_at = time.monotonic() - begun, run.state.seconds
+    return evaluation
+
+
+def _while_time_allows(run: Run, batches: Generator[Batch]) -> Generator[Batch]:
+    """The first of the batches: as many as a share of the budget takes. Later evaluations take as many."""
+    total, done = len(run.validation), 0
+    end = time.monotonic() + 60 * (run.recipe.minutes or 0) * _VALIDATION_SHARE
+    with closing(batches):
+        for batch in batches:
+            yield batch
+            done += len(batch.labels) + len(batch.damaged)
+            run.reporter.preparing("validating", done, total)
+            if time.monotonic() > end and done >= min(_LEAST_VALIDATED, total):
+                break
+    run.state.val_images = done
+    if done < total:
+        run.reporter.message(f"time for {done:,} of the {total:,} validation images")
+
+
+def _calibrate(run: Run, on_batch: Callable[[Batch], None]) -> Calibration | None:
     """Of the averaged weights, on the validation images; for softmax's probabilities only."""
     if run.data.multi_label:
         return None
-    images = sample(run.data.split("val"), CALIBRATION_IMAGES, run.recipe.seed)
-    answers = answered(run.average, _evaluation_batches(run, images), run.placement, run.damage.add)
+    images = sample(run.validation, CALIBRATION_IMAGES, run.recipe.seed)
+    answers = answered(run.average, _evaluation_batches(run, images), run.placement, on_batch)
     return calibrate(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
 
 
-def _evaluation_batches(run: Run, split: Split) -> Generator[Batch]:
-    return evaluation_batches(
-        split, run.checkpoint.preprocess, batch_size=EVALUATION_BATCH, workers=run.recipe.workers or 0
-    )
+def _evaluation_batches(run: Run, split: Split, size: int = EVALUATION_BATCH) -> Generator[Batch]:
+    return evaluation_batches(split, run.checkpoint.preprocess, batch_size=size, loading=run.loading)
 
 
-def _training_batches(run: Run) -> Generator[Batch]:
+def _training_batches(run: Run, stop: StopSignal | None = None) -> Generator[Batch]:
+    """Without end; a `stop` that comes while one is waited for raises Stopped."""
     recipe = run.recipe
     assert recipe.batch_size is not None
+    pin_memory = run.placement.device.type == "cuda"
+    loading = replace(run.loading, stop=stop, pin_memory=pin_memory)
     draw = Draw(balanced=recipe.sampling == "balanced", repeats=recipe.repeats)
-    if recipe.augmentation.only_moves and (held := run.held("train")):
+    if recipe.augmentation.only_moves and (held := run.held("train", stop)):
         return held.training_batches(
             recipe.augmentation,
             batch_size=recipe.batch_size,
@@ -451,8 +657,7 @@ def _training_batches(run: Run) -> Generator[Batch]:
         seed=recipe.seed,
         first_step=run.state.step,
         draw=draw,
-        workers=recipe.workers or 0,
-        pin_memory=run.placement.device.type == "cuda",
+        loading=loading,
     )
 
 
@@ -520,23 +725,68 @@ class RunningMean:
         return float(self._correct) / max(self._samples, 1)
 
 
-# --- The run on disk -----------------------------------------------------------------------------
+# --- Beginning, saving and resuming --------------------------------------------------------------
 
 
-def _open_run(data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter, *, resume: bool) -> Run:
-    if (folder / RUN_FILE).exists() and not resume:
-        raise VitralError(f"{folder} already holds a run; go on with --resume, or choose another --out")
-    if "val" not in data.splits:
-        raise VitralError(f"{data.source} has no validation images; give a val folder, or val_fraction=0.2")
-    recipe = resumed_recipe(folder, recipe) if resume else resolve(recipe, data, cpu_count())
-    placement = Placement.choose(recipe.device, recipe.precision)
-    last = folder / "last"
-    if resume and _state_file(folder).exists():
-        run = Run(recipe, folder, data, load_checkpoint(last), placement, reporter)
-        _restore(run)
-        _write_recipe(folder, recipe, data)  # a larger budget holds for the next resume too
-        return run
-    _truncate_metrics(folder / "metrics.jsonl", 0)
+def _begun(data: ImageData, files: RunFolder, recipe: Recipe, reporter: Reporter) -> Run:
+    """A new run; nothing is written before all is accepted."""
+    recipe = resolve(recipe, data, cpu_count())
+    run = _opened(data, files, recipe, _first_checkpoint(recipe, data), reporter)
+    run.state.data = fingerprint(data.split("train"))
+    files.begin(Record.of(recipe, torch.get_num_threads(), Contents.of(data)), recipe, data.source)
+    return run
+
+
+def _withdrawn_if_refused(run: Run, stop: StopSignal) -> Summary:
+    """Carries a new run out; nothing of it is left if it fails before its first step."""
+    try:
+        return _carry_out(run, stop)
+    except Exception:
+        if not run.state.step:
+            run.files.withdraw()
+        raise
+
+
+def _resumed(
+    data: ImageData, files: RunFolder, recipe: Recipe, saved_recipe: Recipe, reporter: Reporter
+) -> Run:
+    """A run taken up again; nothing is written before all is accepted."""
+    if files.finished and not files.has_state:
+        raise _is_finished(files.path)
+    steps_per_epoch = _steps_per_epoch(data, recipe)
+    device = Placement.choose(recipe.device, recipe.precision).device
+    saved = files.saved(recipe.checkpoint_steps or steps_per_epoch, device)
+    checkpoint = (files.checkpoint_of(saved) if saved else None) or _first_checkpoint(recipe, data)
+    run = _opened(data, files, recipe, checkpoint, reporter)
+    contents = Contents.of(data)
+    if saved is None:
+        reporter.message(f"{files.path} has no checkpoint yet, and begins again")
+        run.state.data = fingerprint(data.split("train"))
+    else:
+        _take_up(run, saved, saved_recipe)
+        _tell_changes(run, contents)
+    record = files.record or Record.of(recipe, torch.get_num_threads(), contents)
+    # A start is made again as a whole.
+    files.go_on(replace(record, contents=contents), recipe, data.source, run.state.step or -1)
+    if saved and saved.tensors:
+        files.save_last(_averaged_checkpoint(run))
+    return run
+
+
+def _opened(
+    data: ImageData, files: RunFolder, recipe: Recipe, checkpoint: Checkpoint, reporter: Reporter
+) -> Run:
+    run = Run(
+        recipe, files.path, data, checkpoint, Placement.choose(recipe.device, recipe.precision), reporter
+    )
+    run.files = files
+    with advice_when_out_of_memory(run.images_at_a_time):
+        run.memory = memory_need(run.model, run.images_at_a_time, run.placement)
+    return run
+
+
+def _first_checkpoint(recipe: Recipe, data: ImageData) -> Checkpoint:
+    """What a run begins with."""
     with seeded(recipe.seed):
         checkpoint = start(recipe, data.classes)
     if recipe.whiten and isinstance(checkpoint.model.embedding.stem, ConvStem):
@@ -545,10 +795,7 @@ def _open_run(data: ImageData, folder: Path, recipe: Recipe, reporter: Reporter,
     if data.held_out:
         split["held_out"] = fingerprint(data.split("val"))
     metadata = {**checkpoint.metadata, "data": data.source, **split}
-    checkpoint = replace(checkpoint, metadata=metadata, multi_label=data.multi_label)
-    _write_recipe(folder, recipe, data)
-    state = RunState(data=fingerprint(data.split("train")))
-    return Run(recipe, folder, data, checkpoint, placement, reporter, state)
+    return replace(checkpoint, metadata=metadata, multi_label=data.multi_label)
 
 
 def _whiten(stem: ConvStem, data: ImageData, preprocess: Preprocess) -> None:
@@ -561,40 +808,98 @@ def _whiten(stem: ConvStem, data: ImageData, preprocess: Preprocess) -> None:
         stem.whiten(torch.cat(readable))
 
 
-def resumed_recipe(folder: Path, asked: Recipe) -> Recipe:
-    """The recipe that the run in `folder` began with, and what of `asked` may change it.
+def _steps_per_epoch(data: ImageData, recipe: Recipe) -> int:
+    """Of a run that is resumed."""
+    images = len(data.split("train"))
+    assert recipe.batch_size is not None
+    if recipe.batch_size > images:
+        raise VitralError(
+            f"{data.source} has only {images} training images now, and the run began with "
+            f"batch_size={recipe.batch_size}; put them back"
+        )
+    return images // recipe.batch_size
+
+
+def _threads(recipe: Recipe, files: RunFolder) -> int:
+    """As many as the run began with, unless the recipe says otherwise or a GPU computes."""
+    here = torch.get_num_threads()
+    on_cpu = Placement.choose(recipe.device, recipe.precision).device.type == "cpu"
+    if recipe.threads or files.record is None or not on_cpu:
+        return recipe.threads or here
+    began = files.record.threads
+    if began != here:
+        files.tell(
+            f"computes with {began} threads, as {files.path} began, rather than the {here} of this process, "
+            f"which would change the bits; threads={here} takes them"
+        )
+    return began
+
+
+def _take_up(run: Run, saved: Saved, saved_recipe: Recipe) -> None:
+    """Puts a checkpoint into the run.
 
     Raises:
-        VitralError: if there is no run, or `asked` would change what it computes.
+        VitralError: if there is nothing to go on with.
     """
-    file = folder / RUN_FILE
-    if not file.exists():
-        raise VitralError(f"{file.parent} holds no run to resume; leave out --resume to begin one")
-    saved = config.build(Recipe, config.read_toml(file))
-    changes = {name: value for name, value in vars(asked).items() if value != getattr(Recipe(), name)}
-    fixed = sorted(name for name in changes.keys() - _CHANGEABLE if changes[name] != getattr(saved, name))
-    if fixed:
+    run.state, run._earlier_seconds = saved.state, saved.state.seconds
+    if run.files.finished and (run.progress >= 1 or not saved.tensors):
+        raise _is_finished(run.folder, run.recipe if saved.tensors else None)
+    changes = [name for name in BUDGET if getattr(run.recipe, name) != getattr(saved_recipe, name)]
+    if run.progress >= 1 and changes:
+        asked = f"{changes[0]}={getattr(run.recipe, changes[0]):g}"
         raise VitralError(
-            f"{fixed[0]} cannot change in a resumed run; what can: {', '.join(sorted(_CHANGEABLE))}"
+            f"{run.folder} is at step {run.state.step} already, past {asked}; name a larger budget, or none"
         )
-    return replace(saved, **changes)
+    if saved.tensors:
+        try:
+            run.model.load_state_dict(saved.tensors["model"])
+            run.average.load_state_dict(saved.tensors["average"])
+            run.optimizer.load_state_dict(saved.tensors["optimizer"])
+            run.loss_watch.load_state_dict(saved.state.loss_watch)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise VitralError(
+                f"the state in {run.folder}/checkpoints is not of this run's model; put its own back"
+            ) from error
+    elif run.progress < 1:
+        raise _is_finished(run.folder)
+    if run.state.best_merit >= 0 and not run.files.has_best:
+        _replace_best(run, saved)
 
 
-def _write_recipe(folder: Path, recipe: Recipe, data: ImageData) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(
-        ["vitral", "train", data.source, "--out", "NEW_DIR", "--recipe", str(folder / RUN_FILE)]
+def _replace_best(run: Run, saved: Saved) -> None:
+    lost = f"the best weights in {run.folder}, of step {run.state.best_step}, are gone or damaged"
+    if not saved.tensors:
+        raise VitralError(f"{lost}; what is left of the run are the last weights, {run.folder / 'last'}")
+    run.state.forget_best()
+    run.reporter.message(f"{lost}; the best of those from here on take their place")
+
+
+def _is_finished(folder: Path, budget_of: Recipe | None = None) -> VitralError:
+    """What to say; a run whose state is there can go on with more than the budget of its recipe."""
+    if budget_of is not None:
+        # A second limit beside the one that was reached would change nothing.
+        had = ", ".join(f"{name}={value:g}" for name in BUDGET if (value := getattr(budget_of, name)))
+        return VitralError(f"{folder} is finished; name a larger budget to go on (it had {had})")
+    return VitralError(
+        f"{folder} is finished, and the optimizer's state was dropped then (keep_state=true keeps it for a "
+        f"larger budget); to train on from its weights, begin a new run with model={folder}"
     )
-    header = f"Run again with: {command}"
-    write_atomically(folder / RUN_FILE, config.to_toml(recipe, header).encode())
+
+
+def _tell_changes(run: Run, contents: Contents) -> None:
+    """Says what of the data changed that may change. Raises VitralError for all else."""
+    record = run.files.record
+    if record is not None:
+        for change in record.contents.changes(contents, run.data, run.folder, record.damaged):
+            run.reporter.message(change)
+    elif run.state.data != fingerprint(run.data.split("train")):
+        raise VitralError(
+            f"{run.data.source} no longer holds the training images that {run.folder} began with"
+        )
 
 
 def _averaged_checkpoint(run: Run) -> Checkpoint:
     return replace(run.checkpoint, model=merged(run.average))
-
-
-def _state_file(folder: Path) -> Path:
-    return folder / "checkpoints" / "state.pt"
 
 
 def _checkpoint_is_due(run: Run) -> bool:
@@ -602,62 +907,35 @@ def _checkpoint_is_due(run: Run) -> bool:
 
 
 def save(run: Run) -> None:
-    """Writes all that a resume needs; one file, so that it is never half of one step and half of another."""
+    """Writes all that a resume needs."""
     _refuse_lost(run)
     _take_optimizers_average(run)
-    save_checkpoint(run.folder / "last", _averaged_checkpoint(run))
-    content = io.BytesIO()
-    torch.save(
-        {
-            "model": run.model.state_dict(),
-            "average": run.average.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-            "state": asdict(run.state),
-        },
-        content,
-    )
-    _state_file(run.folder).parent.mkdir(exist_ok=True)
-    write_atomically(_state_file(run.folder), content.getvalue())
+    tensors = {
+        "model": run.model.state_dict(),
+        "average": run.average.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+    }
+    run.files.save(_saved(run, tensors), _averaged_checkpoint(run))
+    run.files.note_damaged(run.damage.reasons)
 
 
-def _restore(run: Run) -> None:
-    file = _state_file(run.folder)
-    try:
-        saved = torch.load(file, map_location=run.placement.device, weights_only=True)
-    except Exception as error:  # torch.load raises many kinds on a damaged file
-        raise VitralError(f"{file} is damaged and cannot be resumed: {error}") from error
-    run.state = RunState(**saved["state"])
-    if run.state.data != fingerprint(run.data.split("train")):
-        raise VitralError(
-            f"{run.data.source} no longer holds the training images that {run.folder} began with"
-        )
-    run.model.load_state_dict(saved["model"])
-    run.average.load_state_dict(saved["average"])
-    run.optimizer.load_state_dict(saved["optimizer"])
-    run._earlier_seconds = run.state.seconds
-    _truncate_metrics(run.folder / "metrics.jsonl", run.state.step)
+def _saved(run: Run, tensors: dict[str, Any]) -> Saved:
+    record = run.files.record
+    run.state.loss_watch = run.loss_watch.state_dict()
+    return Saved(run.state, tensors, description(run.checkpoint), record.id if record else None)
 
 
-def _append_metrics(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
-    record = {
+def _metrics(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> dict[str, Any]:
+    return {
         "step": run.state.step,
         "epoch": run.epoch,
         "seconds": round(run.state.seconds, 3),
-        "train_loss": run.recent.loss,
-        "train_accuracy": run.recent.accuracy,
+        "train_loss": run.recent.loss if run.state.step else None,
+        "train_accuracy": run.recent.accuracy if run.state.step else None,
         "val_loss": evaluation.loss,
         **{f"val_{name}": value for name, value in evaluation.metrics.items()},
-        "learning_rate": learning_rate_at(run.progress, run.recipe),
+        "learning_rate": run.learning_rate,
     }
-    with (run.folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def _truncate_metrics(file: Path, step: int) -> None:
-    """Drops what a killed run wrote after the checkpoint that it resumes from."""
-    if file.exists():
-        kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
-        write_atomically(file, "".join(f"{line}\n" for line in kept).encode())
 
 
 # --- The process ---------------------------------------------------------------------------------
@@ -675,15 +953,25 @@ def _refuse_several_processes() -> None:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """The same seed gives the same bits on a GPU too, where some kernels otherwise add in any order."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    """The same seed gives the same bits on a GPU too, where some kernels otherwise add in any order.
+
+    All of it, and a GPU's random numbers, are the caller's again afterwards.
+    """
     memory: Any = torch.utils.deterministic  # an attribute that type checkers do not see
-    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    filled, workspace = memory.fill_uninitialized_memory, os.environ.get(_WORKSPACE)
+    os.environ.setdefault(_WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Every tensor would be filled before it is written, against bugs that the tests of resuming would show.
     memory.fill_uninitialized_memory = False
     try:
-        yield
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+            yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        memory.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = filled
+        if workspace is None:
+            os.environ.pop(_WORKSPACE, None)

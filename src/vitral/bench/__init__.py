@@ -92,6 +92,7 @@ class Settings:
     rounds: int = ROUNDS
     compiled: bool = True  # False leaves out what needs torch.compile
     apart: bool = False  # each contender in a process of its own
+    peers: tuple[str, ...] = ()  # the other libraries that compete; none named: all that are installed
     command: str = ""  # that began it, for the report
     say: Callable[[str], None] = lambda _: None  # told what is being done
 

@@ -89,7 +89,7 @@ def contenders(checkpoint: Checkpoint, folder: Path, settings: Settings) -> tupl
     ]
     absent = []
     save_checkpoint(folder / "vitral", checkpoint)
-    for library in peers.LIBRARIES:
+    for library in settings.peers or peers.LIBRARIES:
         settings.say(f"writing the model for {library}")
         try:
             make = _maker(library, checkpoint, folder)

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 
+from vitral import peers
 from vitral.bench import Report, Settings
 from vitral.bench.kernels import kernels
 from vitral.bench.models import infer, train
 from vitral.bench.start import start
 from vitral.bench.subject import Subject, choose_subject
 from vitral.errors import VitralError
+from vitral.limits import ROUNDS
+from vitral.ranges import refuse_beyond
 
 _OF_MODELS: dict[str, Callable[[Subject, Settings], Report]] = {
     "train": train,
@@ -28,8 +31,10 @@ def run(benchmark: str, words: Sequence[str], settings: Settings) -> Report:
     Raises:
         VitralError: if there is no such benchmark, or a word cannot be used.
     """
-    if settings.rounds < 1:
-        raise VitralError(f"rounds={settings.rounds}: it is at least 1")
+    refuse_beyond("rounds", settings.rounds, ROUNDS)
+    unknown = [name for name in settings.peers if name not in peers.LIBRARIES]
+    if unknown:
+        raise VitralError(f"peer={unknown[0]}: it is one of {', '.join(peers.LIBRARIES)}")
     if benchmark in _OF_MODELS:
         return _OF_MODELS[benchmark](choose_subject(benchmark, words, settings.placement), settings)
     if benchmark != "kernels":

@@ -146,6 +146,8 @@ def _processes(subject: Subject, folder: Path, settings: Settings, absent: list[
     yield _Process(Row(_START, "vitral", "--help"), [*_PYTHON, "-m", "vitral", "--help"])
     yield _Process(Row(_START, "torch", "import"), [*_PYTHON, "-c", "import torch"])
     for library, programs in peers.FIRST_PREDICTIONS.items():
+        if settings.peers and library not in settings.peers:
+            continue
         try:
             if not peers.is_installed(library):
                 raise VitralError("not installed")

@@ -10,6 +10,7 @@ from vitral.checkpoints import Checkpoint, is_checkpoint, load_checkpoint
 from vitral.config import build, nested, parse_overrides
 from vitral.devices import Placement
 from vitral.errors import VitralError
+from vitral.limits import BATCH
 from vitral.model import VisionTransformer
 from vitral.preprocess import Preprocess
 from vitral.variants import configure
@@ -71,8 +72,11 @@ def choose_subject(benchmark: str, words: Sequence[str], placement: Placement) -
 def _batch_sizes(value: Any) -> tuple[int, ...]:
     sizes = build(_Batches, {"batch_size": value}).batch_size
     sizes = (sizes,) if isinstance(sizes, int) else sizes
-    if not sizes or min(sizes) < 1:
-        raise VitralError(f"batch_size={value}: give one number of images or a list, each at least 1")
+    low, high = BATCH
+    if not sizes or min(sizes) < low or max(sizes) > high:
+        raise VitralError(
+            f"batch_size={value}: give one number of images or a list, each from {low} to {high:,}"
+        )
     return sizes
 
 

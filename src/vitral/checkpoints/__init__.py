@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ _WEIGHTS_IN_FOLDERS = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
 )  # fmt: skip
 _MAX_FRONT = 2**16  # characters of a model card, whose front matter is its first lines
+# What `tempfile.mkstemp` makes of the prefix in `write_atomically`.
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
 _PATCHES = "embedding.patches.projection.weight"
 # Asked in this order; the first that recognises a source reads it.
 LAYOUTS = (timm, transformers, google, torchvision, originals)
@@ -53,11 +55,16 @@ LAYOUTS = (timm, transformers, google, torchvision, originals)
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Writes the two files into `folder`, making it if need be; each is replaced atomically."""
-    from vitral import __version__
-
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in checkpoint.model.state_dict().items()}
     write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(state))
+    write_atomically(folder / CONFIG_FILE, description(checkpoint).encode())
+
+
+def description(checkpoint: Checkpoint) -> str:
+    """All but the weights, as the text of ``config.json``."""
+    from vitral import __version__
+
     config = {
         "vitral": __version__,
         "architecture": asdict(checkpoint.model.config),
@@ -67,7 +74,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "multi_label": checkpoint.multi_label,
         "metadata": checkpoint.metadata,
     }
-    write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=1, allow_nan=False) + "\n").encode())
+    return json.dumps(config, indent=1, allow_nan=False) + "\n"
 
 
 # --- Reading -------------------------------------------------------------------------------------
@@ -167,6 +174,32 @@ def _load_ours(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any
     if not is_model_folder(folder):
         raise VitralError(_not_a_model(folder))
     described = f"{folder / CONFIG_FILE}{_asked(overrides)}"
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise VitralError(f"{path} is missing; the model folder is incomplete")
+    weights = open_weights(path)
+
+    def empty_model(architecture: ViTConfig) -> VisionTransformer:
+        fields.refuse_costly(described, architecture, weights)
+        return _without_weights(described, architecture)
+
+    found = described_checkpoint(config, described, empty_model)
+    return _fill(found, dict(weights), overrides, described, str(path))
+
+
+def described_checkpoint(
+    config: Mapping[str, Any], described: str, build_model: Callable[[ViTConfig], VisionTransformer]
+) -> Checkpoint:
+    """What a ``config.json`` describes, with a model from `build_model`.
+
+    Args:
+        config: what `description` wrote, parsed.
+        described: what messages call it.
+        build_model: makes the model of an architecture.
+
+    Raises:
+        VitralError: if something is missing or unfit.
+    """
     try:
         saved = build(ViTConfig, config["architecture"])
         preprocess = fields.preprocess(build(Preprocess, config["preprocess"]))
@@ -177,14 +210,7 @@ def _load_ours(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any
         raise VitralError(f"{described} cannot be used: it has no {error}") from error
     except (TypeError, ValueError, VitralError) as error:
         raise VitralError(f"{described} cannot be used: {error}") from error
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise VitralError(f"{path} is missing; the model folder is incomplete")
-    weights = open_weights(path)
-    fields.refuse_costly(described, saved, weights)
-    model = _without_weights(described, saved)
-    found = Checkpoint(model, preprocess, labels, metadata, temperature, multi_label)
-    return _fill(found, dict(weights), overrides, described, str(path))
+    return Checkpoint(build_model(saved), preprocess, labels, metadata, temperature, multi_label)
 
 
 def _open_source(name: str, path: Path, weights: Path, config: Mapping[str, Any]) -> Source:
@@ -410,3 +436,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Removes what killed processes left of `write_atomically`; nobody may be writing these files."""
+    for file in folder.iterdir() if folder.is_dir() else ():
+        left = _TEMPORARY.fullmatch(file.name)
+        if left and left[1] in names:
+            file.unlink(missing_ok=True)

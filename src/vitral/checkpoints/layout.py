@@ -146,10 +146,15 @@ def labels_of(source: Source, num_classes: int, *stated: Any) -> tuple[str, ...]
     name = source.name if source.name.startswith("hf://") else Path(source.name).name
     says = any(_IMAGENET.search(str(text)) for text in stated if text) or _IMAGENET.search(name)
     if num_classes == 1000 and (says or _PUBLISHED.fullmatch(name)):
-        from torchvision.models import ViT_B_16_Weights
-
-        return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
+        return imagenet_labels()
     return tuple(f"class {index}" for index in range(num_classes))
+
+
+def imagenet_labels() -> tuple[str, ...]:
+    """The names of ImageNet-1k's thousand classes, as torchvision has them."""
+    from torchvision.models import ViT_B_16_Weights
+
+    return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 _IMAGENET = re.compile(r"in1k|imagenet(?![-_]?2[12]k)|ilsvrc", re.IGNORECASE)

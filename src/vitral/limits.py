@@ -1,0 +1,25 @@
+"""What the command line may be given, where the modules that know are slow to import.
+
+Of numbers the smallest and the largest that can be meant; beyond them a zero too many was typed.
+"""
+
+SEED = (0, 2**32 - 1)  # what NumPy and scikit-learn take
+PIXELS = (1, 8192)  # of an image's side
+BATCH = (1, 2**20)
+WORKERS = (0, 1024)
+IMAGES = (1, 10**9)  # that a set is limited to
+LABELS = (1, 10**6)  # to print of an image
+ROUNDS = (1, 1000)
+LAYER = (-1000, 999)
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "float32", "bfloat16")
+TTA = ("none", "flip")
+SPLITS = ("train", "val", "test", "all")
+FEATURES = ("class", "mean", "class_mean", "map")
+LAYOUTS = ("vitral", "timm", "transformers", "torchvision", "google")
+DTYPES = ("float32", "float16", "bfloat16")
+BENCHMARKS = ("train", "infer", "start", "kernels")
+# Files of what was wrong (`mistakes`).
+LIST_SUFFIXES = (".csv", ".json")
+SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

@@ -1,0 +1,77 @@
+"""Notices a training loss that rises, so that a run from good weights is not spoilt by its own rate."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+# Fewer steps say little: the losses of single batches differ by a third of their mean.
+_LEAST_STEPS = 8
+# A rise counts if it is this many standard errors, and this share of the loss.
+_STANDARD_ERRORS = 4.0
+_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Window:
+    """The mean loss of some steps."""
+
+    mean: float
+    squared_error: float  # of the mean
+
+    def rose_from(self, other: "Window") -> bool:
+        if not math.isfinite(self.mean):
+            return True
+        rise = self.mean - other.mean
+        noise = math.sqrt(self.squared_error + other.squared_error)
+        return rise > _STANDARD_ERRORS * noise and rise > _SHARE * abs(other.mean)
+
+
+class LossWatch:
+    """Compares the mean loss of each window of steps with the lowest before it.
+
+    Args:
+        steps_per_epoch: a window is a quarter of them, and a few steps at least.
+        device: where losses are; they are read once a window only.
+    """
+
+    def __init__(self, steps_per_epoch: int, device: torch.device) -> None:
+        self.window = max(steps_per_epoch // 4, _LEAST_STEPS)
+        self.lowest: Window | None = None
+        self.latest: Window | None = None
+        self._losses = torch.full((self.window,), math.nan, device=device)
+        self._count = 0
+
+    def add(self, loss: Tensor) -> None:
+        """Takes a step's loss (a scalar)."""
+        self._losses[self._count] = loss
+        self._count += 1
+
+    @property
+    def is_full(self) -> bool:
+        return self._count == self.window
+
+    def rose(self) -> bool:
+        """Ends a full window; whether its loss is clearly above the lowest window's."""
+        losses, self._count = self._losses.double().cpu(), 0
+        self.latest = Window(float(losses.mean()), float(losses.var()) / self.window)
+        if self.lowest is None:
+            self.lowest = self.latest
+            return False
+        if self.latest.mean < self.lowest.mean:
+            self.lowest = self.latest
+        return self.latest.rose_from(self.lowest)
+
+    def state_dict(self) -> dict[str, Any]:
+        lowest = [self.lowest.mean, self.lowest.squared_error] if self.lowest else None
+        return {"losses": self._losses[: self._count].tolist(), "lowest": lowest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> Self:
+        """Goes on where another left off; from nothing, or with more losses than a window, begins anew."""
+        losses = state.get("losses", [])
+        self._count = len(losses) if len(losses) < self.window else 0
+        self._losses[: self._count] = torch.tensor(losses[: self._count])
+        self.lowest = Window(*state["lowest"]) if state.get("lowest") else None
+        return self

@@ -1,0 +1,199 @@
+"""What people see fits their terminal, and tells of training what was measured on what."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vitral import console
+from vitral.bench import Report, Row
+from vitral.devices import Placement
+from vitral.doctor import Diagnosis, Finding
+from vitral.evaluate import Evaluation, Outcomes
+from vitral.info import PatchCost, stages
+from vitral.model import VisionTransformer
+from vitral.multilabel import MultiLabelEvaluation, MultiLabelOutcomes
+from vitral.optim import parameter_groups
+from vitral.plainjson import to_json
+from vitral.probe import LinearResult, NeighboursResult, ProbeResult
+from vitral.recipe import Recipe
+from vitral.recipes import diff
+from vitral.variants import parse
+
+NAMES = [
+    "Staffordshire bullterrier, Staffordshire bull terrier", "n01440764", "a [/b] c", "[bold]red[",
+    *(f"class {index}" for index in range(30)),
+]  # fmt: skip
+TITLE = "runs/photos on photos/, split val (cpu, float32)"
+
+
+def evaluation() -> Evaluation:
+    draw = np.random.default_rng(0)
+    labels, predictions = draw.integers(0, len(NAMES), (2, 3000))
+    numbers = (draw.random(3000) < 0.3, draw.random(3000), draw.random(3000))
+    return Evaluation.of(Outcomes(labels, predictions, *numbers), NAMES)
+
+
+def multi_label_evaluation() -> MultiLabelEvaluation:
+    draw = np.random.default_rng(0)
+    shown, logs = draw.random((50, len(NAMES))) < 0.2, np.log(draw.random((50, len(NAMES))))
+    return MultiLabelEvaluation.of(MultiLabelOutcomes(shown, logs, draw.random(50)), NAMES)
+
+
+def diagnosis() -> Diagnosis:
+    finding = Finding(
+        "mean/std", "(0.4802, 0.4481, 0.3975) and (0.2770, 0.2691, 0.2821)", "0 and 1/255 (0..255)",
+        0.912, 0.345, -0.0123, -0.123, 0.01, 3, 9, 0.01, 0.03, "worse", "top-1, p = 0.0003",
+    )  # fmt: skip
+    resize = replace(finding, setting="position resize", now="bicubic_antialias", value="bilinear")
+    idle = replace(finding, setting="channel order", verdict="no effect", reason="the images are grey")
+    findings = (finding, replace(finding, value="of CLIP"), resize, idle)
+    return Diagnosis("val", 400, 3, 0.91, (0.9, 0.92), 0.3, 20, findings, None, ())
+
+
+def probed() -> ProbeResult:
+    linear = LinearResult("class_mean", -1, 1e-3, 0.987, 0.1, 1.2, evaluation())
+    near = NeighboursResult("class_mean", 11, 20, 0.98, 1234, 0.8, (0.78, 0.82))
+    return ProbeResult("val", 1234, linear, near)
+
+
+def report() -> Report:
+    libraries = ("vitral", "timm", "transformers", "torchvision", "vit-pytorch")
+    agreement = {"loss": 1e-7, "gradient": 2e-5}
+    rows = [
+        Row("train, batch 64", library, kind, "torch.compile", (0.5, 0.6), 64, 1.23, 0.45, agreement)
+        for library in libraries
+        for kind in ("default", "best documented")
+    ]  # fmt: skip
+    machine = {"gpu": None, "cpu": "a processor", "threads": 2, "cores": 2, "versions": {"vitral": "0.1"}}
+    peaks = {"gemm_flops_per_second": {"train, batch 64": 10**12}}
+    return Report("train", "ViT-Ti/4 at 32x32 pixels", "cpu, float32", tuple(rows), machine, peaks)
+
+
+def groups() -> None:
+    model = VisionTransformer.from_config(parse("ViT-Ti/16"))
+    recipe = Recipe(layer_decay=0.75, weight_decay=0.05, learning_rate=1e-4, optimizer="muon")
+    found = [{**group, "lr": 1e-4 * group["scale"]} for group in parameter_groups(model, recipe)]
+    console.print_groups(found, ["embedding.positions.table"])
+
+
+def patch_costs() -> None:
+    costs = [
+        PatchCost(8, 784, 29 * 10**9, 130 * 10**9, 12345.6),
+        PatchCost(16, 196, 14 * 10**8, 33 * 10**9, None),
+    ]
+    console.print_patch_costs(parse("ViT-B/16"), costs, Placement.choose("cpu", "float32"))
+
+
+PRINTED: dict[str, Callable[[], None]] = {
+    "eval": lambda: console.print_evaluation(evaluation(), TITLE),
+    "eval, several labels": lambda: console.print_multi_label_evaluation(multi_label_evaluation(), TITLE),
+    "doctor": lambda: console.print_diagnosis(diagnosis(), TITLE),
+    "probe": lambda: console.print_probe(probed(), TITLE),
+    "bench": lambda: console.print_report(report()),
+    "info": lambda: console.print_stages(parse("Conv+ViT-Ti/16"), stages(parse("Conv+ViT-Ti/16"))),
+    "info, patches": patch_costs,
+    "train --show-groups": groups,
+    "recipe diff": lambda: console.print_recipe_diff(diff("deit", "deit3"), "deit", "deit3"),
+}
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("name", PRINTED)
+def test_what_is_printed_fits_and_nothing_is_cut_off(
+    name: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    PRINTED[name]()
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= width
+    assert "\N{HORIZONTAL ELLIPSIS}" not in printed
+
+
+def test_brackets_in_names_are_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    few = Outcomes(*(np.array(column) for column in ([0, 1, 0], [1, 0, 1], [1, 1, 1], [0.5] * 3, [1.0] * 3)))
+    console.print_evaluation(Evaluation.of(few, ["a [/b] c", "[bold]red["]), "[/title]")
+    printed = capsys.readouterr().out
+    assert printed.startswith("[/title]: 3 images")
+    (first, second) = (line for line in printed.splitlines() if line.startswith((" a ", " [b")))
+    assert first.split("%")[-1].strip() == "[bold]red[ (2)"
+    assert second.split("%")[-1].strip() == "a [/b] c (1)"
+
+
+# --- Of a run --------------------------------------------------------------------------------------
+
+
+def a_run(**settings: Any) -> Any:
+    """What the console reads of a run in its middle."""
+    resolved: dict[str, Any] = {"epochs": 200.0, "batch_size": 64, "learning_rate": 5e-4}
+    resolved |= {"weight_decay": 0.05, "cutmix": 0.0, "crop": "none", "flip": False, "rand_augment": 0.0}
+    return SimpleNamespace(
+        recipe=Recipe(**{**resolved, **settings}),
+        model=VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=2),
+        checkpoint=SimpleNamespace(preprocess=SimpleNamespace(img_size=(128, 128))),
+        placement=Placement.choose("cpu", "float32"),
+        folder=SimpleNamespace(__truediv__=None),
+        epoch=123.4,
+        progress=0.617,
+        state=SimpleNamespace(step=12_345, best_step=12_345, seconds=4500.0),
+        recent=SimpleNamespace(loss=1.234, accuracy=0.711),
+    )
+
+
+@pytest.mark.parametrize("measured", [evaluation, multi_label_evaluation])
+def test_lines_of_training_fit_eighty_columns(
+    measured: Callable[[], Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, run = console.TrainingConsole(), a_run()
+    told.step(run)
+    run.progress, told.shown_at = 0.9, -math.inf
+    run.state = SimpleNamespace(step=13_000, best_step=12_345, seconds=9500.0)
+    told.step(run)
+    run.state.best_step = 13_000
+    told.epoch(run, measured())
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 80
+    assert lines[1].endswith("  best")
+    assert "71.1%" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, ""),
+        ({"flip": True}, "altered"),
+        ({"crop": "resized"}, "altered"),
+        ({"erasing": 0.1}, "altered"),
+        ({"mixup": 0.2}, "mixed"),
+        ({"cutmix": 1.0, "crop": "padded"}, "mixed and altered"),
+    ],
+    ids=str,
+)
+def test_what_training_does_to_images_is_told_where_it_does(settings: dict[str, Any], text: str) -> None:
+    assert console._how_altered(a_run(**settings)) == text
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "learning_rate 0.0005"),
+        ({"learning_rate_batch": 64}, "learning_rate 0.0005"),
+        ({"learning_rate_batch": 512}, "learning_rate 6.25e-05 (0.0005 for 512 images)"),
+    ],
+    ids=str,
+)
+def test_the_rate_that_is_told_is_the_one_that_is_taken(settings: dict[str, Any], text: str) -> None:
+    assert console._peak_rate(a_run(**settings).recipe) == text
+
+
+def test_json_has_no_number_that_json_has_not() -> None:
+    content = {"a": [math.nan, 1.5, (math.inf, 2)], "b": {"c": -math.inf}, "d": "NaN"}
+    assert to_json(content) == '{"a": [null, 1.5, [null, 2]], "b": {"c": null}, "d": "NaN"}'

@@ -1,0 +1,379 @@
+"""A run from trained weights never ends below its start: the head's start, the watched loss, trials."""
+
+import math
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import write_images
+from tests.test_train import Recorder, base, copied, data, metrics, opened, small
+from vitral import choose, probe
+from vitral.adapt import choose_trained, merged, put_into
+from vitral.checkpoints import load_checkpoint
+from vitral.choose import Trial, Way, extrapolated
+from vitral.classifier import Classifier
+from vitral.data import ImageData, few_shot, in_turns, open_data, seeded
+from vitral.errors import VitralError
+from vitral.evaluate import Evaluation
+from vitral.features import extract
+from vitral.loss_watch import LossWatch, Window
+from vitral.multilabel import MultiLabelEvaluation
+from vitral.probe import PENALTIES, LinearHead
+from vitral.recipe import Recipe
+from vitral.stopping import Stopped, StopSignal, stop_signal
+from vitral.train import Run, train
+
+__all__ = ["base", "data"]  # fixtures
+
+
+# --- The start is the first candidate ------------------------------------------------------------
+
+
+def test_a_run_that_only_gets_worse_ends_with_its_start(base: str, data: ImageData, tmp_path: Path) -> None:
+    recipe = small(base, probe_head=True, learning_rate=10.0, warmup=0.0, ema_decay=0.0, steps=3)
+    recorder = Recorder()
+    summary = train(data, tmp_path / "run", recipe, reporter=recorder)
+    first = metrics(tmp_path / "run")[0]
+    assert summary.best_step == 0
+    assert (first["step"], first["train_loss"], first["val_top1"]) == (0, None, summary.val_top1)
+    assert f"{summary.val_top1:.1%}" in recorder.messages[1]
+    begun = load_checkpoint(tmp_path / "run").model
+    kept = load_checkpoint(base).model
+    torch.testing.assert_close(begun.layers[1].state_dict(), kept.layers[1].state_dict())
+
+
+def test_a_run_from_scratch_is_not_judged_before_its_first_step(data: ImageData, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", small("ViT-Ti/8@16", steps=1))
+    assert [record["step"] for record in metrics(tmp_path / "run")] == [1]
+
+
+class _Rates(Recorder):
+    """The rate of each step, where each step takes a second of a clock that the test moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates: list[float] = []
+
+    def step(self, run: Run) -> None:
+        self.rates.append(run.optimizer.param_groups[0]["lr"])
+
+
+def test_the_schedule_is_laid_over_what_the_start_leaves(
+    base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start of 30 of the 60 seconds: the warm-up still comes first, and the rate ends near 0."""
+    now = [0.0]
+    monkeypatch.setattr("vitral.train.time.monotonic", lambda: now[0])
+
+    def slow_start(*_: Any, **__: Any) -> None:
+        now[0] += 30
+
+    original = Run.tick
+
+    def second(run: Run) -> None:
+        now[0] += run.state.step > 0
+        original(run)
+
+    monkeypatch.setattr("vitral.train.fitted_head", slow_start)
+    monkeypatch.setattr(Run, "tick", second)
+    rates = _Rates()
+    recipe = small(base, steps=None, minutes=1, warmup=0.5, schedule="linear", probe_head=True)
+    train(data, tmp_path / "run", recipe, reporter=rates)
+    highest = max(rates.rates)
+    assert rates.rates[0] < 0.01 * highest
+    assert 8 <= rates.rates.index(highest) <= 18  # half of the steps that remained
+    assert rates.rates[-1] < 0.2 * highest
+
+
+def test_evaluations_take_a_tenth_of_the_time_at_most(
+    base: str, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = opened(data, small(base, steps=None, minutes=10))
+    from vitral.train import _evaluation_is_due
+
+    run.state.step = run.steps_per_epoch
+    run.evaluation_seconds, run.evaluated_at, run.state.seconds = 5.0, 100.0, 120.0
+    assert not _evaluation_is_due(run)
+    run.state.seconds = 151.0
+    assert _evaluation_is_due(run)
+    steps = opened(data, small(base))
+    steps.state.step, steps.evaluation_seconds = steps.steps_per_epoch, 1e9
+    assert _evaluation_is_due(steps)
+
+
+def test_where_time_is_short_fewer_images_validate_and_always_the_same(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "many", {"a": 400, "b": 400}, size=(16, 16))
+    images = open_data(str(tmp_path / "many"), val_fraction=0.5)
+    monkeypatch.setattr("vitral.train._VALIDATION_SHARE", 0.0)
+    recorder = Recorder()
+    train(images, tmp_path / "run", small(base, steps=2, minutes=10), reporter=recorder)
+    assert "time for 256 of the 400 validation images" in recorder.messages
+    run = opened(images, small(base, steps=2, minutes=10))
+    run.state.val_images = 256
+    assert np.bincount(run.validation.labels).tolist() == [128, 128]
+    assert run.validation.names == run.validation.names
+
+
+# --- The head's start ----------------------------------------------------------------------------
+
+
+def test_the_first_epoch_does_not_begin_with_the_images_that_the_head_knows() -> None:
+    """NumPy's generators of 0 and of [0, 0] are one: a head's images came first, its loss then 'rose'."""
+    assert np.array_equal(
+        np.random.default_rng(0).permutation(9), np.random.default_rng([0, 0]).permutation(9)
+    )
+    orders = [np.random.default_rng(key).permutation(99) for key in (1, [0, 0], [0, 1])]
+    assert not np.array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[0], orders[2])
+
+
+def classifier_of(base: str, data: ImageData) -> Classifier:
+    run = opened(data, small(base))
+    return Classifier(run.model, run.checkpoint.preprocess, data.classes, run.placement)
+
+
+def test_turns_are_even_over_the_classes(data: ImageData) -> None:
+    split = data.split("train")
+    order = in_turns(split, seed=3)
+    assert sorted(order) == list(range(len(split)))
+    for first in range(0, len(split), 3):
+        assert sorted(split.labels[order[first : first + 3]]) == [0, 1, 2]
+    assert set(order[:12]) == {split.names.index(name) for name in few_shot(split, 4, seed=3).names}
+
+
+def test_a_head_without_time_looks_at_one_batch_and_tries_one_penalty(
+    base: str, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[float] = []
+    fit = LinearHead.fit.__func__  # pyrefly: ignore[missing-attribute]
+
+    def counted(cls: Any, vectors: Any, labels: Any, classes: int, penalty: float) -> LinearHead:
+        fitted.append(penalty)
+        time.sleep(0.05)
+        return fit(cls, vectors, labels, classes, penalty)
+
+    monkeypatch.setattr(LinearHead, "fit", classmethod(counted))
+    start = probe.fitted_head(classifier_of(base, data), data.split("train"), 0, seconds=1e-9)
+    assert start is not None
+    assert start.images == len(data.split("train"))  # fewer than a batch
+    assert set(fitted) == {0.1}
+    fitted.clear()
+    assert probe.fitted_head(classifier_of(base, data), data.split("train"), 0) is not None
+    assert set(fitted) == set(PENALTIES)
+
+
+def test_features_end_with_the_time_and_go_on_from_there(
+    base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitral.data import DamageCount
+
+    classifier, split = classifier_of(base, data), data.split("train")
+    monkeypatch.setattr("vitral.features._BATCH_SIZE", 8)
+    damage = DamageCount(99, 1.0, print)
+    part = extract(classifier, split, (-1,), tmp_path, until=0.0, damage=damage)
+    assert len(part.labels) == 8
+    rest = extract(classifier, split, (-1,), tmp_path, damage=damage)
+    assert (len(rest.labels), rest.cached) == (len(split), 8)
+
+
+def test_too_little_time_for_every_class_leaves_the_head_as_it_was_drawn(
+    base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitral.train.fitted_head", lambda *_, **__: None)
+    recorder = Recorder()
+    train(data, tmp_path / "run", small(base, probe_head=True, steps=1), reporter=recorder)
+    assert "begins at random" in recorder.messages[0]
+
+
+# --- One signal ----------------------------------------------------------------------------------
+
+
+def test_a_signal_ends_work_that_never_looks() -> None:
+    def work(stop: StopSignal) -> None:
+        with stop.raises():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with stop_signal() as stop, pytest.raises(Stopped):
+        work(stop)
+    assert stop.requested
+    with pytest.raises(Stopped), StopSignal(requested=True).raises():
+        raise AssertionError("is not reached")
+
+
+def test_a_signal_in_the_start_stops_the_run_and_it_can_be_taken_up(
+    base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    recipe = small(base, probe_head=True, steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("vitral.train.fitted_head", interrupted)
+        begun = time.monotonic()
+        summary = train(data, tmp_path / "run", recipe)
+        assert time.monotonic() - begun < 5
+    assert (summary.finished, summary.steps) == (False, 0)
+    assert train(data, tmp_path / "run", recipe, resume=True).finished
+    train(data, tmp_path / "never", recipe)
+    ends = [(tmp_path / name / "last" / "model.safetensors").read_bytes() for name in ("run", "never")]
+    assert ends[0] == ends[1]
+
+
+# --- The watch over the loss ---------------------------------------------------------------------
+
+
+def test_a_rise_must_be_beyond_noise_and_large() -> None:
+    low = Window(1.0, 0.01**2)
+    assert Window(2.0, 0.01**2).rose_from(low)
+    assert not Window(2.0, 0.5**2).rose_from(low)  # within its noise
+    assert not Window(1.2, 0.01**2).rose_from(low)  # a fifth: the first steps of tuning often do that
+    assert Window(math.nan, math.nan).rose_from(low)
+
+
+def test_windows_are_a_quarter_epoch_and_go_on_after_a_save() -> None:
+    watch = LossWatch(80, torch.device("cpu"))
+    assert watch.window == 20
+    assert LossWatch(4, torch.device("cpu")).window == 8
+    losses = torch.cat([torch.linspace(1, 0.9, 20), torch.linspace(3, 3.1, 20)])
+    found = []
+    for index, loss in enumerate(losses):
+        watch.add(loss)
+        if index == 30:
+            watch = LossWatch(80, torch.device("cpu")).load_state_dict(watch.state_dict())
+            assert (
+                LossWatch(40, torch.device("cpu")).load_state_dict(watch.state_dict()).state_dict()["losses"]
+                == []
+            )
+        if watch.is_full:
+            found.append(watch.rose())
+    assert found == [False, True]
+    assert watch.lowest is not None
+    assert watch.lowest.mean == pytest.approx(0.95)
+
+
+def test_a_run_that_blows_up_goes_back_to_the_best_weights_at_a_lower_rate(
+    base: str, data: ImageData, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    wild = small(base, probe_head=True, learning_rate=3.0, warmup=0.0, steps=40, clip_norm=0.0)
+    summary = train(data, tmp_path / "run", wild, reporter=recorder)
+    told = [message for message in recorder.messages if message.startswith("the loss rose from")]
+    assert told
+    assert "at 0.3 of the rate" in told[0]
+    records = metrics(tmp_path / "run")
+    assert summary.val_top1 == max(record["val_top1"] for record in records)
+    assert records[-1]["learning_rate"] < 0.3 * 3.0
+
+
+@pytest.mark.parametrize("trained", ["all", "lora"])
+def test_going_back_makes_a_model_compute_what_the_best_does(
+    trained: str, base: str, data: ImageData
+) -> None:
+    pytest.importorskip("peft")
+    run = opened(data, small(base, trained=trained))
+    best = merged(run.model)
+    with torch.no_grad(), seeded(1):
+        for parameter in run.model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    put_into(run.model, best)
+    images = torch.rand(2, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(run.model.eval()(images), best.eval()(images))
+
+
+def test_a_run_that_stays_at_chance_says_so_once(data: ImageData, tmp_path: Path) -> None:
+    recorder = Recorder()
+    recipe = small("ViT-Ti/8@16", steps=9, learning_rate=1e-12)
+    train(data, tmp_path / "run", recipe, reporter=recorder)
+    told = [message for message in recorder.messages if "no better than chance" in message]
+    assert len(told) == 1
+    assert "model=auto" in told[0]
+    quiet = Recorder()
+    learns = small("ViT-Ti/8@16", steps=24, learning_rate=1e-3)
+    summary = train(data, tmp_path / "learns", learns, reporter=quiet)
+    assert summary.val_top1 is not None
+    assert summary.val_top1 > 0.7
+    assert not any("chance" in message for message in quiet.messages)
+
+
+# --- Which way is best ---------------------------------------------------------------------------
+
+
+def trial(name: str, score: float, expected: float, images: int = 400) -> Trial:
+    return Trial(Way(name, {}), score, images, expected)
+
+
+def test_the_first_way_is_taken_unless_another_is_better_by_more_than_chance() -> None:
+    assert choose.choose([trial("all", 0.8, 0.85), trial("lora", 0.8, 0.87)]).name == "all"
+    assert choose.choose([trial("all", 0.8, 0.85), trial("lora", 0.8, 0.92)]).name == "lora"
+    assert choose.choose([trial("all", 0.8, 0.85, 20), trial("lora", 0.8, 0.92, 20)]).name == "all"
+
+
+def test_scores_are_extrapolated_along_a_power_of_the_time() -> None:
+    """Errors of 0.4, 0.2, 0.1 after 1, 2, 4 halve as the time doubles: after 16, 0.025 is left."""
+    assert extrapolated([(1.0, 0.6), (2.0, 0.8), (4.0, 0.9)], 16.0) == pytest.approx(0.975)
+    assert extrapolated([(1.0, 0.7), (4.0, 0.7)], 400.0) == pytest.approx(0.7)
+    assert extrapolated([(4.0, 0.5)], 4.0) == pytest.approx(0.5)
+    assert extrapolated([(0.0, 1.0), (4.0, 1.0)], 40.0) <= 1.0
+
+
+class _Told(Recorder):
+    def epoch(self, run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+        self.averages[run.state.step] = copied(run.average)
+        self.trained = run.recipe.trained
+        self.model = run.recipe.model
+
+
+@pytest.mark.parametrize(("winner", "expected"), [(0, "all"), (1, "lora")])
+def test_where_time_is_the_budget_ways_are_tried(
+    winner: int, expected: str, base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    monkeypatch.setattr(choose, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(choose, "choose", lambda trials: trials[winner].way)
+    told = _Told()
+    recipe = small(base, steps=None, minutes=0.05)
+    summary = choose.train(data, tmp_path / "run", recipe, reporter=told)
+    assert told.trained == expected
+    assert summary.seconds > 0.2 * 3  # the trials are part of it
+    assert any("all of it" in message for message in told.messages)
+    assert not any(tmp_path.glob("**/trial"))
+
+
+def test_auto_tries_candidates_beside_a_model_from_scratch(
+    base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(choose, "choose", lambda trials: trials[-1].way)
+    told = _Told()
+    recipe = small("auto", steps=None, minutes=0.05, candidates=(base, str(tmp_path / "none")))
+    choose.train(data, tmp_path / "run", recipe, reporter=told)
+    assert told.model is not None
+    assert told.model.startswith("Conv+ViT-Pico")
+    assert any("none cannot be tried" in message for message in told.messages)
+    assert any("base, all of it" in message for message in told.messages)
+
+
+def test_auto_needs_a_time(data: ImageData, tmp_path: Path) -> None:
+    with pytest.raises(VitralError, match=r"model=auto .* minutes=30"):
+        choose.train(data, tmp_path / "run", Recipe(model="auto", epochs=1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_short_a_time_takes_the_first_way(base: str, data: ImageData, tmp_path: Path) -> None:
+    told = _Told()
+    choose.train(data, tmp_path / "run", small(base, minutes=0.5, steps=1), reporter=told)
+    assert told.trained == "all"
+    assert replace(Recipe(), trained="all") != Recipe()
+    choose_trained(load_checkpoint(base).model, Recipe())  # None is all

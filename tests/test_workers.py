@@ -1,0 +1,188 @@
+"""Worker processes that cannot go on: batches come all the same, to the bit, and one line says why."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from vitral import workers as workers_module
+from vitral.data import Batch, _collate
+from vitral.stopping import Stopped, stop_signal
+from vitral.workers import Loading, worker_count
+
+KEYS = [list(range(first, first + 4)) for first in range(0, 40, 4)]
+
+
+@dataclass
+class Numbers(Dataset):
+    """An item is its key; `trouble` happens in worker processes alone, at key 22."""
+
+    trouble: Callable[[], object]
+    size: int = 3
+
+    def __getitem__(self, index: int) -> tuple:
+        if index == 22 and get_worker_info() is not None:
+            self.trouble()
+        return torch.full((self.size,), float(index)), index
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail() -> None:
+    raise OSError(24, "Too many open files")
+
+
+def nothing() -> None: ...
+
+
+def values(loading: Loading, dataset: Dataset) -> list[float]:
+    return [value for batch in loading.batches(dataset, KEYS, _collate) for value in batch.labels.tolist()]
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    before = children.read_text() if children.exists() else ""
+    yield
+    after = children.read_text() if children.exists() else ""
+    assert set(after.split()) <= set(before.split())
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        (die, "a worker process was killed, perhaps for want of memory"),
+        (fail, "a worker process failed: OSError: [Errno 24] Too many open files"),
+    ],
+)
+def test_what_workers_do_not_deliver_is_loaded_here(trouble: Callable[[], object], reason: str) -> None:
+    said: list[str] = []
+    loading = Loading(2, said.append)
+    assert values(loading, Numbers(trouble)) == list(range(40))
+    assert said == [f"{reason}; images are loaded without worker processes from here on (workers=0)"]
+    assert values(loading, Numbers(trouble)) == list(range(40))
+    assert len(said) == 1  # none is started again
+
+
+def test_an_image_that_fails_here_too_is_the_error_and_workers_are_not_blamed() -> None:
+    class Broken(Numbers):
+        def __getitem__(self, index: int) -> tuple:
+            if index == 22:
+                raise KeyError("the transform is wrong")
+            return super().__getitem__(index)
+
+    said: list[str] = []
+    with pytest.raises(KeyError, match=r"^'the transform is wrong'$"):
+        values(Loading(2, said.append), Broken(nothing))
+    assert not said
+
+
+def test_without_file_handles_for_workers_images_are_loaded_here() -> None:
+    said: list[str] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+    try:
+        assert values(Loading(30, said.append), Numbers(nothing)) == list(range(40))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    (line,) = said
+    assert line.startswith(
+        "worker processes cannot be started: [Errno 24] Too many open files; images are loaded"
+    )
+
+
+@pytest.mark.parametrize(("free", "used"), [(10**9, 2), (250, 1), (100, 0)])
+def test_no_more_workers_than_the_shared_memory_has_room_for(
+    free: int, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch is 4 times 12 bytes of numbers and 8 of label; each worker has two, two more are under way."""
+    monkeypatch.setattr(
+        workers_module, "_free_shared_memory", lambda: free + 80 * 2 if free < 10**9 else free
+    )
+    said: list[str] = []
+    loading = Loading(2, said.append)
+    assert values(loading, Numbers(nothing)) == list(range(40))
+    assert loading.workers == used
+    assert [f"images are loaded with workers={used}" in line for line in said] == [True] * (used < 2)
+
+
+_LITTLE_SHARED_MEMORY = """
+import torch
+from tests.test_workers import Numbers, nothing, values
+from vitral import workers
+workers._free_shared_memory = lambda: None  # something else takes it later
+loading = workers.Loading(2, print)
+assert values(loading, Numbers(nothing, 500_000)) == list(range(40))
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs root, to mount")
+def test_shared_memory_that_runs_out_ends_workers_and_not_the_work() -> None:
+    mount = "mount -t tmpfs -o size=4m tmpfs /dev/shm && exec "
+    command = ["unshare", "-m", "sh", "-c", mount + '"$0" "$@"', sys.executable, "-c", _LITTLE_SHARED_MEMORY]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path}
+    )
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip("this machine lets nobody mount")
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = done.stdout.splitlines()
+    assert line.endswith("images are loaded without worker processes from here on (workers=0)")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_heeded_while_a_batch_is_waited_for(number: int) -> None:
+    began = time.monotonic()
+    with stop_signal() as stop:
+        timer = threading.Timer(1.0, os.kill, [os.getpid(), number])
+        timer.start()
+        with pytest.raises(Stopped):
+            values(Loading(2, stop=stop), Numbers(lambda: time.sleep(300)))
+        timer.join()
+    assert stop.number == number
+    assert time.monotonic() - began < 60
+
+
+def test_what_was_asked_for_before_is_heeded_at_once() -> None:
+    with stop_signal() as stop:
+        stop.requested = True
+        with pytest.raises(Stopped):
+            values(Loading(0, stop=stop), Numbers(nothing))
+
+
+def test_loading_leaves_random_numbers_and_handlers_as_they_were() -> None:
+    for count in (0, 2):
+        before = torch.get_rng_state(), signal.getsignal(signal.SIGCHLD)
+        values(Loading(count), Numbers(nothing))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert signal.getsignal(signal.SIGCHLD) == before[1]
+
+
+def test_closing_ends_workers_that_are_busy() -> None:
+    batches = Loading(2).batches(Numbers(lambda: time.sleep(300)), KEYS, _collate)
+    assert isinstance(next(batches), Batch)
+    batches.close()  # the fixture sees that none is left
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cores", "count"),
+    [(None, 1, 0), (None, 2, 0), (None, 3, 2), (None, 64, 8), (5, 1, 5), (0, 9, 0)],
+)
+def test_as_many_workers_as_asked_for_or_as_the_cores_suit(
+    wanted: int | None, cores: int, count: int
+) -> None:
+    assert worker_count(wanted, cores) == count
