@@ -321,7 +321,8 @@ def train(
 def _carry_out(run: Run, stop: StopSignal) -> Summary:
     with advice_when_out_of_memory(run.images_at_a_time):
         run.reporter.begin(run)
-        for note in run.checkpoint.notes:
+        teacher = run.objective.teacher
+        for note in (*run.checkpoint.notes, *(teacher.classifier.notes if teacher else ())):
             run.reporter.message(note)
         try:
             _start(run, stop)
