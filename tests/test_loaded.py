@@ -205,6 +205,11 @@ def test_models_of_one_channel_are_read(tmp_path: Path) -> None:
     assert (found.preprocess.mean, found.preprocess.std) == ((0.4,), (0.2,))
     images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(found.model(images), model(images), atol=1e-5)
+    for to in ("timm", "transformers", "google", "vitral"):
+        convert(str(tmp_path), tmp_path / to, to)
+        assert load_checkpoint(tmp_path / to).preprocess.mean == pytest.approx((0.4,))
+    with pytest.raises(VitralError, match="torchvision's ViT takes 3 channels; this model takes 1"):
+        convert(str(tmp_path), tmp_path / "torchvision", "torchvision")
 
 
 # --- Answers ---------------------------------------------------------------------------------------
@@ -448,6 +453,7 @@ def test_the_held_out_images_are_known_after_every_conversion(
         (lambda c: c["preprocess"].update(mean=[float("nan")] * 3), "NaN is no number"),
         (lambda c: c["preprocess"].update(mean=[1e300] * 3), "plain numbers"),
         (lambda c: c["preprocess"].update(std=[1e-320] * 3), "above 0"),
+        (lambda c: c["preprocess"].update(mean=[0.5], std=[0.5]), "is of 1 channels, the model takes 3"),
         (lambda c: c["preprocess"].update(img_size=[100_000, 100_000]), "more than Vitral computes at once"),
         (lambda c: c["architecture"]["norm"].update(eps=float("inf")), "Infinity is no number"),
         (lambda c: c["architecture"]["norm"].update(eps=-1.0), "eps is -1.0"),

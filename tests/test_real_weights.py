@@ -94,10 +94,12 @@ def test_through_every_layout_and_back_the_bits_are_the_same(weights: Path, tmp_
 
 
 def test_load_takes_a_hub_folder_at_any_size(weights: Path, shared: Path) -> None:
-    classifier = vitral.load(weights, img_size=(70, 98), device="cpu", precision="float32")
+    with pytest.warns(UserWarning, match="does not say how its images were prepared"):
+        classifier = vitral.load(weights, img_size=(70, 98), device="cpu", precision="float32")
     photograph = next((shared / "data" / "photos").glob("*.jp*g"))
     assert classifier.features(photograph).grid == (5, 7)
-    fresh = vitral.load(weights, img_size=56, patch_size=8, num_classes=3, device="cpu", precision="float32")
+    told = {"preprocess": {"crop_fraction": 1.0}}
+    fresh = vitral.load(weights, img_size=56, patch_size=8, num_classes=3, device="cpu", **told)
     assert fresh.model.config.grid == (7, 7)
     assert fresh.model(torch.zeros(1, 3, 56, 56)).shape == (1, 3)
 

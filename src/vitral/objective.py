@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitral.classifier import Classifier, load
+from vitral.checkpoints import load_checkpoint
+from vitral.classifier import Classifier, as_classifier
 from vitral.data import Split, class_counts
 from vitral.devices import Placement
 from vitral.errors import VitralError
@@ -133,7 +134,8 @@ def build_objective(
         weights = placement.put(torch.from_numpy(balanced_weights(train.labels, len(labels))).float())
     teacher = None
     if recipe.teacher is not None:
-        classifier = load(recipe.teacher, device=placement.device.type)  # pyrefly: ignore[bad-argument-type]
+        alike = Placement.choose(placement.device.type)  # pyrefly: ignore[bad-argument-type]
+        classifier = as_classifier(load_checkpoint(recipe.teacher), alike)
         teacher = Teacher(classifier, preprocess, labels)
     return Objective(recipe, weights, teacher)
 

@@ -45,9 +45,9 @@ _WEIGHTS_IN_FOLDERS = (
     WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
     "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
 )  # fmt: skip
+_MAX_FRONT = 2**16  # characters of a model card, whose front matter is its first lines
 # What `tempfile.mkstemp` makes of the prefix in `write_atomically`.
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
-_MAX_FRONT = 2**16  # characters of a model card, whose front matter is its first lines
 _PATCHES = "embedding.patches.projection.weight"
 # Asked in this order; the first that recognises a source reads it.
 LAYOUTS = (timm, transformers, google, torchvision, originals)
@@ -262,7 +262,8 @@ def _load_foreign(source: Source, overrides: dict[str, Any]) -> Checkpoint:
         optional = source.weights.beside if "num_classes" in overrides else ()
         rows = reading.rows(saved)
         state = tables.read(rows, reading.weights, saved.num_layers, reading.ignored, optional)
-        preprocess = fields.preprocess(reading.preprocess(height_and_width(saved.img_size)))
+        prepared = reading.preprocess(height_and_width(saved.img_size)).for_channels(saved.in_channels)
+        preprocess = fields.preprocess(prepared)
         labels = fields.foreign_labels(reading.labels) if saved.num_classes and saved.head.bias else ()
     except (TypeError, ValueError) as error:
         raise VitralError(f"{described}, cannot be used: {one_line(error)}") from error
@@ -352,6 +353,11 @@ def _fill(
 ) -> Checkpoint:
     """The checkpoint with its weights, and what was asked to be changed."""
     saved = found.model.config
+    if found.preprocess.channels != saved.in_channels:
+        raise VitralError(
+            f"{described} cannot be used: the mean of its images is of {found.preprocess.channels} channels, "
+            f"the model takes {saved.in_channels}"
+        )
     problems = _misfits(found.model, state)
     if problems:
         raise VitralError(f"{weights} does not fit {described}: {tables.listing(problems)}")

@@ -110,6 +110,8 @@ def write(checkpoint: Checkpoint) -> Writing:
     }
     if height != width:
         raise VitralError(f"torchvision's ViT takes square images; this model's are {height}x{width}")
+    if config.in_channels != 3:
+        raise VitralError(f"torchvision's ViT takes 3 channels; this model takes {config.in_channels}")
     if not config.num_classes:
         raise VitralError("torchvision's ViT has a head; this model has none")
     unused = [r for r in rows(config) if "linear_" in r.theirs[0]]
