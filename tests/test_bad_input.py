@@ -321,10 +321,10 @@ def test_predict_with_no_images(run: Callable[..., Outcome], model: Path, tmp_pa
     assert_one_line(run("predict", model, tmp_path / "empty"), "empty holds no images")
 
 
-def test_a_message_of_two_lines_is_printed_as_one(
+def test_a_newline_in_a_name_is_shown_and_not_printed(
     run: Callable[..., Outcome], model: Path, tmp_path: Path
 ) -> None:
-    assert_one_line(run("predict", model, tmp_path / "two\nlines*.png"), "two lines*.png holds no images")
+    assert_one_line(run("predict", model, tmp_path / "two\nlines*.png"), r"two\nlines*.png holds no images")
 
 
 # --- The process -----------------------------------------------------------------------------------

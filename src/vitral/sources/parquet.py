@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 
 from vitral.errors import ImageError, VitralError
-from vitral.image_files import refuse_irregular
+from vitral.image_files import refuse_irregular, why_not_read
 from vitral.sources.labels import read_labels
 from vitral.sources.split import SPLITS, Found, Split, shortened
 
@@ -87,6 +87,8 @@ def _read(path: str) -> Any:
         table = pq.read_table(path, columns=["image", label], partitioning=None)
     except VitralError:
         raise
+    except PermissionError as error:
+        raise VitralError(f"{path} {why_not_read(error)}") from error
     except Exception as error:  # Arrow raises a dozen kinds on damaged files
         raise VitralError(f"{path} is no parquet file that can be read: {_one_line(error)}") from error
     # Renaming drops the metadata, which names the classes.
