@@ -116,8 +116,8 @@ def _refuse_larger_than_memory(path: str, metadata: Any, columns: tuple[str, str
     free = psutil.virtual_memory().available
     if wanted > free:
         raise VitralError(
-            f"{path} holds {wanted / 1e9:.1f} GB of images, and {free / 1e9:.1f} GB of memory are free; store "
-            "them as an image folder"
+            f"{path} holds {wanted / 1e9:.1f} GB of images, and {free / 1e9:.1f} GB of memory are free; "
+            "store them as an image folder"
         )
 
 
