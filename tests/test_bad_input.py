@@ -1,6 +1,7 @@
 """What a user can get wrong ends in one line that helps, status 1 and no half-written run."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,10 @@ def assert_one_line(outcome: Outcome, text: str) -> None:
 BAD_DATA = {
     "no class": ([], "holds no images in class folders; put each class's images in a folder of its name"),
     "one class": (["ant/1.png"], "has one class only, 'ant'"),
-    "an empty class": (["ant/1.png", "bee/1.png", "empty/deep/.hidden.png"], "no images of empty in 'train'"),
+    "a class without test images": (
+        ["train/ant/1.png", "train/bee/1.png", "test/ant/1.png", "test/bee/deep/.hidden.png"],
+        "no images of bee in 'test'",
+    ),
     "differing classes": (
         ["train/ant/1.png", "train/bee/1.png", "val/ant/1.png", "val/dog/1.png"],
         "differ: only in the first: bee; only in the second: dog",
@@ -257,8 +261,8 @@ def test_eval_stops_at_too_many_damaged_images(
 
 DAMAGED = {
     "2.jpg": "cannot be decoded: image file is truncated",
-    "5.jpg": "not an image, or of a kind that Pillow cannot read",
-    "8.jpg": "not an image, or of a kind that Pillow cannot read",
+    "5.jpg": "not an image, or of a kind that is not read (JPEG",
+    "8.jpg": "not an image, or of a kind that is not read (JPEG",
 }
 
 
@@ -314,6 +318,33 @@ def test_predict_names_a_missing_file_and_goes_on(
     assert outcome.out.startswith(f"{tmp_path}/here.png: ")
     assert outcome.err.splitlines()[0].endswith(f"there is no file {tmp_path}/gone.png")
     assert outcome.status == 1
+
+
+def test_predict_names_a_folder_that_cannot_be_listed(
+    run: Callable[..., Outcome], model: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "bee":
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    outcome = run("predict", model, image_folder)
+    assert outcome.status == 1
+    assert len(outcome.out.splitlines()) == 24
+    assert f"{image_folder}/bee may not be listed: permission is missing" in outcome.err
+    assert "1 folders could not be listed" in outcome.err
+
+
+def test_predict_does_not_wait_for_a_named_pipe(
+    run: Callable[..., Outcome], model: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    outcome = run("predict", model, tmp_path / "pipe.png")
+    assert outcome.status == 1
+    assert "pipe.png: is a named pipe; only regular files are read" in outcome.err
 
 
 def test_predict_with_no_images(run: Callable[..., Outcome], model: Path, tmp_path: Path) -> None:

@@ -187,9 +187,9 @@ def predict(
     from vitral.sources import find_images
 
     found = find_images(images)
+    classifier = _load(model, device, precision, tta)
     for note in (*found.notes, *found.failures):
         _warn(note)
-    classifier = _load(model, device, precision, tta)
     failed = 0
     for prediction in classifier.predictions(found.files, top=top, batch_size=batch_size):
         failed += prediction.error is not None

@@ -88,6 +88,8 @@ _FIRST_EVALUATION_BATCH = 64
 _STARTING_STEPS = 3
 # Of the budget; a model that has learnt nothing by then may learn nothing at all.
 _THIRD = 1 / 3
+# Standard error of an accuracy above which nobody can tell chance from skill.
+_CLEAR = 0.05
 # Of the learning rate, where the loss rose.
 _LOWERED = 0.3
 
@@ -326,7 +328,8 @@ def _carry_out(run: Run, stop: StopSignal) -> Summary:
             run.reporter.message(note)
         try:
             _start(run, stop)
-            spent = run.progress >= 1 or _loop(run, stop)
+            # A new run takes one step at least, however long its start took.
+            spent = (run.state.step > 0 and run.progress >= 1) or _loop(run, stop)
         except Stopped:  # before the first step, or while a batch was waited for
             spent = False
             run.tick()
@@ -486,7 +489,7 @@ def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
     run.told_of_chance = True
     chance = max(result.n for result in evaluation.per_class.values()) / evaluation.n
     noise = math.sqrt(chance * (1 - chance) / evaluation.n)
-    if evaluation.top1 <= chance + 2 * noise:
+    if noise < _CLEAR and evaluation.top1 <= chance + 2 * noise:
         run.reporter.message(
             f"after {run.progress:.0%} of the budget the model is no better than chance ({chance:.1%}): see "
             f"that the labels fit the images, give it more time, or lower learning_rate "
