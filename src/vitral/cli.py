@@ -399,9 +399,8 @@ def bench(  # noqa: PLR0913 - a command's options
 
     placement = Placement.choose(device, precision)  # type: ignore[arg-type]
     command = shlex.join(["vitral", *sys.argv[1:]])
-    report = run(
-        what, words or [], Settings(placement, rounds, compiled, apart, tuple(peer or ()), command, _warn)
-    )
+    settings = Settings(placement, rounds, compiled, apart, tuple(peer or ()), command, _warn)
+    report = run(what, words or [], settings)
     content = to_json(report.to_dict(), indent=1)
     if out is not None:
         write_atomically(out, f"{content}\n".encode())
@@ -585,7 +584,8 @@ def _status() -> int | str | None:
     """Runs the command; 0 done, 1 failed with one line, 2 wrong usage, 128 + n ended by signal n."""
     try:
         status = _ending(lambda: app(standalone_mode=False))
-        return status or _ending(sys.stdout.flush)
+        flushed = _ending(sys.stdout.flush)
+        return status or flushed
     except Interrupted as signal:  # it may come while the last line is printed
         return signal.status
 

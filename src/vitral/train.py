@@ -310,7 +310,7 @@ def train(
             with computing_threads(recipe.threads or torch.get_num_threads()):
                 run = _begun(data, files, recipe, reporter)
                 run.spend(spent)
-                return _withdrawn_if_refused(run, stop)
+                return _carry_out_new(run, stop)
         saved_recipe = files.recipe()
         recipe = changed(saved_recipe, recipe)
         with computing_threads(_threads(recipe, files)):
@@ -488,9 +488,9 @@ def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
     noise = math.sqrt(chance * (1 - chance) / evaluation.n)
     if evaluation.top1 <= chance + 2 * noise:
         run.reporter.message(
-            f"after {run.progress:.0%} of the budget the model is no better than chance ({chance:.1%}): "
-            f"see that the labels fit the images, lower learning_rate (now {run.recipe.learning_rate:g}), "
-            "or begin with a published model (model=auto)"
+            f"after {run.progress:.0%} of the budget the model is no better than chance ({chance:.1%}): see "
+            f"that the labels fit the images, give it more time, or lower learning_rate "
+            f"(now {run.recipe.learning_rate:g})"
         )
 
 
@@ -734,13 +734,14 @@ def _begun(data: ImageData, files: RunFolder, recipe: Recipe, reporter: Reporter
     recipe = resolve(recipe, data, cpu_count())
     run = _opened(data, files, recipe, _first_checkpoint(recipe, data), reporter)
     run.state.data = fingerprint(data.split("train"))
-    files.begin(Record.of(recipe, torch.get_num_threads(), Contents.of(data)), recipe, data.source)
     return run
 
 
-def _withdrawn_if_refused(run: Run, stop: StopSignal) -> Summary:
-    """Carries a new run out; nothing of it is left if it fails before its first step."""
+def _carry_out_new(run: Run, stop: StopSignal) -> Summary:
+    """Nothing of a new run is left if it fails before its first step."""
+    record = Record.of(run.recipe, torch.get_num_threads(), Contents.of(run.data))
     try:
+        run.files.begin(record, run.recipe, run.data.source)
         return _carry_out(run, stop)
     except Exception:
         if not run.state.step:
