@@ -97,7 +97,9 @@ def test_weights_of_any_type_compute_in_float32(dtype: torch.dtype, tmp_path: Pa
 def test_training_keeps_float32_whatever_the_file_holds(image_folder: Path, tmp_path: Path) -> None:
     base = load_checkpoint(ours(tmp_path / "base"))
     save_checkpoint(tmp_path / "half", Checkpoint(base.model.bfloat16(), base.preprocess, base.labels))
-    recipe = Recipe(model=str(tmp_path / "half"), steps=2, batch_size=8, device="cpu", probe_head=False)
+    recipe = Recipe(
+        model=str(tmp_path / "half"), steps=2, batch_size=8, device="cpu", probe_head=False, keep_state=True
+    )
     train(open_data(str(image_folder)), tmp_path / "run", recipe)
     state = torch.load(tmp_path / "run/checkpoints/state.pt", weights_only=True)
     tensors: list[torch.Tensor] = []

@@ -172,7 +172,7 @@ def test_an_unknown_override_within_a_group_is_refused_by_name() -> None:
             "layer.attention.relative_start='far': input should be 'zero' or 'local'",
         ),
         ({"layer": {"layer_scale": {"a": 1}}}, "layer.layer_scale={'a': 1}: input should be a valid number"),
-        ({"layer": 3}, "layer=3: input should be a dictionary or an instance of layeroptions"),
+        ({"layer": 3}, "layer=3: input should be a dictionary or an instance of LayerOptions"),
         ({"img_size": 30}, "img_size is 30x30, which patch_size 4 does not divide"),
     ],
     ids=str,
