@@ -159,7 +159,8 @@ class Classifier:
         self, images: Iterable[ImageSource], batch_size: int
     ) -> Iterator[tuple[list[str], list[Tensor | ImageError]]]:
         """Names and preprocessed images, the next batch being read while the caller computes."""
-        with ThreadPoolExecutor(_DECODING_THREADS) as pool:
+        pool = ThreadPoolExecutor(_DECODING_THREADS)
+        try:
             numbered = enumerate(images)
 
             def submit() -> tuple[list[str], list[Future]]:
@@ -172,6 +173,9 @@ class Classifier:
                 following = submit()
                 yield names, [future.result() for future in reading]
                 names, reading = following
+        finally:
+            # Whoever stops in the middle waits for the images in hand, not for those in line.
+            pool.shutdown(cancel_futures=True)
 
     def _readable_batches(
         self, images: ImageSource | Iterable[ImageSource], batch_size: int

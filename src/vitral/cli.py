@@ -585,7 +585,8 @@ def _status() -> int | str | None:
     """Runs the command; 0 done, 1 failed with one line, 2 wrong usage, 128 + n ended by signal n."""
     try:
         status = _ending(lambda: app(standalone_mode=False))
-        return status or _ending(sys.stdout.flush)
+        flushed = _ending(sys.stdout.flush)
+        return status or flushed
     except Interrupted as signal:  # it may come while the last line is printed
         return signal.status
 
