@@ -298,7 +298,7 @@ def test_a_run_that_stays_at_chance_says_so_once(data: ImageData, tmp_path: Path
     train(data, tmp_path / "run", recipe, reporter=recorder)
     told = [message for message in recorder.messages if "no better than chance" in message]
     assert len(told) == 1
-    assert "model=auto" in told[0]
+    assert "learning_rate (now 1e-12)" in told[0]
     quiet = Recorder()
     learns = small("ViT-Ti/8@16", steps=24, learning_rate=1e-3)
     summary = train(data, tmp_path / "learns", learns, reporter=quiet)

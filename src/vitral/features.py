@@ -129,7 +129,8 @@ def extract(
             raise VitralError(
                 f"there is no layer {layer}; this model has 0 to {depth - 1}, or -1 for the last"
             )
-    digests = [_image_digest(split, row) for row in range(len(split))]
+    digests = _digests(split, (time.monotonic() + until) / 2)
+    split = split.take(np.arange(len(digests)))
     stores = {layer: _Store(cache / key) for layer, key in _keys(classifier, layers).items()}
     wanted = set(digests)
     known = {layer: store.read(wanted, damage.warn) for layer, store in stores.items()}
@@ -206,6 +207,16 @@ def _keys(classifier: Classifier, layers: Sequence[int]) -> dict[int, str]:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return {layer: f"{digest.hexdigest()[:32]}-layer{layer % len(model.layers)}" for layer in layers}
+
+
+def _digests(split: Split, until: float) -> list[bytes]:
+    """Of all images, or of the first that are read until then: of large photographs that takes its time."""
+    digests = []
+    for row in range(len(split)):
+        digests.append(_image_digest(split, row))
+        if time.monotonic() > until and len(digests) >= _BATCH_SIZE:
+            break
+    return digests
 
 
 def _image_digest(split: Split, row: int) -> bytes:

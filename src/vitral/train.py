@@ -488,9 +488,9 @@ def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
     noise = math.sqrt(chance * (1 - chance) / evaluation.n)
     if evaluation.top1 <= chance + 2 * noise:
         run.reporter.message(
-            f"after {run.progress:.0%} of the budget the model is no better than chance ({chance:.1%}): "
-            f"see that the labels fit the images, lower learning_rate (now {run.recipe.learning_rate:g}), "
-            "or begin with a published model (model=auto)"
+            f"after {run.progress:.0%} of the budget the model is no better than chance ({chance:.1%}): see "
+            f"that the labels fit the images, give it more time, or lower learning_rate "
+            f"(now {run.recipe.learning_rate:g})"
         )
 
 
