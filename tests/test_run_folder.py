@@ -1,5 +1,6 @@
 """A run is one thing on disk: killed, damaged or changed, it goes on, or a line says what is lost."""
 
+import errno
 import json
 import os
 import shutil
@@ -391,6 +392,37 @@ def test_best_weights_that_are_gone_are_told(data: ImageData, stopped: Path) -> 
     )
     assert summary(stopped)["best_step"] == 4
     load_checkpoint(stopped)
+
+
+class FillDiskAt(Reporter):
+    """Lets nothing more be written from a step on."""
+
+    def __init__(self, step: int, patched: pytest.MonkeyPatch) -> None:
+        self.at, self.patched = step, patched
+
+    def step(self, run: Run) -> None:
+        if run.state.step == self.at:
+            self.patched.setattr(os, "fsync", self.full)
+
+    def full(self, _: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("step", [0, 2, 4])
+def test_a_full_disk_loses_nothing(
+    step: int, data: ImageData, recipe: Recipe, straight: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        filling = FillDiskAt(step, patched)
+        if not step:
+            patched.setattr(os, "fsync", filling.full)
+        with pytest.raises(VitralError, match="run: No space left on device; make room, and go on with"):
+            train(data, folder, recipe, reporter=filling)
+    assert folder.exists() == bool(step)
+    assert not any(".tmp" in name or name.startswith(".") for name in files_of(tmp_path))
+    carried_on(data, folder, recipe)
+    assert_same_end(straight, folder)
 
 
 # --- Finished ------------------------------------------------------------------------------------
@@ -856,3 +888,16 @@ def test_an_older_run_s_images_are_known_by_name(data: ImageData, stopped: Path)
     assert "no longer holds the training images" in refused(
         replace(data, splits={**data.splits, "train": fewer}), stopped
     )
+
+
+def test_a_run_of_another_version_is_not_called_damaged(data: ImageData, stopped: Path) -> None:
+    saved = state(stopped)
+    saved["state"]["patience"] = 3
+    torch.save(saved, stopped / "checkpoints/state.pt")
+    other = "by another version of Vitral, with patience; resume it with that version"
+    assert refused(data, stopped).endswith(f"state.pt was written {other}")
+    record = json.loads((stopped / "checkpoints/run.json").read_text())
+    record["recipe"]["patience"] = 3
+    (stopped / "checkpoints/run.json").write_text(json.dumps(record))
+    edit(stopped, "batch_size = 4", "batch_size = 4\npatience = 3")
+    assert refused(data, stopped) == f"this run was begun {other}"

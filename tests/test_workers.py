@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from vitral import workers as workers_module
 from vitral.data import Batch, _collate
+from vitral.errors import ImageError
 from vitral.stopping import Stopped, stop_signal
 from vitral.workers import Loading, worker_count
 
@@ -155,6 +157,34 @@ def test_a_signal_is_heeded_while_a_batch_is_waited_for(number: int) -> None:
         timer.join()
     assert stop.number == number
     assert time.monotonic() - began < 60
+
+
+def test_a_signal_while_an_image_is_decoded_here_is_no_damage() -> None:
+    class Decoding(Numbers):
+        def __getitem__(self, index: int) -> tuple:
+            if index == 22:
+                try:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.1)
+                except Exception as error:
+                    raise ImageError("cannot be decoded") from error
+            return super().__getitem__(index)
+
+    with stop_signal() as stop, pytest.raises(Stopped):
+        values(Loading(0, stop=stop), Decoding(nothing))
+
+
+def test_waiting_within_waiting_goes_on_raising() -> None:
+    with stop_signal() as stop:
+        with pytest.raises(Stopped), stop.raises():
+            stopped_after(stop.raises())
+        os.kill(os.getpid(), signal.SIGTERM)  # nobody waits any more
+
+
+def stopped_after(inner: AbstractContextManager) -> None:
+    with inner:
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_what_was_asked_for_before_is_heeded_at_once() -> None:

@@ -399,9 +399,8 @@ def bench(  # noqa: PLR0913 - a command's options
 
     placement = Placement.choose(device, precision)  # type: ignore[arg-type]
     command = shlex.join(["vitral", *sys.argv[1:]])
-    report = run(
-        what, words or [], Settings(placement, rounds, compiled, apart, tuple(peer or ()), command, _warn)
-    )
+    settings = Settings(placement, rounds, compiled, apart, tuple(peer or ()), command, _warn)
+    report = run(what, words or [], settings)
     content = to_json(report.to_dict(), indent=1)
     if out is not None:
         write_atomically(out, f"{content}\n".encode())

@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vitral import libtiff
 from vitral.errors import ImageError
+from vitral.process import return_freed_memory
 
 # The formats that people keep photographs in. Of Pillow's others some start programs (EPS, "gs") or are
 # read by code that few have tried.
@@ -48,6 +49,7 @@ HEIF_ADVICE = "install pillow-heif: pip install 'vitral[heif]'"
 # What decoding takes at its peak, in all threads of a process together: enough for the largest picture that
 # Pillow opens, 179 million pixels, of grey or colour, and not for eight copies of it.
 _ROOM_BYTES = 900_000_000
+_LARGE_BYTES = 100_000_000  # of one picture
 # Bytes a pixel that a format's decoder takes beside the picture (docs/log.md, 2026-11-26).
 _DECODER_BYTES = {"WEBP": 14, "AVIF": 8, "JPEG2000": 16, "HEIF": 8, "TIFF": 4}
 # The best coders spend a bit on ten pixels of a photograph; a bomb of 0.3 MB is 169 million of one colour.
@@ -298,6 +300,9 @@ class _Room:
         with self._changed:
             self._changed.wait_for(lambda: not self._taken or self._taken + wanted <= self._total)
             self._taken += wanted
+        if wanted > _LARGE_BYTES:
+            # Else each thread's part of the heap keeps what an earlier picture took.
+            return_freed_memory()
         try:
             yield
         finally:

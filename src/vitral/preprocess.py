@@ -67,7 +67,8 @@ def _opened(source: ImageSource) -> Iterator[Image.Image]:
         # Pillow's format plugins raise almost anything on damaged bytes: OSError, SyntaxError,
         # struct.error, IndexError, DecompressionBombError.
         except Exception as error:
-            raise ImageError(f"cannot be decoded: {error}") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ImageError(f"cannot be decoded: {reason}") from error
         yield image
 
 
@@ -188,8 +189,7 @@ class Preprocess:
     def __call__(self, source: ImageSource) -> Tensor:
         """Raises ImageError if the image cannot be read."""
         with _opened(source) as image:
-            fitted = self.fit(self._seen(image))
-        return self.normalize(fitted)
+            return self.normalize(self.fit(self._seen(image)))
 
     def open(self, source: ImageSource) -> Image.Image:
         """As `open_image`, without colour where the model sees none.

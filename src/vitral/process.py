@@ -3,7 +3,7 @@
 import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 # A thread that waits for work by spinning takes its neighbours' time, and one that sleeps is slow to wake;
 # 5,000 turns lose little of either (docs/log.md, 2026-11-22 and 25).
@@ -29,6 +29,12 @@ def threads_as_they_come() -> Iterator[None]:
         yield
     finally:
         os.environ.update(ours)
+
+
+def return_freed_memory() -> None:
+    """Has glibc give the system what is free in each thread's part of the heap; elsewhere nothing happens."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_freed_memory() -> None:

@@ -13,6 +13,7 @@ The files of a run's folder, each of which is replaced as a whole:
 """
 
 import contextlib
+import errno
 import io
 import json
 import shlex
@@ -119,9 +120,11 @@ class Record:
         return cls(settings, threads, contents)
 
     def began(self) -> Recipe:
-        """The recipe; of settings that this version of Vitral does not have, nothing."""
-        known = vars(Recipe())
-        return config.build(Recipe, {name: value for name, value in self.recipe.items() if name in known})
+        """The recipe. Raises VitralError if it is one of another version of Vitral."""
+        strange = self.recipe.keys() - vars(Recipe()).keys()
+        if strange:
+            raise VitralError(f"this run was begun {_elsewhere(strange)}")
+        return config.build(Recipe, self.recipe)
 
 
 @dataclass(frozen=True)
@@ -303,6 +306,10 @@ class RunFolder:
                     raise self._unwritable(error) from error
                 self._remove_leftovers()
                 yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise VitralError(f"{self.path}: {error.strerror}; make room, and go on with --resume") from error
         finally:
             for folder in made:
                 with contextlib.suppress(OSError):  # it is in use now
@@ -317,7 +324,8 @@ class RunFolder:
                 missing.append(place)
                 place = place.parent
             if not place.is_dir():
-                raise VitralError(f"--out {self.path}: {place} is a file; a run needs a folder of its own")
+                within = "" if place == self.path else f" {self.path}:"
+                raise VitralError(f"--out{within} {place} is a file; a run needs a folder of its own")
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
@@ -471,6 +479,10 @@ def _one_within_other(one: Path, other: Path) -> bool:
     return one.is_relative_to(other) or other.is_relative_to(one)
 
 
+def _elsewhere(unknown: Iterable[str]) -> str:
+    return f"by another version of Vitral, with {min(unknown)}; resume it with that version"
+
+
 def _read_state(file: Path, device: torch.device) -> Saved | None:
     """None if it is damaged."""
     try:
@@ -481,9 +493,14 @@ def _read_state(file: Path, device: torch.device) -> Saved | None:
         tensors = {name: content[name] for name in _TENSORS if name in content}
         if len(tensors) not in (0, len(_TENSORS)):
             return None
+        strange = content["state"].keys() - vars(RunState()).keys()
+        if strange:
+            raise VitralError(f"{file} was written {_elsewhere(strange)}")
         state = RunState(**content["state"])
         return Saved(state, tensors, content.get("description"), content.get("run"))
     except PermissionError as error:
         raise VitralError(f"{file} cannot be read: {error.strerror}; change its permissions") from error
+    except VitralError:
+        raise
     except Exception:  # on damaged bytes torch.load and zipfile raise almost anything
         return None

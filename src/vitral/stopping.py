@@ -16,8 +16,11 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _SECONDS_TO_END = 10.0
 
 
-class Stopped(Exception):
-    """Raised inside long work after a stop was asked for; whoever catches it keeps what was done before."""
+class Stopped(BaseException):
+    """Raised inside long work after a stop was asked for; whoever catches it keeps what was done before.
+
+    No `Exception`: it may come while an image is decoded, and would pass for damage.
+    """
 
 
 class Interrupted(BaseException):
@@ -54,11 +57,11 @@ class StopSignal:
     def raises(self) -> Iterator[None]:
         """Inside, a stop raises Stopped wherever the main thread is, in a library's work too."""
         self.check()
-        self._raising = True
+        before, self._raising = self._raising, True
         try:
             yield
         finally:
-            self._raising = False
+            self._raising = before
 
     def request(self, number: int | None = None) -> None:
         self.requested, self.number = True, number

@@ -310,7 +310,7 @@ def train(
             with computing_threads(recipe.threads or torch.get_num_threads()):
                 run = _begun(data, files, recipe, reporter)
                 run.spend(spent)
-                return _withdrawn_if_refused(run, stop)
+                return _carry_out_new(run, stop)
         saved_recipe = files.recipe()
         recipe = changed(saved_recipe, recipe)
         with computing_threads(_threads(recipe, files)):
@@ -734,13 +734,14 @@ def _begun(data: ImageData, files: RunFolder, recipe: Recipe, reporter: Reporter
     recipe = resolve(recipe, data, cpu_count())
     run = _opened(data, files, recipe, _first_checkpoint(recipe, data), reporter)
     run.state.data = fingerprint(data.split("train"))
-    files.begin(Record.of(recipe, torch.get_num_threads(), Contents.of(data)), recipe, data.source)
     return run
 
 
-def _withdrawn_if_refused(run: Run, stop: StopSignal) -> Summary:
-    """Carries a new run out; nothing of it is left if it fails before its first step."""
+def _carry_out_new(run: Run, stop: StopSignal) -> Summary:
+    """Nothing of a new run is left if it fails before its first step."""
+    record = Record.of(run.recipe, torch.get_num_threads(), Contents.of(run.data))
     try:
+        run.files.begin(record, run.recipe, run.data.source)
         return _carry_out(run, stop)
     except Exception:
         if not run.state.step:

@@ -20,7 +20,7 @@ from torch.utils.data._utils.signal_handling import _remove_worker_pids
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vitral.devices import cpu_count
-from vitral.stopping import Stopped, StopSignal
+from vitral.stopping import StopSignal
 
 _PREFETCHED = 2  # batches of each worker that wait to be taken; DataLoader's default
 _SECONDS_BETWEEN_LOOKS = 1.0  # at whether the workers live
@@ -123,8 +123,6 @@ class Loading:
                 yield batch
         except StopIteration:
             return
-        except (Stopped, GeneratorExit):
-            raise
         except Exception as error:  # whatever it is, loading the batch here will tell if it is the batch's
             raise _WorkersLostError(_reason(error, started=workers is not None)) from error
         finally:

@@ -40,7 +40,8 @@ def base_of(folder: Path, name: str) -> str:
     base = read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise VitralError(
-            f"{name} is a LoRA adapter, and its {CONFIG_FILE} does not name its base model; pass base=MODEL"
+            f"{name} is a LoRA adapter, and its {CONFIG_FILE} does not name its base model; pass base=MODEL, as in "
+            f"vitral convert {name} OUT base=MODEL"
         )
     revision = read_json(folder / CONFIG_FILE).get("revision")
     if Path(base).exists() or base.startswith("hf://") or base.count("/") != 1:

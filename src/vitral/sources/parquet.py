@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from vitral.errors import ImageError, VitralError
 from vitral.image_files import refuse_irregular
@@ -82,6 +83,7 @@ def _read(path: str) -> Any:
                 f"{path} has no column {' and '.join(sorted(missing))}; it has {shortened(schema.names)}"
             )
         _refuse_twice(path, schema.names, ["image", label])
+        _refuse_larger_than_memory(path, pq.read_metadata(path), ("image", label))
         table = pq.read_table(path, columns=["image", label], partitioning=None)
     except VitralError:
         raise
@@ -102,6 +104,21 @@ def _refuse_twice(path: str, names: Sequence[str], wanted: Sequence[str]) -> Non
     for name in wanted:
         if list(names).count(name) > 1:
             raise VitralError(f"{path} has {names.count(name)} columns {name!r}; which one is meant?")
+
+
+def _refuse_larger_than_memory(path: str, metadata: Any, columns: tuple[str, str]) -> None:
+    chunks = (
+        metadata.row_group(group).column(column)
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    )
+    wanted = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
+    free = psutil.virtual_memory().available
+    if wanted > free:
+        raise VitralError(
+            f"{path} holds {wanted / 1e9:.1f} GB of images, and {free / 1e9:.1f} GB of memory are free; store "
+            "them as an image folder"
+        )
 
 
 def _joined(paths: list[str], tables: list[Any]) -> Any:
