@@ -200,6 +200,26 @@ def test_a_defect_is_one_line_that_asks_for_a_report(vitral: Vitral, monkeypatch
     assert result.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+    ],
+    ids=["python", "torch"],
+)
+def test_too_little_memory_is_no_defect(
+    error: Exception, vitral: Vitral, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("vitral.sources.find_images", refused)
+    assert_failed_in_one_line(vitral("predict", "run", "a.png"), "not enough memory for this; take a smaller")
+
+
 def test_a_defect_shows_itself_under_debug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitral.sources.find_images", broken)
     monkeypatch.setenv("VITRAL_DEBUG", "1")

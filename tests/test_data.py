@@ -113,11 +113,10 @@ def test_a_class_called_test_is_a_class_in_an_unsplit_folder(tmp_path: Path) -> 
 
 def test_what_was_found_is_described(tmp_path: Path) -> None:
     found = open_data(lay(tmp_path, *numbered("ant", 10), *numbered("bee", 20)), val_fraction=0.2)
-    first, second, doubles = found.describe().splitlines()
+    first, second, third, doubles = found.describe().splitlines()
     assert first == f"{tmp_path}: 30 images in 2 classes (ant, bee)"
-    assert second == (
-        "splits: train 24, val 6, val held out by class; training images a class: 8 to 16; typical size 2x3"
-    )
+    assert second == "splits: train 24, val 6, val held out by class"
+    assert third == "        training images a class: 8 to 16; typical size 2x3"
     assert doubles.startswith("6 of the val images are in train too, such as ant/")
 
 

@@ -594,6 +594,7 @@ def test_autocast_keeps_tokens_in_float32_between_layers(options: dict[str, Any]
         ({"embed_dim": -1}, "embed_dim is -1; it must be at least 1"),
         ({"num_layers": 0}, "num_layers is 0; it must be at least 1"),
         ({"num_heads": 0}, "num_heads is 0; it must be at least 1"),
+        ({"img_size": 8192, "patch_size": 4}, "has 4,194,304 patches of 4 pixels; a model takes 262,144"),
         ({"mlp_ratio": 0}, "hidden_dim is 0; it must be at least 1"),
         ({"num_classes": -1}, "num_classes is -1; 0 gives features, more a head"),
         ({"dropout": 1.0}, "dropout is 1.0; it is a probability below 1"),

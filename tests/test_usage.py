@@ -193,6 +193,27 @@ def test_a_setting_that_cannot_be_meant_is_one_line(
     assert_one_line(vitral(f"{TRAIN} {words}"), 1, text, there, tmp_path)
 
 
+WRONG_ARCHITECTURES = [
+    ("info ViT-B/16 img_size=1000000 --no-measure", "img_size is (1000000, 1000000); height and width are"),
+    (f"info ViT-B/16 embed_dim={10**9} --no-measure", "embed_dim is 1000000000; it is from 1 to"),
+    ("info ViT-B/16 num_heads=5 --no-measure", "num_heads 5 does not divide embed_dim 768"),
+    ("info ViT-B/16 num_layers=1000000 --no-measure", "num_layers is 1000000; it is from 1 to"),
+    ("info ViT-B/16 num_heads=true --no-measure", "num_heads=true: this takes no true or false"),
+    ("info ViT-B/16 dropout=nan --no-measure", "dropout=nan: it is a finite number"),
+    ("info Conv+ViT-Ti/2@16384 --no-measure", "patches of 2 pixels; a model takes 262,144 at most"),
+    ("info ViT-B/16@99999999 --no-measure", "height and width are from 1 to 16,384"),
+    (f"train photos --out run model=ViT-Pico/4 architecture.embed_dim={10**9}", "embed_dim is 1000000000"),
+    ("bench infer ViT-Ti/4 img_size=1000000", "img_size is (1000000, 1000000)"),
+    ("convert model out num_heads=5", "num_heads 5 does not divide embed_dim 16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "text"), WRONG_ARCHITECTURES, ids=[line for line, _ in WRONG_ARCHITECTURES])
+def test_a_model_that_cannot_be_meant_is_one_line(line: str, text: str, vitral: Run, tmp_path: Path) -> None:
+    there = set(tmp_path.rglob("*"))
+    assert_one_line(vitral(line), 1, text, there, tmp_path)
+
+
 # --- What is near ------------------------------------------------------------------------------------
 
 SETTINGS = [*vars(Recipe()), *(f"architecture.{name}" for name in vars(ViTConfig(num_classes=1)))]

@@ -619,6 +619,10 @@ def _ending(call: Callable[[], int | None]) -> int | str | None:
 def _told(error: Exception) -> str:
     if isinstance(error, VitralError | OSError):
         return str(error)
+    from vitral.memory import is_out_of_memory
+
+    if is_out_of_memory(error):
+        return "there is not enough memory for this; take a smaller model, img_size or batch"
     text = " ".join(str(error).split())
     return (
         f"unexpected {type(error).__name__}: {text}; this is a defect, please report it with "

@@ -76,9 +76,7 @@ class TrainingConsole(Reporter):
         if run.memory is not None:
             self.console.print(str(run.memory))
         if altered := _how_altered(run):
-            self.console.print(
-                f"train loss and accuracy are of images {altered}, val's of images as they are"
-            )
+            self.console.print(f"train's numbers are of images {altered}, val's of images as they are")
         if _had_better_be_tuned(run):
             self.console.print(_TUNING_ADVICE)
         self.progress.start()
@@ -144,9 +142,9 @@ def describe_recipe(run: Run) -> str:
     return (
         f"model: {recipe.model} at {height}x{width} pixels, {rows}x{columns} patches\n"
         f"       {parameters:,} parameters; {run.placement}\n"
-        f"recipe: {budget}; batch_size {recipe.batch_size}, {_peak_rate(recipe)}\n"
-        f"        weight_decay {recipe.weight_decay:g}, crop {recipe.crop}, "
-        f"flip {str(recipe.flip).lower()}, seed {recipe.seed}\n"
+        f"recipe: {budget}; batch_size {recipe.batch_size}, seed {recipe.seed}\n"
+        f"        {_peak_rate(recipe)}, weight_decay {recipe.weight_decay:g}\n"
+        f"        crop {recipe.crop}, flip {str(recipe.flip).lower()}\n"
         f"all settings: {run.folder / 'recipe.toml'}"
     )
 

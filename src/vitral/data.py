@@ -106,7 +106,8 @@ class ImageData:
         lines = (
             f"{self.source}: {total:,} images in {len(self.classes)} classes{several} "
             f"({shortened(self.classes)})\n"
-            f"splits: {counts}{how}; training images a class: {per_class.min():,} to {per_class.max():,}; "
+            f"splits: {counts}{how}\n"
+            f"        training images a class: {per_class.min():,} to {per_class.max():,}; "
             f"typical size {size}"
         )
         return "\n".join([lines, *self.notes])

@@ -136,11 +136,12 @@ def advice_when_out_of_memory(images_at_a_time: int) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise VitralError(f"out of memory with {images_at_a_time} images at a time; {ADVICE}") from error
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    # The CPU's allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused; the CPU's allocator raises a plain RuntimeError."""
+    refused = any(text in str(error) for text in ("not enough memory", "can't allocate memory"))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or refused

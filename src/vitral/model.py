@@ -111,6 +111,14 @@ class ViTConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is from 1 to {most:,}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}")
+        height, width = (side // self.patch_size for side in height_and_width(self.img_size))
+        if height * width > _MOST_PATCHES:
+            raise ValueError(
+                f"img_size {self.img_size} has {height * width:,} patches of {self.patch_size} pixels; "
+                f"a model takes {_MOST_PATCHES:,} at most"
+            )
         registers = self.embedding.register_tokens
         if not 0 <= registers <= _MOST["embed_dim"]:
             raise ValueError(
@@ -154,6 +162,7 @@ class ViTConfig:
 _LARGEST = 1e9  # of any number in a config
 # Several times what anyone has built; more is a slip of the keyboard, and takes the machine's memory.
 _MOST_PIXELS = 16_384
+_MOST_PATCHES = 2**18
 _MOST = {
     "patch_size": _MOST_PIXELS, "in_channels": 4_096, "embed_dim": 65_536, "num_layers": 4_096,
     "num_heads": 65_536, "hidden_dim": 2**20,
