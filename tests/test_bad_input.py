@@ -114,7 +114,7 @@ BAD_SETTINGS = {
     "epoch=3": "there is no setting 'epoch'; did you mean 'epochs'?",
     "lerning_rate=1": "did you mean 'learning_rate'?",
     "epochs=abc": "epochs='abc': input should be a valid number",
-    "batch_size=0": "batch_size=0: input should be greater than or equal to 1",
+    "batch_size=0": "batch_size=0: it is a whole number from 1 to 1,048,576",
     "batch_size=999": "batch_size=999 is more than the 30 training images",
     "device=tpu": "device='tpu': input should be 'auto', 'cpu', 'cuda' or 'mps'",
     "crop=middle": "crop='middle': input should be 'padded', 'resized', 'simple' or 'none'",
@@ -122,7 +122,7 @@ BAD_SETTINGS = {
     "model=ViT-C/16": "there is no model 'ViT-C/16'; did you mean 'ViT-",
     "model=vit-b/16": "did you mean 'ViT-B/16'?",
     "img_size=33": "img_size is 33x33, which patch_size 4 does not divide",
-    "val_fraction=1": "val_fraction=1: input should be less than 1",
+    "val_fraction=1": "val_fraction=1: it is a number from 0 to below 1",
 }
 
 
@@ -181,7 +181,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "has no config.json; a model is a folder",
     ),
     "cut config": (lambda folder: cut(folder / "config.json"), "config.json is not JSON"),
-    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "is no config of a Vitral model"),
+    "a list": (
+        lambda folder: (folder / "config.json").write_text("[]"),
+        "is no config of a model; it holds a list",
+    ),
     "an empty config": (
         lambda folder: (folder / "config.json").write_text("{}"),
         "config.json cannot be used",
@@ -240,7 +243,7 @@ def test_eval_on_a_split_that_is_not_there(
     run: Callable[..., Outcome], model: Path, image_folder: Path
 ) -> None:
     assert_one_line(
-        run("eval", model, image_folder, "--split", "tset"), "has no 'tset' split; it has 'train'"
+        run("eval", model, image_folder, "--split", "test"), "has no 'test' split; it has 'train'"
     )
 
 

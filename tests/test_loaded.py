@@ -467,7 +467,7 @@ def test_the_held_out_images_are_known_after_every_conversion(
         (lambda c: c.update(labels="abc"), "they are a list of names"),
         (lambda c: c["metadata"].update(val_fraction="x"), "val_fraction is 'x'"),
         (lambda c: c["metadata"].update(seed=-1), "seed is -1"),
-        (lambda c: c["architecture"].update(position="sinusoidal", img_size=16_000), "images of 16000x16000"),
+        (lambda c: c["architecture"].update(position="sinusoidal", img_size=16_000), "4,000,000 patches"),
     ],
 )  # fmt: skip
 def test_a_field_that_cannot_be_is_named(change: Callable, text: str, tmp_path: Path) -> None:

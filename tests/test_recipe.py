@@ -124,9 +124,9 @@ def test_tuning_is_gentler_than_training(base: str) -> None:
     assert (fresh.epochs, tuned.epochs) == (200, 20)
 
 
-def test_adapters_and_heads_learn_at_ten_times_the_rate(base: str) -> None:
+def test_adapters_and_heads_learn_at_a_higher_rate(base: str) -> None:
     rates = {trained: resolved(pictures(), model=base, trained=trained).learning_rate for trained in TRAINED}
-    assert rates == {"all": 1.5e-4, "head": pytest.approx(1.5e-3), "lora": pytest.approx(1.5e-3)}
+    assert rates == {"all": 2e-4, "head": pytest.approx(1.5e-3), "lora": pytest.approx(1.5e-3)}
     assert resolved(pictures(), model=base, trained="lora", learning_rate=0.1).learning_rate == 0.1
 
 

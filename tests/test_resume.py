@@ -307,7 +307,7 @@ def test_a_larger_budget_takes_a_finished_run_further(
     one_epoch = replace(recipe, steps=None, epochs=1)
     assert train(data, tmp_path / "run", one_epoch).steps == STEPS_PER_EPOCH
     assert train(data, tmp_path / "run", Recipe(epochs=3), resume=True).steps == 3 * STEPS_PER_EPOCH
-    assert [record["step"] for record in metrics(tmp_path / "run")] == [4, 8, 12]
+    assert [record["step"] for record in metrics(tmp_path / "run")] == [0, 4, 8, 12]
 
 
 def test_an_enlarged_budget_is_remembered(data: ImageData, recipe: Recipe, stopped: Path) -> None:

@@ -269,7 +269,7 @@ class _Spoiler(Recorder):
         super().step(run)
         if run.state.step == 16:
             with torch.no_grad():
-                run.model.head.weight.mul_(-1000)
+                run.model.head.get_parameter("weight").mul_(-1000)
 
 
 def test_a_run_that_blows_up_goes_back_to_the_best_weights_at_a_lower_rate(

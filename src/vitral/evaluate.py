@@ -388,21 +388,21 @@ def choose_split(
             f"{source} has {counts[data.multi_label]}, and the model was trained for "
             f"{counts[classifier.multi_label]}; give it data of its own kind, or train a model on this"
         )
+    doubts: list[str] = []
     if data.held_out:
         same = fingerprint(data.split("val")) == made_by.get("held_out")
         if wanted == "val" and not same:
-            warn(
+            doubts.append(
                 f"these are not the images that were held out when the model was trained; it may "
                 f"have seen some of them ({source} has changed, or is other data)"
             )
         if wanted is None and "test" not in data.splits and not same:
             data, wanted = open_data(source, val_fraction=0), "all"
             if "held_out" not in made_by:
-                warn(
+                doubts.append(
                     "no record says which images this model was trained on; all are judged, and some of them "
                     "it may have learnt by heart"
                 )
-    data.told(warn)
     name = wanted or ("test" if "test" in data.splits else "val")
     if name not in (*data.splits, "all"):
         others = [split for split in SPLITS if split in data.splits or (split == "val" and name == "test")]
@@ -410,7 +410,11 @@ def choose_split(
             f"{source} has no {name!r} split; it has {', '.join(map(repr, others))}; 'all' takes every image"
         )
     images = _all_images(data) if name == "all" else data.split(name)
-    return name, _relabelled(images, data.classes, classifier.labels)
+    images = _relabelled(images, data.classes, classifier.labels)
+    data.told(warn)
+    for doubt in doubts:
+        warn(doubt)
+    return name, images
 
 
 def _all_images(data: ImageData) -> Split:

@@ -117,7 +117,7 @@ class HeldImages:
         return put(torch.from_numpy(values), self.labels.device)
 
     def _batch(self, rows: np.ndarray, sound: Tensor, pixels_BHWC: Tensor) -> Batch:
-        # Laid out as loaded images are: a convolution in float32 adds those of other layouts in another order.
+        # Laid out as loaded images: a convolution in float32 adds those of another layout in another order.
         images_BCHW = self.preprocess.normalize_pixels(pixels_BHWC).contiguous()
         damaged = tuple(self.damaged[row] for row in rows if row in self.damaged)
         return Batch(images_BCHW, self.labels[sound], damaged)
