@@ -602,8 +602,9 @@ def _evaluate_split(
         evaluation = evaluate(
             run.average, batches, run.data.classes, run.placement, on_batch, temperature=temperature
         )
-    run.tick()
-    run.evaluation_seconds, run.evaluated_at = time.monotonic() - begun, run.state.seconds
+    if name == "val":  # judging the test images is no part of training
+        run.tick()
+        run.evaluation_seconds, run.evaluated_at = time.monotonic() - begun, run.state.seconds
     return evaluation
 
 
