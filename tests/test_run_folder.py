@@ -431,7 +431,7 @@ def test_a_full_disk_loses_nothing(
 def test_a_finished_run_keeps_no_state_of_the_optimizer(
     data: ImageData, straight: Path, tmp_path: Path
 ) -> None:
-    assert not tensors(state(straight))
+    assert set(state(straight)) == {"run", "description", "state", "model"}
     ended = shutil.copytree(straight, tmp_path / "ended")
     line = refused(data, ended, Recipe(steps=8))
     assert line == (

@@ -18,8 +18,9 @@ import numpy as np
 from vitral import train as training
 from vitral.checkpoints import is_checkpoint, load_checkpoint
 from vitral.data import ImageData, image_sizes
+from vitral.devices import cpu_count
 from vitral.errors import VitralError
-from vitral.recipe import Recipe
+from vitral.recipe import Recipe, resolve, start
 from vitral.run_folder import RunFolder, Summary
 from vitral.stopping import Interrupted
 from vitral.train import Reporter
@@ -95,7 +96,6 @@ def train(
 
 def _ways(data: ImageData, recipe: Recipe, reporter: Reporter) -> list[Way]:
     """Those that the recipe leaves open; the first is taken where there is no time to try."""
-    scratch = Way("from scratch", {"model": None})
     if recipe.model != AUTO:
         open_to_choice = recipe.minutes and recipe.trained is None and recipe.model
         if not open_to_choice or not is_checkpoint(recipe.model or ""):
@@ -107,7 +107,8 @@ def _ways(data: ImageData, recipe: Recipe, reporter: Reporter) -> list[Way]:
             ways += _of_base(base, {"model": base, "img_size": recipe.img_size or _size(base, data)})
         except VitralError as error:
             reporter.message(f"{base} cannot be tried: {error}")
-    return [*ways, scratch]
+    scratch = {"model": None, "img_size": _size_from_scratch(data, recipe)}
+    return [*ways, Way("from scratch", scratch)]
 
 
 def _of_base(base: str, settings: dict[str, Any]) -> list[Way]:
@@ -134,6 +135,15 @@ def _size(base: str, data: ImageData) -> int | tuple[int, int]:
     return (height, width) if min(height, width) <= patches * patch else patches * patch
 
 
+def _size_from_scratch(data: ImageData, recipe: Recipe) -> int | tuple[int, int] | None:
+    """The size that was asked for, unless it is of whole patches of the candidates alone."""
+    try:
+        start(resolve(replace(recipe, model=None), data, cpu_count()), data.classes)
+    except VitralError:
+        return None
+    return recipe.img_size
+
+
 # --- Trials --------------------------------------------------------------------------------------
 
 
@@ -141,7 +151,12 @@ def _tried(data: ImageData, recipe: Recipe, ways: list[Way], seconds: float, rep
     trials = []
     for way in ways:
         reporter.message(f"trying {way.name}, {seconds:.0f} s")
-        trials.append(_trial(data, recipe, way, seconds))
+        try:
+            trials.append(_trial(data, recipe, way, seconds))
+        except VitralError as error:
+            reporter.message(f"{way.name} cannot be tried: {error}")
+    if not trials:
+        return ways[0]  # its run says what is wrong
     best = choose(trials)
     reporter.message(
         f"tried {len(ways)} ways for {seconds:.0f} s each, on {trials[0].images:,} held-out images:"

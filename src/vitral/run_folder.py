@@ -4,7 +4,7 @@ The files of a run's folder, each of which is replaced as a whole:
 
 - ``recipe.toml``: its settings. Those in `CHANGEABLE` may be changed when it is resumed.
 - ``checkpoints/run.json``: what the run is from its beginning on, a `Record`.
-- ``checkpoints/state.pt``: how far it is, `Saved`; once finished, without the tensors, unless `keep_state`.
+- ``checkpoints/state.pt``: how far it is, `Saved`; once finished, the weights alone, unless `keep_state`.
 - ``metrics.jsonl``: a line for each evaluation.
 - ``config.json``, ``model.safetensors``: the model with the best weights.
 - ``last/``: the model with the averaged weights of the last checkpoint.
@@ -132,9 +132,16 @@ class Saved:
     """A checkpoint to resume from."""
 
     state: RunState
-    tensors: dict[str, Any]  # state dictionaries: "model", "average", "optimizer"; of a finished run none
+    tensors: dict[
+        str, Any
+    ]  # state dictionaries: "model", "average", "optimizer"; of a finished run the first
     description: str | None  # of the model (`checkpoints.description`); None: of older runs
     run: str | None  # the `Record`'s id; None: of older runs
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether all is there that further steps need."""
+        return set(_TENSORS) <= set(self.tensors)
 
 
 class RunFolder:
@@ -417,9 +424,9 @@ class RunFolder:
         """Makes the run a finished one."""
         write_atomically(self._summary_file, (json.dumps(asdict(summary), indent=1) + "\n").encode())
 
-    def drop_tensors(self, saved: Saved) -> None:
+    def drop_optimizer(self, saved: Saved) -> None:
         """Keeps of the last checkpoint what a finished run needs, which is not the optimizer's state."""
-        self._write_state(replace(saved, tensors={}))
+        self._write_state(replace(saved, tensors={"model": saved.tensors["model"]}))
 
     def _write_state(self, saved: Saved) -> None:
         content = io.BytesIO()
@@ -491,7 +498,7 @@ def _read_state(file: Path, device: torch.device) -> Saved | None:
                 return None
         content = torch.load(file, map_location=device, weights_only=True)
         tensors = {name: content[name] for name in _TENSORS if name in content}
-        if len(tensors) not in (0, len(_TENSORS)):
+        if set(tensors) not in (set(), {"model"}, set(_TENSORS)):
             return None
         strange = content["state"].keys() - vars(RunState()).keys()
         if strange:

@@ -562,7 +562,7 @@ def _conclude(run: Run, stop: StopSignal) -> Summary:
     )
     run.files.conclude(summary)
     if not run.recipe.keep_state:
-        run.files.drop_tensors(_saved(run, {}))
+        run.files.drop_optimizer(_saved(run, {"model": run.model.state_dict()}))
     return summary
 
 
@@ -774,7 +774,7 @@ def _resumed(
     record = files.record or Record.of(recipe, torch.get_num_threads(), contents)
     # A start is made again as a whole.
     files.go_on(replace(record, contents=contents), recipe, data.source, run.state.step or -1)
-    if saved and saved.tensors:
+    if saved and saved.can_go_on:
         files.save_last(_averaged_checkpoint(run))
     return run
 
@@ -848,8 +848,8 @@ def _take_up(run: Run, saved: Saved, saved_recipe: Recipe) -> None:
         VitralError: if there is nothing to go on with.
     """
     run.state, run._earlier_seconds = saved.state, saved.state.seconds
-    if run.files.finished and (run.progress >= 1 or not saved.tensors):
-        raise _is_finished(run.folder, run.recipe if saved.tensors else None)
+    if run.files.finished and (run.progress >= 1 or not saved.can_go_on):
+        raise _is_finished(run.folder, run.recipe if saved.can_go_on else None)
     changes = [name for name in BUDGET if getattr(run.recipe, name) != getattr(saved_recipe, name)]
     if run.progress >= 1 and changes:
         asked = f"{changes[0]}={getattr(run.recipe, changes[0]):g}"
@@ -859,14 +859,15 @@ def _take_up(run: Run, saved: Saved, saved_recipe: Recipe) -> None:
     if saved.tensors:
         try:
             run.model.load_state_dict(saved.tensors["model"])
-            run.average.load_state_dict(saved.tensors["average"])
-            run.optimizer.load_state_dict(saved.tensors["optimizer"])
-            run.loss_watch.load_state_dict(saved.state.loss_watch)
+            if saved.can_go_on:
+                run.average.load_state_dict(saved.tensors["average"])
+                run.optimizer.load_state_dict(saved.tensors["optimizer"])
+                run.loss_watch.load_state_dict(saved.state.loss_watch)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise VitralError(
                 f"the state in {run.folder}/checkpoints is not of this run's model; put its own back"
             ) from error
-    elif run.progress < 1:
+    if run.progress < 1 and not saved.can_go_on:
         raise _is_finished(run.folder)
     if run.state.best_merit >= 0 and not run.files.has_best:
         _replace_best(run, saved)
@@ -874,7 +875,7 @@ def _take_up(run: Run, saved: Saved, saved_recipe: Recipe) -> None:
 
 def _replace_best(run: Run, saved: Saved) -> None:
     lost = f"the best weights in {run.folder}, of step {run.state.best_step}, are gone or damaged"
-    if not saved.tensors:
+    if not saved.can_go_on:
         raise VitralError(f"{lost}; what is left of the run are the last weights, {run.folder / 'last'}")
     run.state.forget_best()
     run.reporter.message(f"{lost}; the best of those from here on take their place")
