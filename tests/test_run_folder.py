@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import write_images
-from tests.test_resume import Crash, CrashAt, StopAt, tensors
+from tests.test_resume import Crash, CrashAt, StopAt
 from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.contents import Contents
 from vitral.data import ImageData, Split, open_data
