@@ -319,14 +319,16 @@ def test_a_run_that_stays_at_chance_says_so_once(tmp_path: Path, data: ImageData
 # --- Which way is best ---------------------------------------------------------------------------
 
 
-def trial(name: str, score: float, expected: float, images: int = 400) -> Trial:
-    return Trial(Way(name, {}), score, images, expected)
+def trial(name: str, score: float, expected: float, images: int = 400, steps: int = 500) -> Trial:
+    return Trial(Way(name, {}), score, images, expected, steps)
 
 
 def test_the_first_way_is_taken_unless_another_is_better_by_more_than_chance() -> None:
     assert choose.choose([trial("all", 0.8, 0.85), trial("lora", 0.8, 0.87)]).name == "all"
     assert choose.choose([trial("all", 0.8, 0.85), trial("lora", 0.8, 0.92)]).name == "lora"
     assert choose.choose([trial("all", 0.8, 0.85, 20), trial("lora", 0.8, 0.92, 20)]).name == "all"
+    assert choose.choose([trial("all", 0.8, 0.85), trial("lora", 0.8, 0.92, steps=60)]).name == "all"
+    assert choose.choose([trial("all", 0.8, 0.85, steps=60), trial("scratch", 0.8, 0.92)]).name == "scratch"
 
 
 def test_scores_are_extrapolated_along_a_power_of_the_time() -> None:

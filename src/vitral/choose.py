@@ -26,10 +26,11 @@ from vitral.stopping import Interrupted
 from vitral.train import Reporter
 
 AUTO = "auto"  # the model that says: find out
-# Of the budget, for all trials together. In fewer seconds than these two cores take a few dozen steps, after
-# which LoRA seemed better where all weights won in the end (docs/log.md, 2026-11-26).
+# Of the budget, for all trials together, and the least time of one that is worth its start.
 _SHARE = 0.2
-_LEAST_SECONDS = 60.0
+_LEAST_SECONDS = 20.0
+# In fewer steps adapters learn faster, and all weights win in the end (docs/log.md, 2026-11-26).
+_LEAST_STEPS = 100
 # Patches a side that a model from elsewhere is tuned at where nobody says: DINOv2 has 37, which would take
 # 20 times as long as 7.
 _FEWEST_PATCHES, _MOST_PATCHES = 7, 16
@@ -51,6 +52,7 @@ class Trial:
     score: float  # of the validation images, 0 to 1
     images: int  # that it was judged by
     expected: float  # score that the whole budget would lead to
+    steps: int
 
     @property
     def noise(self) -> float:
@@ -162,17 +164,25 @@ def _tried(data: ImageData, recipe: Recipe, ways: list[Way], seconds: float, rep
         f"tried {len(ways)} ways for {seconds:.0f} s each, on {trials[0].images:,} held-out images:"
     )
     for trial in trials:
-        reporter.message(f"  {trial.way.name}: {trial.score:.1%}, may reach {trial.expected:.0%}")
+        few = ", too few steps to tell" if trial.steps < _LEAST_STEPS else ""
+        reporter.message(f"  {trial.way.name}: {trial.score:.1%}, may reach {trial.expected:.0%}{few}")
     reporter.message(f"taken for the rest of the time: {best.name}")
     return best
 
 
 def choose(trials: list[Trial]) -> Way:
-    """The way that is expected to end best; the first, unless another is better by more than chance."""
+    """The way that is expected to end best; the first, unless another is better by more than chance.
+
+    Trials of few steps say nothing.
+    """
     first = trials[0]
-    best = max(trials, key=lambda trial: trial.expected)
+    best = max((trial for trial in trials if trial.steps >= _LEAST_STEPS), key=_expected, default=first)
     noise = math.hypot(first.noise, best.noise)
     return best.way if best.expected > first.expected + noise else first.way
+
+
+def _expected(trial: Trial) -> float:
+    return trial.expected
 
 
 def _trial(data: ImageData, recipe: Recipe, way: Way, seconds: float) -> Trial:
@@ -197,7 +207,7 @@ def _trial(data: ImageData, recipe: Recipe, way: Way, seconds: float) -> Trial:
     name = "val_top1" if summary.val_top1 is not None else "val_mean_average_precision"
     points = [(record["seconds"], record[name]) for record in records]
     expected = extrapolated(points, 60 * (recipe.minutes or 0.0) * (1 - _SHARE))
-    return Trial(way, score or 0.0, len(splits["val"]), expected)
+    return Trial(way, score or 0.0, len(splits["val"]), expected, summary.steps)
 
 
 def extrapolated(points: list[tuple[float, float]], seconds: float) -> float:
