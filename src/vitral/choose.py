@@ -99,10 +99,9 @@ def train(
 def _ways(data: ImageData, recipe: Recipe, reporter: Reporter) -> list[Way]:
     """Those that the recipe leaves open; the first is taken where there is no time to try."""
     if recipe.model != AUTO:
-        open_to_choice = recipe.minutes and recipe.trained is None and recipe.model
-        if not open_to_choice or not is_checkpoint(recipe.model or ""):
-            return [Way("as asked", {})]
-        return _of_base(recipe.model or "", {})
+        if recipe.minutes and recipe.trained is None and recipe.model and is_checkpoint(recipe.model):
+            return _of_base(recipe.model, {})
+        return [Way("as asked", {})]
     ways: list[Way] = []
     for base in recipe.candidates:
         try:
@@ -203,11 +202,10 @@ def _trial(data: ImageData, recipe: Recipe, way: Way, seconds: float) -> Trial:
         if not summary.finished:  # nothing was written that could be taken up again
             raise Interrupted(summary.stopped_by or signal.SIGINT)
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    score = summary.val_top1 if summary.val_top1 is not None else summary.val_mean_average_precision
-    name = "val_top1" if summary.val_top1 is not None else "val_mean_average_precision"
+    name = "val_mean_average_precision" if data.multi_label else "val_top1"
     points = [(record["seconds"], record[name]) for record in records]
     expected = extrapolated(points, 60 * (recipe.minutes or 0.0) * (1 - _SHARE))
-    return Trial(way, score or 0.0, len(splits["val"]), expected, summary.steps)
+    return Trial(way, max(score for _, score in points), len(splits["val"]), expected, summary.steps)
 
 
 def extrapolated(points: list[tuple[float, float]], seconds: float) -> float:
@@ -218,8 +216,8 @@ def extrapolated(points: list[tuple[float, float]], seconds: float) -> float:
     """
     end = points[-1][0]
     best = max(score for _, score in points)
-    half = max((score for at, score in points if at <= 0.6 * end), default=0.0)
-    middle = max((at for at, _ in points if at <= 0.6 * end), default=0.5 * end)
+    early = [(at, score) for at, score in points if at <= 0.6 * end] or [(0.5 * end, 0.0)]
+    middle, half = (max(column) for column in zip(*early, strict=True))
     error, earlier = (max(1 - score, 1e-3) for score in (best, half))
     power = math.log(earlier / error) / math.log(end / max(middle, 1e-3 * end))
     return 1 - error * (end / max(seconds, end)) ** min(max(power, 0.0), 1.0)

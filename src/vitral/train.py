@@ -515,7 +515,7 @@ def _mind_the_loss(run: Run) -> None:
     if run.progress < (run.recipe.warmup or 0) or run.state.best_merit < 0:
         return
     run.state.rate_share *= _LOWERED
-    best = run.files.best().model.to(run.placement.device)
+    best = run.placement.place(run.files.best().model)
     for model in (run.model, run.average):
         put_into(model, best)
     run.optimizer.forget()
