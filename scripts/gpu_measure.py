@@ -27,9 +27,11 @@ from vitral.bench import synchronizer
 from vitral.blocks import height_and_width
 from vitral.config import build, nested, parse_overrides
 from vitral.data import Batch, open_data
+from vitral.devices import cpu_count
 from vitral.memory import memory_need
-from vitral.recipe import Recipe
-from vitral.train import Reporter, Run, _deterministic, _open_run, _training_batches, step
+from vitral.recipe import Recipe, resolve
+from vitral.run_folder import RunFolder
+from vitral.train import Reporter, Run, _deterministic, _first_checkpoint, _opened, _training_batches, step
 
 Steps = Callable[[int], None]
 WARM_UP = 12  # kernels' choice, the recording of CUDA graphs; of mixed batches and others
@@ -133,7 +135,10 @@ def main() -> None:
     # A budget that is never reached, so that rate and mixing are those of a run's middle.
     recipe = build(Recipe, {"steps": 1000, **nested(parse_overrides(arguments.settings))})
     with tempfile.TemporaryDirectory(prefix="vitral-gpu-") as folder:
-        run = _open_run(open_data("digits"), Path(folder) / "run", recipe, Reporter(), resume=False)
+        data = open_data("digits")
+        recipe = resolve(recipe, data, cpu_count())
+        files = RunFolder(Path(folder) / "run")
+        run = _opened(data, files, recipe, _first_checkpoint(recipe, data), Reporter())
         with _deterministic():
             measure = {"host": host, "memory": memory}[arguments.what]
             measure(run, arguments.steps, lambda found: arguments.out.write_text(json.dumps(found) + "\n"))

@@ -30,6 +30,9 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
     # The compiler advises lower precision, or says what it did not do.
     pytest.mark.filterwarnings("ignore::UserWarning:torch._inductor"),
+    # torch's own compiler, as it is imported under Python 3.12.
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
 ]
 
 
@@ -120,8 +123,8 @@ def test_no_step_waits_for_the_device(data: ImageData, tmp_path: Path, changes: 
     ):  # states of optimizers, handles of kernels, graphs with and without mixing
         step(run, batch)
         run.state.step += 1
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for batch in islice(batches, 5):
             step(run, batch)
             run.state.step += 1
