@@ -24,9 +24,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vitral.checkpoints import load_checkpoint
 from vitral.checkpoints.convert import convert
-from vitral.errors import VitralError
+from vitral.checkpoints.folder import load_checkpoint
+from vitral.runtime.errors import VitralError
 
 FILES = ("vision_transformer", "deit", "eva", "beit")
 TOLERANCE = 1e-5

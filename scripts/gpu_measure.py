@@ -23,15 +23,23 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from vitral.bench import synchronizer
-from vitral.blocks import height_and_width
-from vitral.config import build, nested, parse_overrides
-from vitral.data import Batch, open_data
-from vitral.devices import cpu_count
-from vitral.memory import memory_need
-from vitral.recipe import Recipe, resolve
-from vitral.run_folder import RunFolder
-from vitral.train import Reporter, Run, _deterministic, _first_checkpoint, _opened, _training_batches, step
+from vitral.bench.measure import synchronizer
+from vitral.data.dataset import Batch, open_data
+from vitral.model.blocks import height_and_width
+from vitral.recipes.recipe import Recipe, resolve
+from vitral.runtime.devices import cpu_count
+from vitral.runtime.settings import build, nested, parse_overrides
+from vitral.training.memory import memory_need
+from vitral.training.run import (
+    Reporter,
+    Run,
+    _deterministic,
+    _first_checkpoint,
+    _opened,
+    _training_batches,
+    step,
+)
+from vitral.training.run_folder import RunFolder
 
 Steps = Callable[[int], None]
 WARM_UP = 12  # kernels' choice, the recording of CUDA graphs; of mixed batches and others

@@ -10,13 +10,13 @@ import torch
 from tests.test_train import base as base
 from tests.test_train import copied, opened, random_batches, small
 from tests.test_train import data as data
-from vitral.adapt import adapters, choose_trained, merged
-from vitral.checkpoints import load_checkpoint
-from vitral.data import ImageData
-from vitral.errors import VitralError
-from vitral.model import VisionTransformer
-from vitral.recipe import Recipe
-from vitral.train import step, train
+from vitral.checkpoints.folder import load_checkpoint
+from vitral.data.dataset import ImageData
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import Recipe
+from vitral.runtime.errors import VitralError
+from vitral.training.adapt import adapters, choose_trained, merged
+from vitral.training.run import step, train
 
 
 def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:

@@ -10,9 +10,9 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vitral.augment import Augmentation, Crop, batch_mixer, training_transform
-from vitral.data import seeded
-from vitral.preprocess import Preprocess
+from vitral.data.dataset import seeded
+from vitral.images.augment import Augmentation, Crop, batch_mixer, training_transform
+from vitral.images.preprocess import Preprocess
 
 # mean 0 and std 1: a tensor holds value / 255 of the picture.
 PLAIN = Preprocess((16, 24), mean=(0, 0, 0), std=(1, 1, 1))

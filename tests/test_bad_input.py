@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 import vitral
-from vitral import cli
-from vitral.checkpoints import Checkpoint, save_checkpoint
-from vitral.preprocess import Preprocess
+from vitral.checkpoints.folder import Checkpoint, save_checkpoint
+from vitral.cli import commands as cli
+from vitral.images.preprocess import Preprocess
 
 SMALL: dict[str, Any] = {
     "img_size": (16, 24), "num_classes": 3, "embed_dim": 20, "num_heads": 5, "num_layers": 2
@@ -251,7 +251,7 @@ def test_eval_stops_at_too_many_damaged_images(
     run: Callable[..., Outcome], model: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Worker processes would live on until the exception is collected, at a cost to later tests.
-    monkeypatch.setattr("vitral.workers.cpu_count", lambda: 0)
+    monkeypatch.setattr("vitral.data.workers.cpu_count", lambda: 0)
     cut(image_folder / "bee/003.png")
     outcome = run("eval", model, image_folder, "--split", "all")
     named, limit = outcome.err.splitlines()

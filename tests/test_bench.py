@@ -14,17 +14,19 @@ from torch import nn
 
 from tests.test_cli import Vitral
 from tests.test_cli import vitral as vitral  # the fixture
-from vitral import bench, peers
-from vitral.bench import Report, Row, Settings, interleaved, models, start, work
+from vitral.bench import measure as bench
+from vitral.bench import models, start, work
 from vitral.bench.apart import processes
+from vitral.bench.measure import Report, Row, Settings, interleaved
 from vitral.bench.run import run
 from vitral.bench.subject import choose_subject
-from vitral.checkpoints import Checkpoint, save_checkpoint
-from vitral.classifier import load
-from vitral.devices import Placement
-from vitral.errors import VitralError
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
+from vitral.checkpoints import peers
+from vitral.checkpoints.folder import Checkpoint, save_checkpoint
+from vitral.images.preprocess import Preprocess
+from vitral.inference.classifier import load
+from vitral.model.vit import VisionTransformer
+from vitral.runtime.devices import Placement
+from vitral.runtime.errors import VitralError
 
 TINY = ("ViT-Ti/4", "img_size=8", "embed_dim=12", "num_layers=2", "num_classes=5", "batch_size=3")
 CPU = Placement.choose("cpu", "float32")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from vitral import blocks
-from vitral.blocks import (
+from vitral.model import blocks
+from vitral.model.blocks import (
     EmbeddingOptions,
     EncoderLayer,
     FeedForward,

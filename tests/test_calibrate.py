@@ -14,18 +14,18 @@ from torch.nn import functional as F
 
 from tests.conftest import write_images
 from tests.test_resume import Crash, CrashAt
-from vitral.calibrate import LEAST_IMAGES, calibrate, fit_temperature
-from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.checkpoints.convert import convert
-from vitral.classifier import Classifier, load
-from vitral.cli import _about
-from vitral.data import evaluation_batches, open_data
-from vitral.errors import VitralError
-from vitral.evaluate import evaluate_classifier
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess, open_image
-from vitral.recipe import Recipe, start
-from vitral.train import train
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.cli.commands import _about
+from vitral.data.dataset import evaluation_batches, open_data
+from vitral.evaluation.calibration import LEAST_IMAGES, calibrate, fit_temperature
+from vitral.evaluation.metrics import evaluate_classifier
+from vitral.images.preprocess import Preprocess, open_image
+from vitral.inference.classifier import Classifier, load
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import Recipe, start
+from vitral.runtime.errors import VitralError
+from vitral.training.run import train
 
 LABELS = ("ant", "bee", "cat")
 
@@ -113,7 +113,7 @@ def test_nothing_to_fit_on_is_said(logits_BL: Tensor) -> None:
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few images are read before a process to load them has started."""
-    monkeypatch.setattr("vitral.workers.cpu_count", lambda: 0)
+    monkeypatch.setattr("vitral.data.workers.cpu_count", lambda: 0)
 
 
 # --- In a model folder ---------------------------------------------------------------------------------

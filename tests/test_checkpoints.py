@@ -12,11 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vitral.blocks import LayerOptions
-from vitral.checkpoints import Checkpoint, is_model_folder, load_checkpoint, save_checkpoint, write_atomically
-from vitral.errors import VitralError
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
+from vitral.checkpoints.folder import (
+    Checkpoint,
+    is_model_folder,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
+from vitral.images.preprocess import Preprocess
+from vitral.model.blocks import LayerOptions
+from vitral.model.vit import VisionTransformer
+from vitral.runtime.errors import VitralError
 
 LABELS = ("ant", "bee", "cat")
 

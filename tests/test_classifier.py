@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.classifier import Classifier, as_classifier, load
-from vitral.devices import Placement
-from vitral.errors import ImageError, VitralError
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.images.preprocess import Preprocess
+from vitral.inference.classifier import Classifier, as_classifier, load
+from vitral.model.vit import VisionTransformer
+from vitral.runtime.devices import Placement
+from vitral.runtime.errors import ImageError, VitralError
 
 LABELS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 CPU = Placement.choose("cpu", "float32")

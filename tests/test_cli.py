@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 from tests.conftest import write_images
-from vitral import cli
-from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.classifier import load
-from vitral.console import TrainingConsole
-from vitral.demo import demo
-from vitral.evaluate import evaluate_classifier
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
-from vitral.train import Run
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.cli import commands as cli
+from vitral.cli.console import TrainingConsole
+from vitral.cli.demo import demo
+from vitral.evaluation.metrics import evaluate_classifier
+from vitral.images.preprocess import Preprocess
+from vitral.inference.classifier import load
+from vitral.model.vit import VisionTransformer
+from vitral.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def broken(*_: Any, **__: Any) -> None:
 
 
 def test_a_defect_is_one_line_that_asks_for_a_report(vitral: Vitral, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitral.sources.find_images", broken)
+    monkeypatch.setattr("vitral.data.sources.find_images", broken)
     result = vitral("predict", "run", "a.png")
     assert result.status == 1
     assert result.err.startswith("vitral: unexpected ZeroDivisionError: two lines; this is a defect")
@@ -216,12 +216,12 @@ def test_too_little_memory_is_no_defect(
     def refused(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("vitral.sources.find_images", refused)
+    monkeypatch.setattr("vitral.data.sources.find_images", refused)
     assert_failed_in_one_line(vitral("predict", "run", "a.png"), "not enough memory for this; take a smaller")
 
 
 def test_a_defect_shows_itself_under_debug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitral.sources.find_images", broken)
+    monkeypatch.setattr("vitral.data.sources.find_images", broken)
     monkeypatch.setenv("VITRAL_DEBUG", "1")
     monkeypatch.setattr(sys, "argv", ["vitral", "predict", "run", "a.png"])
     with pytest.raises(ZeroDivisionError):

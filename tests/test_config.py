@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from vitral.config import build, flat, merged, nested, parse_overrides, read_toml, to_toml
-from vitral.errors import VitralError
-from vitral.model import ViTConfig
-from vitral.probe import ProbeOptions
-from vitral.recipe import Recipe
+from vitral.evaluation.probe import ProbeOptions
+from vitral.model.vit import ViTConfig
+from vitral.recipes.recipe import Recipe
+from vitral.runtime.errors import VitralError
+from vitral.runtime.settings import build, flat, merged, nested, parse_overrides, read_toml, to_toml
 
 
 @dataclass(frozen=True)

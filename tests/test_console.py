@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitral import console
-from vitral.bench import Report, Row
-from vitral.devices import Placement
-from vitral.doctor import Diagnosis, Finding
-from vitral.evaluate import Evaluation, Outcomes
-from vitral.info import PatchCost, stages
-from vitral.model import VisionTransformer
-from vitral.multilabel import MultiLabelEvaluation, MultiLabelOutcomes
-from vitral.optim import parameter_groups
-from vitral.plainjson import to_json
-from vitral.probe import LinearResult, NeighboursResult, ProbeResult
-from vitral.recipe import Recipe
-from vitral.recipes import diff
-from vitral.variants import parse
+from vitral.bench.measure import Report, Row
+from vitral.cli import console
+from vitral.evaluation.doctor import Diagnosis, Finding
+from vitral.evaluation.metrics import Evaluation, Outcomes
+from vitral.evaluation.multilabel import MultiLabelEvaluation, MultiLabelOutcomes
+from vitral.evaluation.probe import LinearResult, NeighboursResult, ProbeResult
+from vitral.model.cost import PatchCost, stages
+from vitral.model.variants import parse
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.packaged import diff
+from vitral.recipes.recipe import Recipe
+from vitral.runtime.devices import Placement
+from vitral.runtime.plainjson import to_json
+from vitral.training.optimizers import parameter_groups
 
 NAMES = [
     "Staffordshire bullterrier, Staffordshire bull terrier", "n01440764", "a [/b] c", "[bold]red[",

@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from vitral.data import (
+from vitral.data.dataset import (
     Batch,
     DamageCount,
     Draw,
@@ -32,10 +32,10 @@ from vitral.data import (
     seeded,
     training_batches,
 )
-from vitral.errors import ImageError, VitralError
-from vitral.preprocess import open_image
-from vitral.sources import find_images
-from vitral.workers import Loading
+from vitral.data.sources import find_images
+from vitral.data.workers import Loading
+from vitral.images.preprocess import open_image
+from vitral.runtime.errors import ImageError, VitralError
 
 
 def png(grey: int = 0, size: tuple[int, int] = (3, 2)) -> bytes:
@@ -528,7 +528,7 @@ def test_what_is_done_to_a_kept_image_does_not_reach_the_next_epoch() -> None:
 
 
 def test_large_images_and_those_past_the_room_are_opened_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitral.data.KEPT_BYTES", 20)  # one image of 3x2 pixels has 18 bytes
+    monkeypatch.setattr("vitral.data.dataset.KEPT_BYTES", 20)  # one image of 3x2 pixels has 18 bytes
     sources = [png(1, (65, 64)), png(2), png(3)]
     images, log = kept(sources)
     for _ in range(2):

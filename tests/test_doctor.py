@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.conftest import write_images
-from vitral import doctor
-from vitral.classifier import Classifier
-from vitral.data import Split, open_data, sample
-from vitral.devices import Placement
-from vitral.doctor import Diagnosis, Finding, diagnose, mcnemar, paired
-from vitral.errors import VitralError
-from vitral.evaluate import evaluate_classifier
-from vitral.model import VisionTransformer, ViTConfig
-from vitral.positions import RESIZE
-from vitral.preprocess import Preprocess, open_image
+from vitral.data.dataset import Split, open_data, sample
+from vitral.evaluation import doctor
+from vitral.evaluation.doctor import Diagnosis, Finding, diagnose, mcnemar, paired
+from vitral.evaluation.metrics import evaluate_classifier
+from vitral.images.preprocess import Preprocess, open_image
+from vitral.inference.classifier import Classifier
+from vitral.model.positions import RESIZE
+from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.runtime.devices import Placement
+from vitral.runtime.errors import VitralError
 
 CPU = Placement.choose("cpu", "float32")
 LABELS = tuple("abcdef")
@@ -39,7 +39,7 @@ def _alone() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitral.workers.cpu_count", lambda: 0)
+        patch.setattr("vitral.data.workers.cpu_count", lambda: 0)
         yield
     torch.set_num_threads(threads)
 
@@ -496,7 +496,7 @@ def test_they_are_after_a_failure_too(calls: int, truth: Truth) -> None:
 def test_each_image_is_decoded_once(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
     monkeypatch.setattr(
-        "vitral.preprocess.open_image", lambda source: opened.append(source) or open_image(source)
+        "vitral.images.preprocess.open_image", lambda source: opened.append(source) or open_image(source)
     )
     diagnose(truth.classifier, truth.folder, limit=20)
     assert len(opened) == len(set(opened)) == 20

@@ -17,18 +17,18 @@ from sklearn import metrics
 from torch import Tensor, nn
 
 from tests.conftest import write_images
-from vitral import evaluate as evaluation_module
-from vitral.checkpoints import Checkpoint, save_checkpoint
-from vitral.classifier import Classifier, load
-from vitral.data import Batch, Split, open_data
-from vitral.devices import Placement
-from vitral.errors import VitralError
-from vitral.evaluate import Evaluation, Outcomes, calibration_error, evaluate, evaluate_classifier
-from vitral.model import VisionTransformer
-from vitral.plainjson import to_json
-from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe
-from vitral.train import train
+from vitral.checkpoints.folder import Checkpoint, save_checkpoint
+from vitral.data.dataset import Batch, Split, open_data
+from vitral.evaluation import metrics as evaluation_module
+from vitral.evaluation.metrics import Evaluation, Outcomes, calibration_error, evaluate, evaluate_classifier
+from vitral.images.preprocess import Preprocess
+from vitral.inference.classifier import Classifier, load
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import Recipe
+from vitral.runtime.devices import Placement
+from vitral.runtime.errors import VitralError
+from vitral.runtime.plainjson import to_json
+from vitral.training.run import train
 
 CPU = Placement.choose("cpu", "float32")
 

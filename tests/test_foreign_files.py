@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 
 from tests.test_layouts import assert_same_bits, certified, close, pictures, randomize, tokens_of
-from vitral.checkpoints import load_checkpoint
 from vitral.checkpoints.convert import convert
-from vitral.errors import VitralError
+from vitral.checkpoints.folder import load_checkpoint
+from vitral.runtime.errors import VitralError
 
 timm = pytest.importorskip("timm")
 

@@ -23,11 +23,11 @@ import torch
 from PIL import Image
 
 import vitral
-from vitral.checkpoints import Checkpoint, save_checkpoint
+from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.checkpoints.convert import convert
-from vitral.errors import VitralError
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
+from vitral.runtime.errors import VitralError
+from vitral.model.vit import VisionTransformer
+from vitral.images.preprocess import Preprocess
 
 work, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 warnings.simplefilter("ignore")

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import write_images
-from vitral import cli
-from vitral.checkpoints import Checkpoint, save_checkpoint
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe
+from vitral.checkpoints.folder import Checkpoint, save_checkpoint
+from vitral.cli import commands as cli
+from vitral.images.preprocess import Preprocess
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 

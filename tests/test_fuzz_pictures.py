@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vitral.checkpoints import Checkpoint, save_checkpoint
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
+from vitral.checkpoints.folder import Checkpoint, save_checkpoint
+from vitral.images.preprocess import Preprocess
+from vitral.model.vit import VisionTransformer
 
 PICTURES, PREDICTED, PARQUET = 3000, 150, 100
 MOST_SECONDS, MOST_BYTES = 10.0, 1_000_000_000
@@ -32,9 +32,9 @@ MOST_SECONDS, MOST_BYTES = 10.0, 1_000_000_000
 CHILD = r"""
 import json, re, sys, time
 from pathlib import Path
-from vitral.errors import VitralError
-from vitral.data import open_data
-from vitral.preprocess import Preprocess, open_image
+from vitral.runtime.errors import VitralError
+from vitral.data.dataset import open_data
+from vitral.images.preprocess import Preprocess, open_image
 
 def status(key):
     return 1024 * int(re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])

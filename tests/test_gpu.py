@@ -14,16 +14,16 @@ from torch.nn import functional as F
 from tests.conftest import write_images
 from tests.test_held import MOVES, held, split_of
 from tests.test_resume import Crash, CrashAt, assert_same_run
-from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.classifier import Classifier
-from vitral.data import Draw, ImageData, open_data
-from vitral.devices import Placement, cpu_count
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe, resolve
-from vitral.run_folder import RunFolder
-from vitral.train import Reporter, _first_checkpoint, _opened, _training_batches, step, train
-from vitral.variants import create
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.data.dataset import Draw, ImageData, open_data
+from vitral.images.preprocess import Preprocess
+from vitral.inference.classifier import Classifier
+from vitral.model.variants import create
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import Recipe, resolve
+from vitral.runtime.devices import Placement, cpu_count
+from vitral.training.run import Reporter, _first_checkpoint, _opened, _training_batches, step, train
+from vitral.training.run_folder import RunFolder
 
 pytestmark = [
     pytest.mark.gpu,

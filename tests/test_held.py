@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from tests.conftest import write_images
-from vitral.augment import Augmentation, moved
-from vitral.data import Batch, Draw, Split, evaluation_batches, open_data, seeded, training_batches
-from vitral.held import HeldImages, can_be_held
-from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe
-from vitral.train import Reporter, Run, train
-from vitral.workers import Loading
+from vitral.data.dataset import Batch, Draw, Split, evaluation_batches, open_data, seeded, training_batches
+from vitral.data.in_memory import HeldImages, can_be_held
+from vitral.data.workers import Loading
+from vitral.images.augment import Augmentation, moved
+from vitral.images.preprocess import Preprocess
+from vitral.recipes.recipe import Recipe
+from vitral.training.run import Reporter, Run, train
 
 PREPROCESS = Preprocess((8, 16), mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
 CPU = torch.device("cpu")
@@ -207,7 +207,7 @@ def test_large_images_and_many_are_not_held(monkeypatch: pytest.MonkeyPatch) -> 
     assert can_be_held(split, PREPROCESS)
     assert can_be_held(split, Preprocess((64, 64)))
     assert not can_be_held(split, Preprocess((64, 65)))
-    monkeypatch.setattr("vitral.held.KEPT_BYTES", 4 * 8 * 16 * 3 - 1)
+    monkeypatch.setattr("vitral.data.in_memory.KEPT_BYTES", 4 * 8 * 16 * 3 - 1)
     assert not can_be_held(split, PREPROCESS)
 
 
@@ -220,7 +220,7 @@ def test_held_or_loaded_an_unaltered_run_ends_with_the_same_bits(
     )
     for name in ("held", "loaded"):
         train(data, tmp_path / name, recipe)
-        monkeypatch.setattr("vitral.train.can_be_held", lambda *_: False)
+        monkeypatch.setattr("vitral.training.run.can_be_held", lambda *_: False)
     held_run, loaded_run = ((tmp_path / name / "last/model.safetensors") for name in ("held", "loaded"))
     assert held_run.read_bytes() == loaded_run.read_bytes()
 

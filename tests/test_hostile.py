@@ -21,11 +21,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vitral.checkpoints import Checkpoint, google, load_checkpoint, save_checkpoint, tables, timm
-from vitral.checkpoints.files import open_weights
-from vitral.errors import VitralError
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.checkpoints.formats import open_weights
+from vitral.checkpoints.layouts import google, tables, timm
+from vitral.images.preprocess import Preprocess
+from vitral.model.vit import VisionTransformer
+from vitral.runtime.errors import VitralError
 
 State = dict[str, Tensor]
 HEADS = {"num_heads": 2}  # which no file of 16 channels tells

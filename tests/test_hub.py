@@ -20,9 +20,11 @@ import safetensors.torch
 import torch
 
 import vitral
-from vitral.checkpoints import Checkpoint, hub, load_checkpoint, save_checkpoint, tables, timm
-from vitral.errors import VitralError
-from vitral.preprocess import Preprocess
+from vitral.checkpoints import hub, push
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.checkpoints.layouts import tables, timm
+from vitral.images.preprocess import Preprocess
+from vitral.runtime.errors import VitralError
 
 COMMIT = "a" * 40
 
@@ -380,7 +382,7 @@ def committed(server: type[Hub]) -> dict[str, bytes]:
 
 
 def test_a_model_is_pushed_with_a_card(server: type[Hub], model: Path) -> None:
-    hub.push(model, "hf://me/new")
+    push.push(model, "hf://me/new")
     assert any(line == "POST /api/repos/create" for line in server.asked)
     files = committed(server)
     assert set(files) == {"README.md", "config.json", "model.safetensors"}
@@ -404,18 +406,18 @@ def test_a_card_that_is_there_is_kept(server: type[Hub], model: Path, tmp_path: 
     for file in model.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "README.md").write_text("# mine\n")
-    hub.push(tmp_path, "hf://me/new")
+    push.push(tmp_path, "hf://me/new")
     assert committed(server)["README.md"] == b"# mine\n"
 
 
 def test_a_card_that_the_hub_has_is_kept(server: type[Hub], model: Path) -> None:
     server.repositories["me/new"] = {"README.md": b"# edited there\n"}
-    hub.push(model, "hf://me/new")
+    push.push(model, "hf://me/new")
     assert set(committed(server)) == {"config.json", "model.safetensors"}
 
 
 def test_a_model_is_pushed_to_a_branch_that_is_made(server: type[Hub], model: Path) -> None:
-    address = hub.push(model, "hf://me/new@v1", private=True)
+    address = push.push(model, "hf://me/new@v1", private=True)
     assert address.endswith("/me/new")
     assert "POST /api/models/me/new/branch/v1" in server.asked
     assert "POST /api/models/me/new/commit/v1" in server.asked
@@ -425,7 +427,7 @@ def test_states_for_a_resume_stay_here(server: type[Hub], model: Path, tmp_path:
     shutil.copytree(model, tmp_path / "run")
     for name in ("recipe.toml", "last.pt", "log.jsonl", ".secret"):
         (tmp_path / "run" / name).write_bytes(b"a = 1")
-    hub.push(tmp_path / "run", "hf://me/new")
+    push.push(tmp_path / "run", "hf://me/new")
     assert set(committed(server)) == {"README.md", "config.json", "model.safetensors", "recipe.toml"}
 
 
@@ -435,7 +437,7 @@ def test_a_damaged_model_is_not_pushed(file: str, server: type[Hub], model: Path
     path = tmp_path / "run" / file
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(VitralError, match=re.escape(file)):
-        hub.push(tmp_path / "run", "hf://me/new")
+        push.push(tmp_path / "run", "hf://me/new")
     assert not server.asked
 
 
@@ -453,7 +455,7 @@ def test_a_push_that_is_refused_is_one_line(
 ) -> None:
     server.failing = failing
     with pytest.raises(VitralError, match=f"hf://me/new {text}") as caught:
-        hub.push(model, "hf://me/new")
+        push.push(model, "hf://me/new")
     assert str(caught.value).isprintable()
 
 
@@ -468,7 +470,7 @@ def card(**changes: Any) -> tuple[dict[str, Any], str]:
         "labels": ["ant", "bee"],
         "metadata": {},
     }
-    found = ModelCard(hub.model_card({**config, **changes}, "me/new"))
+    found = ModelCard(push.model_card({**config, **changes}, "me/new"))
     return found.data.to_dict(), found.text
 
 
@@ -515,7 +517,7 @@ def test_labels_cannot_break_the_table() -> None:
 
 def test_only_a_model_folder_of_ours_is_pushed(tmp_path: Path) -> None:
     with pytest.raises(VitralError, match=r"is no model folder of Vitral's; write one with: vitral convert"):
-        hub.push(tmp_path, "hf://me/new")
+        push.push(tmp_path, "hf://me/new")
 
 
 def test_the_command_line_without_a_connection(model: Path, tmp_path: Path) -> None:

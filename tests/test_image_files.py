@@ -20,14 +20,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitral import image_files
-from vitral.classifier import Classifier
-from vitral.devices import Placement
-from vitral.errors import ImageError, VitralError
-from vitral.image_files import begins_like_a_picture, is_picture_name
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess, open_image
-from vitral.sources import find_images
+from vitral.data.sources import find_images
+from vitral.images import files as image_files
+from vitral.images.files import begins_like_a_picture, is_picture_name
+from vitral.images.preprocess import Preprocess, open_image
+from vitral.inference.classifier import Classifier
+from vitral.model.vit import VisionTransformer
+from vitral.runtime.devices import Placement
+from vitral.runtime.errors import ImageError, VitralError
 
 HANG_SECONDS = 30  # generous: a hang lasts for ever
 
@@ -123,7 +123,7 @@ def test_pictures_of_many_bands_are_scaled_by_one_scale(mode: str, monkeypatch: 
     kind = {"I": np.int32, "I;16": "<u2", "I;16B": ">u2", "F": np.float32}[mode]
     image = Image.fromarray(values.astype(kind))
     whole = open_image(image).tobytes()
-    monkeypatch.setattr("vitral.preprocess._BAND_PIXELS", 130)
+    monkeypatch.setattr("vitral.images.preprocess._BAND_PIXELS", 130)
     assert open_image(image).tobytes() == whole
 
 
@@ -133,7 +133,7 @@ def test_transparent_pictures_of_many_bands_are_the_same(monkeypatch: pytest.Mon
     for source in (clear, paletted):
         whole = open_image(source).tobytes()
         with monkeypatch.context() as patch:
-            patch.setattr("vitral.preprocess._BAND_PIXELS", 130)
+            patch.setattr("vitral.images.preprocess._BAND_PIXELS", 130)
             assert open_image(source).tobytes() == whole
 
 

@@ -7,10 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model_weights
 
-from vitral import info
-from vitral.devices import Placement
-from vitral.model import VisionTransformer, ViTConfig
-from vitral.variants import parse
+from vitral.model import cost as info
+from vitral.model.variants import parse
+from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.runtime.devices import Placement
 
 CHANNELS, PATCH, ROWS, COLUMNS = 3, 4, 5, 7
 DIM, LAYERS, HEADS, MLP_RATIO, CLASSES = 44, 3, 11, 1.5, 13

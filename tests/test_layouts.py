@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitral.checkpoints import Checkpoint, load_checkpoint
 from vitral.checkpoints.convert import Certificate, convert
-from vitral.model import VisionTransformer
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint
+from vitral.model.vit import VisionTransformer
 
 TOLERANCE = 1e-5  # relative error of features in float32
 

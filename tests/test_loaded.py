@@ -20,15 +20,15 @@ from PIL import Image
 from torch import nn
 
 import vitral
-from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.checkpoints.convert import convert
-from vitral.data import open_data
-from vitral.errors import VitralError
-from vitral.evaluate import choose_split
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe
-from vitral.train import train
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.data.dataset import open_data
+from vitral.evaluation.metrics import choose_split
+from vitral.images.preprocess import Preprocess
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import Recipe
+from vitral.runtime.errors import VitralError
+from vitral.training.run import train
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 PIXELS = {"image_size": 32, "patch_size": 8}
@@ -158,7 +158,7 @@ def test_a_default_that_no_file_states_is_that_of_the_family_and_is_said(tmp_pat
 
 def test_what_timm_publishes_its_models_with_is_known_by_name() -> None:
     timm = pytest.importorskip("timm")
-    from vitral.checkpoints.timm import _PLAIN, published
+    from vitral.checkpoints.layouts.timm import _PLAIN, published
 
     others = (
         "hybrid", "_r26", "_r50", "_r_s", "resnet", "relpos", "naflex", "miil", "mci", "sapiens", "tips",
@@ -419,7 +419,7 @@ def test_the_held_out_images_are_known_after_every_conversion(
     to: str, image_folder: Path, tmp_path: Path
 ) -> None:
     images = image_folder
-    from vitral.data import fingerprint
+    from vitral.data.dataset import fingerprint
 
     data = open_data(str(images), val_fraction=0.25, seed=5)
     record = {

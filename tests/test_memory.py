@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitral.blocks import PatchEmbedding
-from vitral.devices import Placement
-from vitral.errors import VitralError
-from vitral.memory import MemoryNeed, advice_when_out_of_memory, memory_need, saved_bytes
-from vitral.model import VisionTransformer
+from vitral.model.blocks import PatchEmbedding
+from vitral.model.vit import VisionTransformer
+from vitral.runtime.devices import Placement
+from vitral.runtime.errors import VitralError
+from vitral.training.memory import MemoryNeed, advice_when_out_of_memory, memory_need, saved_bytes
 
 CPU = Placement.choose("cpu", "float32")
 

@@ -13,16 +13,16 @@ from PIL import Image
 
 from tests.conftest import write_images
 from tests.test_evaluate import Tint, tint_classifier
-from vitral import cli
-from vitral.checkpoints import Checkpoint, save_checkpoint
-from vitral.classifier import load
-from vitral.data import Split
-from vitral.errors import VitralError
-from vitral.evaluate import evaluate_classifier
-from vitral.mistakes import Mistakes, find_mistakes
-from vitral.model import VisionTransformer
-from vitral.pictures import prediction_sheet
-from vitral.preprocess import Preprocess
+from vitral.checkpoints.folder import Checkpoint, save_checkpoint
+from vitral.cli import commands as cli
+from vitral.data.dataset import Split
+from vitral.evaluation.metrics import evaluate_classifier
+from vitral.evaluation.mistakes import Mistakes, find_mistakes
+from vitral.images.preprocess import Preprocess
+from vitral.images.sheet import prediction_sheet
+from vitral.inference.classifier import load
+from vitral.model.vit import VisionTransformer
+from vitral.runtime.errors import VitralError
 
 LABELS = ("ant", "bee", "cat, a; pet")
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.models import VisionTransformer as TorchvisionViT
 
-from vitral.blocks import EncoderLayer
-from vitral.model import Features, VisionTransformer, ViTConfig
+from vitral.model.blocks import EncoderLayer
+from vitral.model.vit import Features, VisionTransformer, ViTConfig
 
 BATCH, CHANNELS, PATCH, ROWS, COLUMNS = 2, 3, 4, 5, 7
 DIM, LAYERS, HEADS, MLP_RATIO, CLASSES = 44, 3, 11, 1.5, 13

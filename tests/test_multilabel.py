@@ -23,18 +23,18 @@ from torch.nn import functional as F
 
 from tests.test_cli import Result, Vitral
 from tests.test_cli import vitral as vitral
-from vitral.augment import batch_mixer
-from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.classifier import load
-from vitral.data import Draw, Split, evaluation_batches, open_data, training_batches
-from vitral.errors import VitralError
-from vitral.evaluate import evaluate_classifier, evaluate_multi_label_classifier
-from vitral.model import VisionTransformer
-from vitral.multilabel import MultiLabelEvaluation, MultiLabelOutcomes
-from vitral.objective import Objective, balanced_weights
-from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe, resolve
-from vitral.train import Reporter, Run, train
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.data.dataset import Draw, Split, evaluation_batches, open_data, training_batches
+from vitral.evaluation.metrics import evaluate_classifier, evaluate_multi_label_classifier
+from vitral.evaluation.multilabel import MultiLabelEvaluation, MultiLabelOutcomes
+from vitral.images.augment import batch_mixer
+from vitral.images.preprocess import Preprocess
+from vitral.inference.classifier import load
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import Recipe, resolve
+from vitral.runtime.errors import VitralError
+from vitral.training.objective import Objective, balanced_weights
+from vitral.training.run import Reporter, Run, train
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 SIDE, SQUARE = 24, 8

@@ -9,13 +9,13 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitral.classifier import Classifier
-from vitral.devices import Placement
-from vitral.errors import VitralError
-from vitral.model import VisionTransformer
-from vitral.objective import Objective, Teacher, balanced_weights
-from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe
+from vitral.images.preprocess import Preprocess
+from vitral.inference.classifier import Classifier
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import Recipe
+from vitral.runtime.devices import Placement
+from vitral.runtime.errors import VitralError
+from vitral.training.objective import Objective, Teacher, balanced_weights
 
 PLAIN = Recipe(label_smoothing=0.0)
 IMAGES = torch.zeros(6, 3, 16, 16)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitral.model import VisionTransformer
-from vitral.optim import (
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import Recipe
+from vitral.training.optimizers import (
     Joint,
     Muon,
     build_optimizer,
@@ -19,7 +20,6 @@ from vitral.optim import (
     peak_learning_rate,
     set_learning_rate,
 )
-from vitral.recipe import Recipe
 
 RECIPE = Recipe(
     optimizer="adamw", learning_rate=0.01, schedule="cosine", warmup=0.0, weight_decay=0.1, layer_decay=1.0

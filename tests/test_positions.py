@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from vitral.blocks import LearnedPositions
-from vitral.positions import (
+from vitral.model.blocks import LearnedPositions
+from vitral.model.positions import (
     RESIZE,
     Grid,
     RelativeBias,

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from vitral.errors import ImageError
-from vitral.preprocess import Interpolation, Preprocess, Resize, open_image
+from vitral.images.preprocess import Interpolation, Preprocess, Resize, open_image
+from vitral.runtime.errors import ImageError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision import models
 
-from vitral.checkpoints import timm, torchvision, transformers
-from vitral.preprocess import Preprocess
+from vitral.checkpoints.layouts import timm, torchvision, transformers
+from vitral.images.preprocess import Preprocess
 
 HALF = (0.5, 0.5, 0.5)
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

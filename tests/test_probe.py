@@ -14,17 +14,24 @@ from sklearn.metrics import log_loss
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from vitral import features as features_module
-from vitral.checkpoints import Checkpoint, load_checkpoint
-from vitral.classifier import Classifier, as_classifier, load
-from vitral.data import DamageCount, Split, few_shot, open_data
-from vitral.devices import Placement
-from vitral.errors import VitralError
-from vitral.evaluate import evaluate_classifier
-from vitral.features import PooledFeatures, cache_folder, extract
-from vitral.model import VisionTransformer, ViTConfig
-from vitral.preprocess import Preprocess, open_image
-from vitral.probe import LinearHead, ProbeOptions, ProbeResult, neighbour_votes, probe, usual_features
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint
+from vitral.data.dataset import DamageCount, Split, few_shot, open_data
+from vitral.evaluation.metrics import evaluate_classifier
+from vitral.evaluation.probe import (
+    LinearHead,
+    ProbeOptions,
+    ProbeResult,
+    neighbour_votes,
+    probe,
+    usual_features,
+)
+from vitral.images.preprocess import Preprocess, open_image
+from vitral.inference import features as features_module
+from vitral.inference.classifier import Classifier, as_classifier, load
+from vitral.inference.features import PooledFeatures, cache_folder, extract
+from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.runtime.devices import Placement
+from vitral.runtime.errors import VitralError
 
 CPU = Placement.choose("cpu", "float32")
 SIZE = 16
@@ -45,7 +52,7 @@ def classifier_of(model: VisionTransformer, labels: tuple[str, ...] = ()) -> Cla
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few images are read before a process to load them has started."""
-    monkeypatch.setattr("vitral.workers.cpu_count", lambda: 0)
+    monkeypatch.setattr("vitral.data.workers.cpu_count", lambda: 0)
 
 
 @pytest.fixture

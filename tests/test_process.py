@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vitral.process import keep_freed_memory, set_threads, threads_as_they_come
+from vitral.runtime.process import keep_freed_memory, set_threads, threads_as_they_come
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_memory_that_was_freed_is_there_for_the_next_step() -> None:
     """A block of 40 MiB, which glibc gives back: its pages are fetched once rather than each time."""
     code = """if True:
         import ctypes, resource, sys
-        from vitral.process import keep_freed_memory
+        from vitral.runtime.process import keep_freed_memory
         if sys.argv[1] == "kept":
             keep_freed_memory()
         libc = ctypes.CDLL(None)

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 import vitral
-from vitral.checkpoints import load_checkpoint
 from vitral.checkpoints.convert import convert
-from vitral.preprocess import Preprocess
+from vitral.checkpoints.folder import load_checkpoint
+from vitral.images.preprocess import Preprocess
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data import ImageData, Split
-from vitral.errors import VitralError
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
-from vitral.recipe import OptimizerName, Recipe, Trained, resolve, start
-from vitral.variants import parse
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.data.dataset import ImageData, Split
+from vitral.images.preprocess import Preprocess
+from vitral.model.variants import parse
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import OptimizerName, Recipe, Trained, resolve, start
+from vitral.runtime.errors import VitralError
 
 LABELS = ("ant", "bee", "cat")
 TRAINED = get_args(Trained)

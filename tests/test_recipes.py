@@ -14,17 +14,19 @@ import torch
 from PIL import Image
 
 from tests.conftest import write_images
-from vitral import config, create, recipes
-from vitral.augment import training_transform
-from vitral.checkpoints import Checkpoint, save_checkpoint
-from vitral.data import ImageData, Split, open_data, seeded
-from vitral.errors import VitralError
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe, resolve, start
-from vitral.recipes import Setting
-from vitral.train import train
-from vitral.variants import parse
+from vitral import create
+from vitral.checkpoints.folder import Checkpoint, save_checkpoint
+from vitral.data.dataset import ImageData, Split, open_data, seeded
+from vitral.images.augment import training_transform
+from vitral.images.preprocess import Preprocess
+from vitral.model.variants import parse
+from vitral.model.vit import VisionTransformer
+from vitral.recipes import packaged as recipes
+from vitral.recipes.packaged import Setting
+from vitral.recipes.recipe import Recipe, resolve, start
+from vitral.runtime import settings as config
+from vitral.runtime.errors import VitralError
+from vitral.training.run import train
 
 ROOT = Path(__file__).parents[1]
 # What belongs to a paper and not to the machine or to the data at hand; a recipe of a paper says all of it.
@@ -396,7 +398,7 @@ def test_a_file_that_no_run_would_take_is_not_compared(text: str, tmp_path: Path
 @pytest.fixture
 def vitral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Runs the command in this process: status, standard output, standard error."""
-    from vitral import cli
+    from vitral.cli import commands as cli
 
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -488,7 +490,7 @@ def test_a_word_changes_one_field_of_a_recipes_architecture(
         asked.append(recipe)
         raise VitralError("enough")
 
-    monkeypatch.setattr("vitral.train.train", remember)
+    monkeypatch.setattr("vitral.training.run.train", remember)
     words = ["--recipe", "deit3", "architecture.layer.order=post"]
     assert vitral("train", "digits", "--out", tmp_path / "run", *words)[0] == 1
     expected = built("deit3").architecture

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from tests.conftest import write_images
-from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data import ImageData, open_data
-from vitral.errors import VitralError
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe
-from vitral.train import Reporter, Run, train
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.data.dataset import ImageData, open_data
+from vitral.images.preprocess import Preprocess
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import Recipe
+from vitral.runtime.errors import VitralError
+from vitral.training.run import Reporter, Run, train
 
 # Four steps of seven images an epoch, two images left over; a checkpoint every three steps.
 STEPS, STEPS_PER_EPOCH, CHECKPOINT_STEPS = 14, 4, 3
@@ -189,9 +189,9 @@ def test_a_crash_between_the_files_of_a_checkpoint_does_no_harm(
 _KILLED_RUN = """
 import json, os, signal, sys
 from pathlib import Path
-from vitral.data import open_data
-from vitral.recipe import Recipe
-from vitral.train import Reporter, train
+from vitral.data.dataset import open_data
+from vitral.recipes.recipe import Recipe
+from vitral.training.run import Reporter, train
 
 source, folder, settings, step = json.loads(sys.argv[1])
 

@@ -21,15 +21,15 @@ from PIL import Image
 
 from tests.conftest import write_images
 from tests.test_resume import Crash, CrashAt, StopAt
-from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.contents import Contents
-from vitral.data import ImageData, Split, open_data
-from vitral.errors import VitralError
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe, resolve
-from vitral.run_folder import _RESOLVED, RunFolder
-from vitral.train import Reporter, Run, train
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.data.contents import Contents
+from vitral.data.dataset import ImageData, Split, open_data
+from vitral.images.preprocess import Preprocess
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import Recipe, resolve
+from vitral.runtime.errors import VitralError
+from vitral.training.run import Reporter, Run, train
+from vitral.training.run_folder import _RESOLVED, RunFolder
 
 # Two steps an epoch, with a checkpoint and an evaluation after each epoch.
 STEPS = 4
@@ -644,7 +644,7 @@ def test_two_runs_in_one_folder_are_refused(
 _HOLDER = """
 import os, sys, time
 from pathlib import Path
-from vitral.lock import LockedError, locked
+from vitral.runtime.lock import LockedError, locked
 try:
     with locked(Path(sys.argv[1])):
         if os.fork() == 0:  # a worker, which lives on for a while

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vitral import evaluate as evaluation
-from vitral import imagenet
-from vitral.checkpoints.layout import imagenet_labels
-from vitral.data import ImageData, open_data
-from vitral.errors import ImageError, VitralError
-from vitral.sources import find_images
+from vitral.checkpoints.layouts.layout import imagenet_labels
+from vitral.data.dataset import ImageData, open_data
+from vitral.data.sources import find_images
+from vitral.evaluation import imagenet
+from vitral.evaluation import metrics as evaluation
+from vitral.runtime.errors import ImageError, VitralError
 
 
 def png(seed: int) -> bytes:
@@ -144,7 +144,7 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
 def test_a_class_of_heic_alone_is_not_lost_in_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitral.image_files.heif_is_there", lambda: False)
+    monkeypatch.setattr("vitral.images.files.heif_is_there", lambda: False)
     lay(tmp_path, *in_classes("."), "cat/1.heic", "cat/2.HEIC")
     assert re.search(r"all pictures of .*cat are HEIC; .*pip install 'vitral\[heif\]'", refusal(tmp_path))
 

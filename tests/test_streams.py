@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitral import cli
-from vitral.checkpoints import Checkpoint, save_checkpoint
-from vitral.classifier import Prediction
-from vitral.errors import ImageError
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess, open_image
-from vitral.streams import shown, steady
+from vitral.checkpoints.folder import Checkpoint, save_checkpoint
+from vitral.cli import commands as cli
+from vitral.images.preprocess import Preprocess, open_image
+from vitral.inference.classifier import Prediction
+from vitral.model.vit import VisionTransformer
+from vitral.runtime.errors import ImageError
+from vitral.runtime.streams import shown, steady
 
 VITRAL = [sys.executable, "-m", "vitral"]
 FULL = Path("/dev/full")
@@ -90,7 +90,7 @@ def test_what_is_printed_to_a_closed_stream_reaches_no_file(tmp_path: Path) -> N
     """The next file that is opened has the number of a stream that is closed."""
     code = """if True:
         import os, sys
-        from vitral.streams import command_streams
+        from vitral.runtime.streams import command_streams
         with command_streams(), open(sys.argv[1], "w") as file:
             os.write(1, b"results")
             os.write(2, b"messages")
@@ -105,7 +105,7 @@ def test_what_is_printed_to_a_closed_stream_reaches_no_file(tmp_path: Path) -> N
 def test_a_terminal_of_ascii_is_shown_escapes(how: dict[str, str]) -> None:
     code = """if True:
         import sys
-        from vitral.streams import command_streams
+        from vitral.runtime.streams import command_streams
         with command_streams():
             print("\\u017e \\udce9")
             print("\\u017e \\udce9", file=sys.stderr)
@@ -162,7 +162,9 @@ def test_a_run_outlives_its_terminal(lost: str, image_folder: Path, tmp_path: Pa
 # A command that waits for long; what it does when it is interrupted is in the braces.
 _WAITING = """
 import sys, time
-from vitral import __main__, cli, stopping
+from vitral import __main__
+from vitral.cli import commands as cli
+from vitral.runtime import stopping
 stopping._SECONDS_TO_END = 2.0
 def app(**_):
     try:

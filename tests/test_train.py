@@ -22,19 +22,19 @@ from torch.nn import functional as F
 
 from tests.conftest import write_images
 from tests.test_resume import Crash, CrashAt
-from vitral import process
-from vitral.blocks import ConvStem
-from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data import Batch, ImageData, open_data, seeded
-from vitral.devices import Placement
-from vitral.errors import VitralError
-from vitral.evaluate import Evaluation
-from vitral.model import VisionTransformer
-from vitral.multilabel import MultiLabelEvaluation
-from vitral.optim import learning_rate_at, parameter_groups
-from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe, resolve, start
-from vitral.train import Reporter, Run, step, train
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.data.dataset import Batch, ImageData, open_data, seeded
+from vitral.evaluation.metrics import Evaluation
+from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.images.preprocess import Preprocess
+from vitral.model.blocks import ConvStem
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import Recipe, resolve, start
+from vitral.runtime import process
+from vitral.runtime.devices import Placement
+from vitral.runtime.errors import VitralError
+from vitral.training.optimizers import learning_rate_at, parameter_groups
+from vitral.training.run import Reporter, Run, step, train
 
 
 class Recorder(Reporter):
@@ -506,7 +506,7 @@ def test_keeping_small_images_changes_nothing(
     base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for room in (0, 10**9):
-        monkeypatch.setattr("vitral.data.KEPT_BYTES", room)
+        monkeypatch.setattr("vitral.data.dataset.KEPT_BYTES", room)
         train(data, tmp_path / str(room), small(base, flip=True, crop="padded", color_jitter=0.2))
     assert weights(tmp_path / "0") == weights(tmp_path / str(10**9))
 

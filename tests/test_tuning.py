@@ -14,21 +14,22 @@ import torch
 
 from tests.conftest import write_images
 from tests.test_train import Recorder, base, copied, data, metrics, opened, small
-from vitral import choose, probe
-from vitral.adapt import choose_trained, merged, put_into
-from vitral.checkpoints import load_checkpoint
-from vitral.choose import Trial, Way, extrapolated
-from vitral.classifier import Classifier
-from vitral.data import ImageData, few_shot, in_turns, open_data, seeded
-from vitral.errors import VitralError
-from vitral.evaluate import Evaluation
-from vitral.features import extract
-from vitral.loss_watch import LossWatch, Window
-from vitral.multilabel import MultiLabelEvaluation
-from vitral.probe import PENALTIES, LinearHead
-from vitral.recipe import Recipe
-from vitral.stopping import Stopped, StopSignal, stop_signal
-from vitral.train import Run, train
+from vitral.checkpoints.folder import load_checkpoint
+from vitral.data.dataset import ImageData, few_shot, in_turns, open_data, seeded
+from vitral.evaluation import probe
+from vitral.evaluation.metrics import Evaluation
+from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.evaluation.probe import PENALTIES, LinearHead
+from vitral.inference.classifier import Classifier
+from vitral.inference.features import extract
+from vitral.recipes.recipe import Recipe
+from vitral.runtime.errors import VitralError
+from vitral.runtime.stopping import Stopped, StopSignal, stop_signal
+from vitral.training import choose
+from vitral.training.adapt import choose_trained, merged, put_into
+from vitral.training.choose import Trial, Way, extrapolated
+from vitral.training.loss_watch import LossWatch, Window
+from vitral.training.run import Run, train
 
 __all__ = ["base", "data"]  # fixtures
 
@@ -70,7 +71,7 @@ def test_the_schedule_is_laid_over_what_the_start_leaves(
 ) -> None:
     """A start of 30 of the 60 seconds: the warm-up still comes first, and the rate ends near 0."""
     now = [0.0]
-    monkeypatch.setattr("vitral.train.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("vitral.training.run.time.monotonic", lambda: now[0])
 
     def slow_start(*_: Any, **__: Any) -> None:
         now[0] += 30
@@ -81,7 +82,7 @@ def test_the_schedule_is_laid_over_what_the_start_leaves(
         now[0] += run.state.step > 0
         original(run)
 
-    monkeypatch.setattr("vitral.train.fitted_head", slow_start)
+    monkeypatch.setattr("vitral.training.run.fitted_head", slow_start)
     monkeypatch.setattr(Run, "tick", second)
     rates = _Rates()
     recipe = small(base, steps=None, minutes=1, warmup=0.5, schedule="linear", probe_head=True)
@@ -96,7 +97,7 @@ def test_evaluations_take_a_tenth_of_the_time_at_most(
     base: str, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = opened(data, small(base, steps=None, minutes=10))
-    from vitral.train import _evaluation_is_due
+    from vitral.training.run import _evaluation_is_due
 
     run.state.step = run.steps_per_epoch
     run.evaluation_seconds, run.evaluated_at, run.state.seconds = 5.0, 100.0, 120.0
@@ -113,7 +114,7 @@ def test_where_time_is_short_fewer_images_validate_and_always_the_same(
 ) -> None:
     write_images(tmp_path / "many", {"a": 400, "b": 400}, size=(16, 16))
     images = open_data(str(tmp_path / "many"), val_fraction=0.5)
-    monkeypatch.setattr("vitral.train._VALIDATION_SHARE", 0.0)
+    monkeypatch.setattr("vitral.training.run._VALIDATION_SHARE", 0.0)
     recorder = Recorder()
     train(images, tmp_path / "run", small(base, steps=2, minutes=10), reporter=recorder)
     assert "time for 256 of the 400 validation images" in recorder.messages
@@ -174,10 +175,10 @@ def test_a_head_without_time_looks_at_one_batch_and_tries_one_penalty(
 def test_features_end_with_the_time_and_go_on_from_there(
     base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitral.data import DamageCount
+    from vitral.data.dataset import DamageCount
 
     classifier, split = classifier_of(base, data), data.split("train")
-    monkeypatch.setattr("vitral.features._BATCH_SIZE", 8)
+    monkeypatch.setattr("vitral.inference.features._BATCH_SIZE", 8)
     damage = DamageCount(99, 1.0, print)
     part = extract(classifier, split, (-1,), tmp_path, until=0.0, damage=damage)
     assert len(part.labels) == 8
@@ -188,7 +189,7 @@ def test_features_end_with_the_time_and_go_on_from_there(
 def test_too_little_time_for_every_class_leaves_the_head_as_it_was_drawn(
     base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitral.train.fitted_head", lambda *_, **__: None)
+    monkeypatch.setattr("vitral.training.run.fitted_head", lambda *_, **__: None)
     recorder = Recorder()
     train(data, tmp_path / "run", small(base, probe_head=True, steps=1), reporter=recorder)
     assert "begins at random" in recorder.messages[0]
@@ -219,7 +220,7 @@ def test_a_signal_in_the_start_stops_the_run_and_it_can_be_taken_up(
 
     recipe = small(base, probe_head=True, steps=2)
     with monkeypatch.context() as patch:
-        patch.setattr("vitral.train.fitted_head", interrupted)
+        patch.setattr("vitral.training.run.fitted_head", interrupted)
         begun = time.monotonic()
         summary = train(data, tmp_path / "run", recipe)
         assert time.monotonic() - begun < 5

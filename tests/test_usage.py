@@ -8,16 +8,17 @@ from typing import Any, get_args
 import pytest
 
 from tests.conftest import write_images
-from vitral import cli, devices, limits
 from vitral.bench.run import _OF_MODELS
-from vitral.checkpoints import Checkpoint, save_checkpoint
 from vitral.checkpoints.convert import LAYOUTS, TYPES
-from vitral.classifier import Augmentation
-from vitral.data import SPLITS
-from vitral.model import Pooling, VisionTransformer, ViTConfig
-from vitral.preprocess import Preprocess
-from vitral.recipe import Recipe
-from vitral.spelling import meant, near
+from vitral.checkpoints.folder import Checkpoint, save_checkpoint
+from vitral.cli import commands as cli
+from vitral.data.dataset import SPLITS
+from vitral.images.preprocess import Preprocess
+from vitral.inference.classifier import Augmentation
+from vitral.model.vit import Pooling, VisionTransformer, ViTConfig
+from vitral.recipes.recipe import Recipe
+from vitral.runtime import devices, limits
+from vitral.runtime.spelling import meant, near
 
 Run = Callable[[str], tuple[int, str, str]]
 

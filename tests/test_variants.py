@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from vitral import variants
-from vitral.blocks import AttentionOptions, EncoderLayer, LayerOptions
-from vitral.errors import VitralError
-from vitral.model import VisionTransformer, ViTConfig
-from vitral.positions import RotaryOptions
+from vitral.model import variants
+from vitral.model.blocks import AttentionOptions, EncoderLayer, LayerOptions
+from vitral.model.positions import RotaryOptions
+from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.runtime.errors import VitralError
 
 # DeiT (Ti, S), the paper and timm, all with 1000 classes at 224 pixels.
 PARAMETERS = {

@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from vitral import workers as workers_module
-from vitral.data import Batch, _collate
-from vitral.errors import ImageError
-from vitral.stopping import Stopped, stop_signal
-from vitral.workers import Loading, worker_count
+from vitral.data import workers as workers_module
+from vitral.data.dataset import Batch, _collate
+from vitral.data.workers import Loading, worker_count
+from vitral.runtime.errors import ImageError
+from vitral.runtime.stopping import Stopped, stop_signal
 
 KEYS = [list(range(first, first + 4)) for first in range(0, 40, 4)]
 
@@ -124,7 +124,7 @@ def test_no_more_workers_than_the_shared_memory_has_room_for(
 _LITTLE_SHARED_MEMORY = """
 import torch
 from tests.test_workers import Numbers, nothing, values
-from vitral import workers
+from vitral.data import workers
 workers._free_shared_memory = lambda: None  # something else takes it later
 loading = workers.Loading(2, print)
 assert values(loading, Numbers(nothing, 500_000)) == list(range(40))

@@ -4,7 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitral.blocks import (
+    from vitral.images.preprocess import Preprocess
+    from vitral.inference.classifier import Classifier, load
+    from vitral.model.blocks import (
         EncoderLayer,
         FeedForward,
         MultiHeadAttention,
@@ -12,26 +14,24 @@ if TYPE_CHECKING:
         PositionalEncoding,
         ViTEmbedding,
     )
-    from vitral.classifier import Classifier, load
-    from vitral.model import Features, VisionTransformer, ViTConfig
-    from vitral.preprocess import Preprocess
-    from vitral.variants import create
+    from vitral.model.variants import create
+    from vitral.model.vit import Features, VisionTransformer, ViTConfig
 
 # Where each public name lives. Resolved on first use, so that `vitral --help` need not import torch.
 _HOMES = {
-    "Classifier": "classifier",
-    "EncoderLayer": "blocks",
-    "Features": "model",
-    "FeedForward": "blocks",
-    "MultiHeadAttention": "blocks",
-    "PatchEmbedding": "blocks",
-    "PositionalEncoding": "blocks",
-    "Preprocess": "preprocess",
-    "ViTConfig": "model",
-    "ViTEmbedding": "blocks",
-    "VisionTransformer": "model",
-    "create": "variants",
-    "load": "classifier",
+    "Classifier": "inference.classifier",
+    "EncoderLayer": "model.blocks",
+    "Features": "model.vit",
+    "FeedForward": "model.blocks",
+    "MultiHeadAttention": "model.blocks",
+    "PatchEmbedding": "model.blocks",
+    "PositionalEncoding": "model.blocks",
+    "Preprocess": "images.preprocess",
+    "ViTConfig": "model.vit",
+    "ViTEmbedding": "model.blocks",
+    "VisionTransformer": "model.vit",
+    "create": "model.variants",
+    "load": "inference.classifier",
 }
 
 __all__ = [

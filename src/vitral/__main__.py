@@ -2,13 +2,13 @@
 
 import sys
 
-from vitral.stopping import Interrupted, end_on_signals, leave_signals_to_the_system
+from vitral.runtime.stopping import Interrupted, end_on_signals, leave_signals_to_the_system
 
 
 def main() -> None:
     end_on_signals()
     try:
-        from vitral import cli
+        from vitral.cli import commands as cli
 
         cli.main()
     except Interrupted as interrupted:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitral.bench import Call, Elsewhere, read_clock, synchronizer
+from vitral.bench.measure import Call, Elsewhere, read_clock, synchronizer
 from vitral.bench.work import Begin, Contender, Task, prepare, reason
-from vitral.errors import VitralError
-from vitral.process import keep_freed_memory, threads_as_they_come
+from vitral.runtime.errors import VitralError
+from vitral.runtime.process import keep_freed_memory, threads_as_they_come
 
 _SECONDS_TO_END = 10
 

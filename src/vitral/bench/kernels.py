@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitral.bench import Call, Report, Row, Settings, describe_machine, interleaved, synchronizer
-from vitral.blocks import PatchEmbedding, attention_weights
-from vitral.devices import Placement
+from vitral.bench.measure import Call, Report, Row, Settings, describe_machine, interleaved, synchronizer
+from vitral.model.blocks import PatchEmbedding, attention_weights
+from vitral.runtime.devices import Placement
 
 # Batch, image side, patch, width: ViT-Ti/4 on small images, ViT-S/16, ViT-B/16, ViT-L/14.
 _PATCH_TASKS = ((256, 32, 4, 192), (16, 224, 16, 384), (16, 224, 16, 768), (4, 224, 14, 1024))

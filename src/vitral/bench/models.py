@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitral import peers
-from vitral.bench import (
+from vitral.bench.apart import processes
+from vitral.bench.measure import (
     Call,
     Elsewhere,
     Report,
@@ -24,17 +24,17 @@ from vitral.bench import (
     matrix_product,
     synchronizer,
 )
-from vitral.bench.apart import processes
 from vitral.bench.subject import Subject
 from vitral.bench.work import FLOPS_FACTOR, Begin, Contender, Task, prepare, reason
-from vitral.blocks import height_and_width
-from vitral.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.checkpoints import peers
 from vitral.checkpoints.convert import convert
-from vitral.devices import Placement
-from vitral.errors import VitralError
-from vitral.info import stages
-from vitral.model import ViTConfig
-from vitral.process import keep_freed_memory
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.model.blocks import height_and_width
+from vitral.model.cost import stages
+from vitral.model.vit import ViTConfig
+from vitral.runtime.devices import Placement
+from vitral.runtime.errors import VitralError
+from vitral.runtime.process import keep_freed_memory
 
 _GEMM = "GEMM"
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Sequence
 
-from vitral import peers
-from vitral.bench import Report, Settings
 from vitral.bench.kernels import kernels
+from vitral.bench.measure import Report, Settings
 from vitral.bench.models import infer, train
 from vitral.bench.start import start
 from vitral.bench.subject import Subject, choose_subject
-from vitral.errors import VitralError
-from vitral.limits import ROUNDS
-from vitral.ranges import refuse_beyond
+from vitral.checkpoints import peers
+from vitral.runtime.errors import VitralError
+from vitral.runtime.limits import ROUNDS
+from vitral.runtime.ranges import refuse_beyond
 
 _OF_MODELS: dict[str, Callable[[Subject, Settings], Report]] = {
     "train": train,

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitral import peers
-from vitral.bench import Report, Row, Settings, describe_machine, interleaved
+from vitral.bench.measure import Report, Row, Settings, describe_machine, interleaved
 from vitral.bench.models import with_ratios
 from vitral.bench.subject import Subject
-from vitral.checkpoints import Checkpoint, save_checkpoint
+from vitral.checkpoints import peers
 from vitral.checkpoints.convert import convert
-from vitral.errors import VitralError
-from vitral.peers import Program
+from vitral.checkpoints.folder import Checkpoint, save_checkpoint
+from vitral.checkpoints.peers import Program
+from vitral.runtime.errors import VitralError
 
 _OURS = Program(
     "library",

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from vitral.checkpoints import Checkpoint, is_checkpoint, load_checkpoint
-from vitral.config import build, nested, parse_overrides
-from vitral.devices import Placement
-from vitral.errors import VitralError
-from vitral.limits import BATCH
-from vitral.model import VisionTransformer
-from vitral.preprocess import Preprocess
-from vitral.variants import configure
+from vitral.checkpoints.folder import Checkpoint, is_checkpoint, load_checkpoint
+from vitral.images.preprocess import Preprocess
+from vitral.model.variants import configure
+from vitral.model.vit import VisionTransformer
+from vitral.runtime.devices import Placement
+from vitral.runtime.errors import VitralError
+from vitral.runtime.limits import BATCH
+from vitral.runtime.settings import build, nested, parse_overrides
 
 # Per benchmark, where the command line names no model: of a size that two cores finish.
 _DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {

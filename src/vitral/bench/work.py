@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitral.bench import Call, Elsewhere
-from vitral.blocks import height_and_width
-from vitral.devices import Placement
-from vitral.errors import VitralError
-from vitral.model import ViTConfig
+from vitral.bench.measure import Call, Elsewhere
+from vitral.model.blocks import height_and_width
+from vitral.model.vit import ViTConfig
+from vitral.runtime.devices import Placement
+from vitral.runtime.errors import VitralError
 
 # Of the forward pass; backward is twice its products.
 FLOPS_FACTOR = {"infer": 1, "train": 3}

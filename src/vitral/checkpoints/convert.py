@@ -18,24 +18,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vitral import peers
-from vitral.blocks import LearnedPositions, height_and_width
-from vitral.checkpoints import (
-    Checkpoint,
-    google,
-    load_checkpoint,
-    record,
-    save_checkpoint,
-    tables,
-    timm,
-    torchvision,
-    transformers,
-    write_atomically,
-)
-from vitral.checkpoints.layout import Writing
-from vitral.errors import VitralError
-from vitral.model import VisionTransformer, ViTConfig
-from vitral.preprocess import Preprocess
+from vitral.checkpoints import peers, record
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from vitral.checkpoints.layouts import google, tables, timm, torchvision, transformers
+from vitral.checkpoints.layouts.layout import Writing
+from vitral.images.preprocess import Preprocess
+from vitral.model.blocks import LearnedPositions, height_and_width
+from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.runtime.errors import VitralError
 
 CERTIFICATE_FILE = "parity.json"
 WRITERS = {layout.NAME: layout for layout in (timm, transformers, torchvision, google)}

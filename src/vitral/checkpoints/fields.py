@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitral.blocks import height_and_width
-from vitral.checkpoints.files import Weights, one_line
-from vitral.errors import VitralError
-from vitral.model import ViTConfig
-from vitral.preprocess import Preprocess
+from vitral.checkpoints.formats import Weights, one_line
+from vitral.images.preprocess import Preprocess
+from vitral.model.blocks import height_and_width
+from vitral.model.vit import ViTConfig
+from vitral.runtime.errors import VitralError
 
 _MAX_JSON = 2**24  # bytes; 21,843 classes with long names take two million
 # An image of more takes gigabytes, whatever it is: 4,096 x 4,096 pixels.

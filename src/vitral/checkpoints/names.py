@@ -6,8 +6,8 @@ one prefix. What has none stands beside the model, such as a classifier, and no 
 
 import re
 
-from vitral.checkpoints.files import Renamed, Weights, damaged
-from vitral.errors import VitralError
+from vitral.checkpoints.formats import Renamed, Weights, damaged
+from vitral.runtime.errors import VitralError
 
 # Names that each layout has once: the projection of patches, or of CLIP's tower, its class token.
 _ANCHOR = re.compile(

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from vitral.checkpoints import fields
-from vitral.checkpoints.layout import Checkpoint, Record
-from vitral.config import build
-from vitral.errors import VitralError
-from vitral.preprocess import Preprocess
+from vitral.checkpoints.layouts.layout import Checkpoint, Record
+from vitral.images.preprocess import Preprocess
+from vitral.runtime.errors import VitralError
+from vitral.runtime.settings import build
 
 FILE = "vitral.json"
 # How it was trained, and what it came from.

@@ -1,0 +1,1 @@
+"""The layouts of other libraries: how each is recognized, read and written."""

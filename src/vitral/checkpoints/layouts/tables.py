@@ -1,0 +1,151 @@
+"""Key tables: which tensors of a foreign layout are which of ours, read in both directions.
+
+A layout is a list of `Row`. Names hold ``{i}`` for the layer and ``{p}`` for weight and bias. A row
+applies where its keys are there; what no row accounts for, on either side, is an error.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitral.runtime.errors import VitralError
+
+Tensors = list[Tensor]
+_NAMED_IN_ERRORS = 6
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Tensors of the other layout to ours and back; each undoes the other to the bit."""
+
+    read: Callable[[Tensors], Tensors]
+    write: Callable[[Tensors], Tensors]
+
+
+def each(read: Callable[[Tensor], Tensor], write: Callable[[Tensor], Tensor]) -> Transform:
+    """One tensor to one tensor."""
+    return Transform(lambda found: [read(x) for x in found], lambda found: [write(x) for x in found])
+
+
+def joined(*shares: int, then: Transform | None = None) -> Transform:
+    """Several tensors that are one of ours, along the first axis, in these proportions."""
+
+    def join(found: Tensors) -> Tensors:
+        return [torch.cat(then.read(found) if then else found)]
+
+    def split(found: Tensors) -> Tensors:
+        unit = len(found[0]) // sum(shares)
+        parts = list(found[0].split([unit * share for share in shares]))
+        return then.write(parts) if then else parts
+
+    return Transform(join, split)
+
+
+def apart(sizes: Sequence[int]) -> Transform:
+    """One tensor that is several of ours, cut along the first axis."""
+    return Transform(lambda found: list(found[0].split(list(sizes))), lambda found: [torch.cat(found)])
+
+
+def stacked(axis: int = 0) -> Transform:
+    """One tensor with an axis over layers, one of ours for each layer."""
+    return Transform(lambda found: list(found[0].unbind(axis)), lambda found: [torch.stack(found, axis)])
+
+
+SAME = each(lambda x: x, lambda x: x)
+UNBATCHED = each(lambda x: x[0], lambda x: x[None])  # theirs has a leading axis of one
+VECTOR = each(lambda x: x.reshape(1, 1, -1), lambda x: x.reshape(-1))  # a token (1, 1, D) of ours
+TRANSPOSED = each(lambda x: x.T, lambda x: x.T)
+QKV = joined(1, 1, 1)
+QV = joined(1, 1)
+
+
+@dataclass(frozen=True)
+class Row:
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    transform: Transform = SAME
+
+
+def row(ours: str | Sequence[str], theirs: str | Sequence[str], transform: Transform = SAME) -> Row:
+    def as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
+        return (names,) if isinstance(names, str) else tuple(names)
+
+    return Row(as_tuple(ours), as_tuple(theirs), transform)
+
+
+def expand(rows: Iterable[Row], num_layers: int) -> list[Row]:
+    """Each row for each layer, weight and bias that its names speak of."""
+    found = []
+    for pattern in rows:
+        names = " ".join(pattern.ours + pattern.theirs)
+        for i in range(num_layers) if "{i}" in names else (0,):
+            for p in ("weight", "bias") if "{p}" in names else ("",):
+                ours, theirs = (
+                    tuple(name.replace("{i}", str(i)).replace("{p}", p) for name in side)
+                    for side in (pattern.ours, pattern.theirs)
+                )
+                found.append(Row(ours, theirs, pattern.transform))
+    return found
+
+
+def read(
+    rows: Iterable[Row],
+    weights: Mapping[str, Tensor],
+    num_layers: int,
+    ignored: str = "(?!)",
+    optional: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """Our tensors from theirs.
+
+    Args:
+        rows: the layout.
+        weights: their tensors; each is taken once, when its row is reached.
+        num_layers: of the model.
+        ignored: a pattern of keys that are left behind, such as those of a text tower.
+        optional: keys that no row need account for.
+
+    Raises:
+        VitralError: naming the keys that no row accounts for.
+    """
+    state: dict[str, Tensor] = {}
+    wanted = {name for name in weights if not re.search(ignored, name)}
+    used: set[str] = set()
+    for pattern in expand(rows, num_layers):
+        available = all(name in wanted and name not in used for name in pattern.theirs)
+        if not available or any(name in state for name in pattern.ours):
+            continue
+        tensors = pattern.transform.read([weights[name] for name in pattern.theirs])
+        state.update(zip(pattern.ours, tensors, strict=True))
+        used.update(pattern.theirs)
+    left = sorted(wanted - used - set(optional))
+    if left:
+        raise VitralError(f"{listing(left)} {'is' if len(left) == 1 else 'are'} unknown or incomplete")
+    return state
+
+
+def write(rows: Iterable[Row], state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """Their tensors from ours. Raises VitralError naming every tensor that no row takes."""
+    found: dict[str, Tensor] = {}
+    done: set[str] = set()
+    for pattern in expand(rows, num_layers):
+        if all(name in state and name not in done for name in pattern.ours):
+            tensors = pattern.transform.write([state[name] for name in pattern.ours])
+            found.update(zip(pattern.theirs, (x.contiguous() for x in tensors), strict=True))
+            done.update(pattern.ours)
+    left = [name for name in state if name not in done]
+    if left:
+        kinds = {re.sub(r"\.\d+\.", ".*.", name) for name in left}
+        raise VitralError(f"it has no place for {listing(list(kinds))}")
+    return found
+
+
+def matches(pattern: str, name: str) -> bool:
+    return re.search(pattern, name) is not None
+
+
+def listing(names: Sequence[str]) -> str:
+    shown = ", ".join(sorted(names)[:_NAMED_IN_ERRORS])
+    return shown if len(names) <= _NAMED_IN_ERRORS else f"{shown} and {len(names) - _NAMED_IN_ERRORS} more"

@@ -1,0 +1,127 @@
+"""What commands' options and arguments may be; a function each makes one that refuses all else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitral.runtime import limits
+from vitral.runtime.errors import VitralError
+from vitral.runtime.spelling import meant
+
+
+def text(metavar: str, about: str) -> Any:
+    """An argument, or several, none of them empty."""
+    return typer.Argument(metavar=metavar, callback=_given, help=about)
+
+
+def name(metavar: str, about: str) -> Any:
+    """An option whose text is not empty."""
+    return typer.Option(metavar=metavar, callback=_given, help=about)
+
+
+def _given(value: Any) -> Any:
+    if value is not None and "" in ([value] if isinstance(value, str) else value):
+        raise typer.BadParameter("it is empty")
+    return value
+
+
+def choice(values: tuple[str, ...], about: str = "") -> Any:
+    """An option that is one of some words."""
+    listed = f"{', '.join(values[:-1])} or {values[-1]}"
+    return typer.Option(callback=one_of(values), help=f"{listed}{about or '.'}")
+
+
+def one_of(values: tuple[str, ...]) -> Callable[[str | None], str | None]:
+    """What gives back one of the words, and refuses others."""
+
+    def checked(value: str | None) -> str | None:
+        if value is not None and value not in values:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(values)}{meant(value, values)}")
+        return value
+
+    return checked
+
+
+def number(span: tuple[int, int], about: str) -> Any:
+    """An option that is a whole number, or several, from the first to the second."""
+
+    def checked(value: Any) -> Any:
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if one is not None and not span[0] <= one <= span[1]:
+                raise typer.BadParameter(f"{one} is no whole number from {span[0]:,} to {span[1]:,}")
+        return value
+
+    return typer.Option(callback=checked, help=about)
+
+
+def share(about: str) -> Any:
+    """An option from 0 to 1."""
+
+    def checked(value: float) -> float:
+        if not 0 <= value <= 1:  # as what is no number is not
+            raise typer.BadParameter(f"{value:g} is no share, from 0 to 1")
+        return value
+
+    return typer.Option(callback=checked, help=about)
+
+
+def folder(about: str) -> Any:
+    """An option that is a folder to write to, new or there already."""
+    return typer.Option(parser=as_folder, metavar="FOLDER", help=about)
+
+
+def as_folder(value: str | Path) -> Path:
+    if not str(value):
+        raise typer.BadParameter("it is empty; name a folder")
+    path = Path(value)
+    try:
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    except OSError as error:
+        raise typer.BadParameter(f"{value}: {error.strerror}") from error
+    if not there.is_dir():
+        raise typer.BadParameter(f"{there} is a file; name a new folder")
+    return path
+
+
+def file(about: str, suffixes: tuple[str, ...] = ()) -> Any:
+    """An option that is a file to write, which its suffix says how to."""
+
+    def checked(value: str | Path) -> Path:
+        from vitral.evaluation.mistakes import refuse_unwritable
+
+        if not str(value):
+            raise typer.BadParameter("it is empty; name a file")
+        try:
+            refuse_unwritable(Path(value), suffixes)
+        except VitralError as error:
+            raise typer.BadParameter(str(error)) from error
+        return Path(value)
+
+    return typer.Option(parser=checked, metavar="FILE", help=about)
+
+
+# --- Shared by commands ----------------------------------------------------------------------------
+
+Data = Annotated[str, text("DATA", "An image folder, a .parquet file or pattern with {split}, or 'digits'.")]
+Model = Annotated[
+    str,
+    text(
+        "MODEL",
+        "A model or run folder, a hub folder of timm or transformers, a .npz, .safetensors or .pth file, or "
+        "hf://org/name\\[@revision].",  # rich would take brackets for its own
+    ),
+]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to override.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[str, choice(limits.DEVICES)]
+Precision = Annotated[str, choice(limits.PRECISIONS)]
+Tta = Annotated[str, choice(limits.TTA, ": the mean probabilities of each image and its mirror.")]
+Split = Annotated[str | None, choice(limits.SPLITS, "; by default test, else val.")]
+Seed = Annotated[int, number(limits.SEED, "Of what is drawn and held out.")]
+MaxDamaged = Annotated[float, share("Share of unreadable images allowed.")]
+Workers = Annotated[
+    int | None,
+    number(limits.WORKERS, "Processes that load images; by default as many as the machine suits."),
+]

@@ -1,0 +1,1 @@
+"""Labelled images: where they come from, their splits, and batches of them."""

@@ -1,0 +1,169 @@
+"""Image folders: a folder a class, or folders of splits that hold those."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from vitral.data.sources.split import Found, Split, shortened
+from vitral.data.sources.tree import Folder, read_tree
+from vitral.images.files import HEIF_ADVICE
+from vitral.runtime.errors import VitralError
+
+# Words by which people call splits, alone or with others: seg_train, Training Set.
+_WORDS = {
+    "train": ("train", "training", "trainset"),
+    "val": ("val", "valid", "validation", "valset", "dev"),
+    "test": ("test", "testing", "testset"),
+}
+
+
+def read_folder(root: Path) -> Found:
+    """The classes and splits of an image folder, by what its folders hold as much as by their names.
+
+    Raises:
+        VitralError: if there are none, or if what stands there may be read in two ways.
+    """
+    if not os.path.isdir(root):
+        what = "is a file, not a folder" if os.path.exists(root) else "does not exist"
+        raise VitralError(f"{root} {what}; DATA is an image folder, a .parquet file or pattern, or 'digits'")
+    tree, passed = read_tree(root)
+    if passed.closed:
+        raise VitralError(f"{passed.closed_note()}; grant the permission, or remove them")
+    notes = passed.notes()
+    folders = _splits_of(_without_wrapping(tree), notes)
+    classes = _without_empty({name: _class_folders(folder) for name, folder in folders.items()}, notes)
+    loose = sum(len(folder.pictures) for folder in {id(f): f for f in (tree, *folders.values())}.values())
+    if loose:
+        notes.append(f"left out {loose:,} pictures that lie in no class's folder")
+    names = tuple(classes["train"])
+    for name, found in classes.items():
+        if tuple(found) != names:
+            alone = shortened(sorted(set(names) - set(found))) or "none"
+            extra = shortened(sorted(set(found) - set(names))) or "none"
+            raise VitralError(
+                f"the classes of {folders['train'].path} and {folders[name].path} differ: only in the first: "
+                f"{alone}; only in the second: {extra}"
+            )
+    splits = {name: _split(root, found) for name, found in classes.items()}
+    return Found(names, splits, tuple(notes))
+
+
+def _without_wrapping(folder: Folder) -> Folder:
+    """The folder that the classes or splits stand in: archives often pack it into others of no meaning."""
+    while not folder.pictures and len(inner := _filled(folder)) == 1 and _filled(inner[0]):
+        folder = inner[0]
+    return folder
+
+
+def _filled(folder: Folder) -> list[Folder]:
+    """Its folders with pictures in them, by name."""
+    return sorted((inner for inner in folder.folders.values() if inner.holds_pictures), key=_name)
+
+
+def _name(folder: Folder) -> str:
+    return folder.path.name
+
+
+def _role(folder: Folder) -> str | None:
+    """The split that a name speaks of; none if of two."""
+    words = set(re.split(r"[^a-z]+", _name(folder).lower()))
+    roles = [role for role, spellings in _WORDS.items() if words & set(spellings)]
+    return roles[0] if len(roles) == 1 else None
+
+
+def _splits_of(root: Folder, notes: list[str]) -> dict[str, Folder]:
+    """The folder of each split; of a folder without splits, itself as "train"."""
+    filled = _filled(root)
+    by_role = {role: [inner for inner in filled if _role(inner) == role] for role in _WORDS}
+    # A class may be called train: its pictures lie in it, and those of a split in folders within.
+    splits = {role: [inner for inner in found if _filled(inner)] for role, found in by_role.items()}
+    if not splits["train"]:
+        _refuse_alike(root, filled)
+        return {"train": root}
+    for role, found in splits.items():
+        if len(found) > 1:
+            raise VitralError(
+                f"{root.path}: which is the {role} split, {shortened([*map(_name, found)])}? Rename or "
+                "remove the others"
+            )
+    train = _without_repetition(splits["train"][0])
+    others = [_name(inner) for inner in filled if _role(inner) is None]
+    if others and not by_role["val"] and not by_role["test"]:
+        raise VitralError(
+            f"{root.path}: is {_name(train)} a split or a class? Beside it lies {shortened(others)}; give "
+            f"{train.path} as DATA, or rename it"
+        )
+    if others:
+        notes.append(f"passed over folders of no split: {shortened(others)}")
+    chosen = {"train": train}
+    for role in ("val", "test"):
+        for inner in map(_without_repetition, by_role[role]):
+            if _is_labelled(inner, train):
+                chosen[role] = inner
+            else:
+                count = len(inner.all_pictures())
+                notes.append(f"left out {_name(inner)}: its {count:,} pictures lie in no class's folder")
+    return chosen
+
+
+def _without_repetition(split: Folder) -> Folder:
+    """Of ``seg_train/seg_train/`` the inner one."""
+    while not split.pictures and len(inner := _filled(split)) == 1 and _role(inner[0]) == _role(split):
+        split = inner[0]
+    return split
+
+
+def _is_labelled(split: Folder, train: Folder) -> bool:
+    """Whether pictures lie in folders of classes, rather than loose or in one folder for them all."""
+    inner = _filled(split)
+    return len(inner) > 1 or any(folder.path.name in train.folders for folder in inner)
+
+
+def _refuse_alike(root: Folder, filled: list[Folder]) -> None:
+    """Folders that hold the same folders are no classes: they may be splits, or pictures and their masks."""
+    inner = [tuple(map(_name, _filled(folder))) for folder in filled]
+    if len(inner) > 1 and len(set(inner)) == 1 and len(inner[0]) > 1 and not any(f.pictures for f in filled):
+        raise VitralError(
+            f"{root.path}: what are {shortened([*map(_name, filled)])}? Each holds the folders "
+            f"{shortened(inner[0])}; name splits train, val and test, give one of them as DATA, or put each "
+            "class's pictures into its folder itself"
+        )
+
+
+def _without_empty(splits: dict[str, dict[str, list[Path]]], notes: list[str]) -> dict:
+    """Without folders that hold no pictures, but for those of a class that has some in "train"."""
+    known = {name for name, pictures in splits["train"].items() if pictures}
+    kept, empty = {}, set()
+    for split, classes in splits.items():
+        kept[split] = {name: pictures for name, pictures in classes.items() if pictures or name in known}
+        empty |= classes.keys() - kept[split].keys()
+    if empty:
+        notes.append(f"passed over folders without pictures: {shortened(sorted(empty))}")
+    return kept
+
+
+def _class_folders(split: Folder) -> dict[str, list[Path]]:
+    """The images of each class by name, empty ones too."""
+    classes = {name: split.folders[name].all_pictures() for name in sorted(split.folders)}
+    if not any(classes.values()):
+        heic = sum(folder.heic for folder in split.below())
+        reason = f"; its {heic:,} HEIC pictures are passed over: {HEIF_ADVICE}" if heic else ""
+        raise VitralError(
+            f"{split.path} holds no images in class folders; put each class's images in a folder of its name"
+            f"{reason}"
+        )
+    for name, pictures in classes.items():
+        heic = sum(folder.heic for folder in split.folders[name].below())
+        if heic and not pictures:
+            raise VitralError(
+                f"all pictures of {split.folders[name].path} are HEIC; to open them, {HEIF_ADVICE}"
+            )
+    return classes
+
+
+def _split(root: Path, classes: dict[str, list[Path]]) -> Split:
+    images = [path for files in classes.values() for path in files]
+    labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
+    return Split(images, labels, [path.relative_to(root).as_posix() for path in images])

@@ -1,0 +1,229 @@
+"""Folders of pictures, each real folder once, with all that stands there and is no picture counted."""
+
+import glob
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vitral.data.sources.split import shortened
+from vitral.images.files import (
+    HEIF_ADVICE,
+    begins_like_a_picture,
+    is_picture_name,
+    kind_of_file,
+    needs_heif,
+    why_not_list,
+)
+from vitral.runtime.errors import VitralError
+
+# What systems and archives leave behind, beside all that begins with a dot.
+_LITTER = frozenset(["__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found", "$recycle.bin"])
+_HEIC = "HEIC"
+
+
+@dataclass
+class Folder:
+    """A folder, its own pictures, and its folders by name."""
+
+    path: Path
+    pictures: list[Path] = field(default_factory=list)
+    folders: dict[str, "Folder"] = field(default_factory=dict)
+    heic: int = 0  # pictures that need a package that is not installed
+
+    def below(self) -> "Iterator[Folder]":
+        """This folder and all in it, however deep."""
+        waiting: list[Folder] = [self]
+        while waiting:
+            folder = waiting.pop()
+            yield folder
+            waiting += folder.folders.values()
+
+    def all_pictures(self) -> list[Path]:
+        return sorted(picture for folder in self.below() for picture in folder.pictures)
+
+    @property
+    def holds_pictures(self) -> bool:
+        return any(folder.pictures for folder in self.below())
+
+
+@dataclass
+class Passed:
+    """What was passed over on a way through folders."""
+
+    kinds: Counter[str] = field(default_factory=Counter)  # files, by suffix or kind
+    links: list[str] = field(default_factory=list)  # folders that stand elsewhere too
+    closed: list[str] = field(default_factory=list)  # folders that cannot be listed, with the reason
+
+    def notes(self) -> list[str]:
+        """A line for each kind of thing but `closed`."""
+        notes = []
+        if self.kinds:
+            parts = [f"{count:,} {kind}" for kind, count in self.kinds.most_common()]
+            advice = f"; to open HEIC, {HEIF_ADVICE}" if self.kinds[_HEIC] else ""
+            notes.append(f"passed over what is no picture: {shortened(parts)}{advice}")
+        if self.links:
+            notes.append(f"passed over links to folders that stand elsewhere: {shortened(self.links)}")
+        return notes
+
+    def closed_note(self) -> str:
+        """A line on the folders that cannot be listed."""
+        return "; ".join(self.closed[:3] + [f"and {len(self.closed) - 3:,} more"] * (len(self.closed) > 3))
+
+
+def read_tree(root: Path) -> tuple[Folder, Passed]:
+    """All pictures below `root`.
+
+    The upper folders come first, and of neighbours those that are no links, so that a folder is found at
+    its own place rather than by a link into it.
+    """
+    tree, passed = Folder(root), Passed()
+    seen = {_identity(parent) for parent in (root.resolve(), *root.resolve().parents)}
+    level = [tree]
+    while level:
+        inner: list[tuple[bool, Path, Folder]] = []
+        for folder in level:
+            inner += [(linked, path, folder) for linked, path in _list(folder, passed)]
+        level = []
+        for _, path, parent in sorted(inner, key=lambda item: item[:2]):
+            if (identity := _identity(path)) in seen:
+                passed.links.append(str(path))
+                continue
+            seen.add(identity)
+            parent.folders[path.name] = Folder(path)
+            level.append(parent.folders[path.name])
+    return tree, passed
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    try:
+        status = path.stat()
+    except OSError:
+        return str(path)
+    return status.st_dev, status.st_ino
+
+
+def _list(folder: Folder, passed: Passed) -> list[tuple[bool, Path]]:
+    """Takes up a folder's pictures; gives the folders in it, and whether each is a link."""
+    inner = []
+    try:
+        with os.scandir(folder.path) as entries:
+            visible = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _LITTER]
+    except OSError as error:
+        passed.closed.append(f"{folder.path} {why_not_list(error)}")
+        return []
+    for entry in visible:
+        path = folder.path / entry.name
+        kind = _kind(entry)
+        if kind == "folder":
+            inner.append((entry.is_symlink(), path))
+        elif kind == "picture":
+            folder.pictures.append(path)
+        else:
+            folder.heic += kind == _HEIC
+            passed.kinds[kind] += 1
+    folder.pictures.sort()
+    return inner
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """Folder, picture, or what it is instead, as a message names it."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        if not entry.is_file():
+            return _irregular(entry)
+    except OSError:  # links in a circle
+        return "link to nowhere"
+    return _kind_of_name(entry.path)
+
+
+def _irregular(entry: os.DirEntry) -> str:
+    try:
+        return kind_of_file(entry.stat().st_mode).removeprefix("a ")
+    except OSError:
+        return "link to nowhere"
+
+
+def _kind_of_name(file: str) -> str:
+    name = os.path.basename(file)
+    if is_picture_name(name):
+        return "picture"
+    if needs_heif(name):
+        return _HEIC
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix:
+        return suffix
+    return "picture" if begins_like_a_picture(file) else "without a suffix"
+
+
+# --- Pictures to predict ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """Files to be opened, and what was not found."""
+
+    files: list[str]
+    notes: tuple[str, ...] = ()  # on what was passed over
+    failures: tuple[str, ...] = ()  # folders that cannot be listed, with the reason
+
+    def summary(self, unreadable: int) -> str:
+        """A line on what failed, `unreadable` of the files included."""
+        parts = []
+        if unreadable:
+            parts.append(f"{unreadable} of {len(self.files)} images could not be read")
+        if self.failures:
+            parts.append(f"{len(self.failures)} folders could not be listed")
+        return "; ".join(parts)
+
+
+def find_images(words: Sequence[str]) -> FoundImages:
+    """Image files named by paths, folders (searched through) and patterns, in the order given.
+
+    A path that does not exist stays among them: whoever opens it says so.
+
+    Raises:
+        VitralError: if a folder or pattern holds no images.
+    """
+    files: list[str] = []
+    total = Passed()
+    for word in words:
+        found, passed = _found(word)
+        if not found:
+            reasons = [*passed.notes(), *([passed.closed_note()] if passed.closed else [])]
+            raise VitralError("; ".join([f"{word} holds no images", *reasons]))
+        files += found
+        total.kinds += passed.kinds
+        total.links += passed.links
+        total.closed += passed.closed
+    return FoundImages(files, tuple(total.notes()), tuple(total.closed))
+
+
+def _found(word: str) -> tuple[list[str], Passed]:
+    if os.path.isdir(word):
+        tree, passed = read_tree(Path(word))
+        return [str(path) for path in tree.all_pictures()], passed
+    passed = Passed()
+    if not glob.has_magic(word) or os.path.lexists(word):
+        return [word], passed
+    files = []
+    for file in sorted(glob.glob(word, recursive=True)):
+        kind = _kind_of_match(file)
+        if kind == "picture":
+            files.append(file)
+        elif kind != "folder":
+            passed.kinds[kind] += 1
+    return files, passed
+
+
+def _kind_of_match(file: str) -> str:
+    try:
+        mode = os.stat(file).st_mode
+    except OSError:
+        return "link to nowhere"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return _kind_of_name(file) if stat.S_ISREG(mode) else kind_of_file(mode).removeprefix("a ")

@@ -1,0 +1,253 @@
+"""The worker processes that load batches: how many there are, and what happens when they cannot go on.
+
+Every batch is a function of its keys, so that a batch which a worker did not deliver is loaded here to
+the same bits: losing a worker process costs speed alone.
+"""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from vitral.runtime.devices import cpu_count
+from vitral.runtime.stopping import StopSignal
+
+_PREFETCHED = 2  # batches of each worker that wait to be taken; DataLoader's default
+_SECONDS_BETWEEN_LOOKS = 1.0  # at whether the workers live
+_SHARED_MEMORY = "/dev/shm"
+_SHARE_TO_TAKE = 0.9  # of it; other processes need some
+
+
+def worker_count(wanted: int | None = None, cores: int | None = None) -> int:
+    """Processes that load images beside this one: as many as the user wants, else as the cores suit.
+
+    On two cores, loading in the process itself was faster (docs/log.md, 2026-11-22).
+    """
+    if wanted is not None:
+        return wanted
+    cores = cpu_count() if cores is None else cores
+    return 0 if cores <= 2 else min(cores - 1, 8)
+
+
+@dataclass
+class Loading:
+    """How batches are loaded, for as long as one piece of work takes; once workers failed, there are none."""
+
+    workers: int = 0
+    warn: Callable[[str], None] = lambda _: None  # told when there are fewer than `workers`
+    stop: StopSignal | None = None  # heeded while a batch is waited for: then Stopped is raised
+    pin_memory: bool = False
+
+    def batches(
+        self, dataset: Dataset, keys: Iterable[list], collate: Callable[[list], Any]
+    ) -> Generator[Any]:
+        """One batch for each list of keys, in order; closing the generator ends the workers.
+
+        Args:
+            dataset: gives the item of a key.
+            keys: of each batch; may be endless.
+            collate: items -> a batch of tensors with the methods `share_memory` and `pin_memory`.
+        """
+        batch_keys = iter(keys)
+        if self.workers:
+            first = next(batch_keys, None)
+            if first is None:
+                return
+            batch_keys = chain([first], batch_keys)
+            self._fit_shared_memory(dataset, first, collate)
+        if self.workers:
+            undelivered: deque[list] = deque()
+            try:
+                yield from self._from_workers(dataset, batch_keys, collate, undelivered)
+                return
+            except _WorkersLostError as error:
+                batch_keys, reason = chain(undelivered, batch_keys), str(error)
+        else:
+            reason = ""
+        yield from self._from_here(dataset, batch_keys, collate, reason)
+
+    def _from_here(
+        self, dataset: Dataset, batch_keys: Iterator[list], collate: Callable[[list], Any], reason: str
+    ) -> Generator[Any]:
+        """Batches loaded in this process; `reason` is why no worker does it."""
+        for keys in batch_keys:
+            with self._heeding():
+                batch = collate([dataset[key] for key in keys])
+            if reason:  # said once it is known that the worker was at fault, and not the image
+                self._do_without(reason)
+                reason = ""
+            yield batch.pin_memory() if self.pin_memory else batch
+
+    def _from_workers(
+        self,
+        dataset: Dataset,
+        batch_keys: Iterator[list],
+        collate: Callable[[list], Any],
+        undelivered: deque[list],
+    ) -> Generator[Any]:
+        """Raises _WorkersLostError, with the keys of what did not come in `undelivered`."""
+
+        def noted() -> Iterator[list]:
+            for keys in batch_keys:
+                undelivered.append(keys)
+                yield keys
+
+        loader = _Loader(
+            dataset,
+            batch_sampler=noted(),  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+            num_workers=self.workers,
+            collate_fn=_Shared(collate),
+            worker_init_fn=_begin_worker,
+            pin_memory=self.pin_memory,
+            prefetch_factor=_PREFETCHED,
+            generator=torch.Generator(),  # else the caller's random numbers would move on
+        )
+        workers = None
+        try:
+            with _child_handler_kept():
+                workers = _Workers(loader)
+            while True:
+                with self._heeding():
+                    batch = next(workers)
+                undelivered.popleft()
+                yield batch
+        except StopIteration:
+            return
+        except Exception as error:  # whatever it is, loading the batch here will tell if it is the batch's
+            raise _WorkersLostError(_reason(error, started=workers is not None)) from error
+        finally:
+            if workers is not None:
+                workers._shutdown_workers()
+
+    def _heeding(self) -> Any:
+        return nullcontext() if self.stop is None else self.stop.raises()
+
+    def _do_without(self, reason: str) -> None:
+        self.workers = 0
+        self.warn(f"{reason}; images are loaded without worker processes from here on (workers=0)")
+
+    def _fit_shared_memory(self, dataset: Dataset, keys: list, collate: Callable[[list], Any]) -> None:
+        """As many workers as the shared memory has room for: past it, the system kills them."""
+        free = _free_shared_memory()
+        if free is None:
+            return
+        images = (collate([dataset[key]]).nbytes for key in keys)
+        batch_bytes = next(filter(None, images), 0) * len(keys)  # a damaged image has none
+        # Each worker's batches, and those that are being moved and used.
+        room = int((_SHARE_TO_TAKE * free / max(batch_bytes, 1) - 2) / _PREFETCHED)
+        if room >= self.workers:
+            return
+        needed = (_PREFETCHED * self.workers + 2) * batch_bytes
+        self.warn(
+            f"{_SHARED_MEMORY} has {free / 2**20:,.0f} MiB free, and {self.workers} worker processes would "
+            f"take {needed / 2**20:,.0f}; images are loaded with workers={max(room, 0)} (in Docker, "
+            "--shm-size=2g gives more room)"
+        )
+        self.workers = max(room, 0)
+
+
+class _WorkersLostError(Exception):
+    """Worker processes could not be started, or died."""
+
+
+@dataclass
+class _Shared:
+    """Puts a batch into shared memory as part of loading it.
+
+    A queue would do so in a thread of its own, and lose the batch without a word where there is no room.
+    """
+
+    collate: Callable[[list], Any]
+
+    def __call__(self, items: list) -> Any:
+        return self.collate(items).share_memory()
+
+
+class _Loader(DataLoader):
+    """DataLoader that leaves the number of workers to the user, without a warning of several lines."""
+
+    def check_worker_number_rationality(self) -> None: ...
+
+
+class _Workers(_MultiProcessingDataLoaderIter):
+    """DataLoader's, except for its end: whether all are started or some, busy, dead or stuck."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._begun_by = os.getpid()
+        self._shutdown = self._worker_pids_set = False
+        self._workers: list[Any] = []
+        self._index_queues: list[Any] = []
+        try:
+            super().__init__(loader)
+        except BaseException:
+            self._shutdown_workers()
+            raise
+
+    def _try_get_data(self, timeout: float = _SECONDS_BETWEEN_LOOKS) -> Any:
+        return super()._try_get_data(timeout)
+
+    def _shutdown_workers(self) -> None:
+        """Kills them: they keep nothing, and one that waits for a dead one's lock would never end."""
+        if self._shutdown or self._begun_by != os.getpid():
+            return
+        self._shutdown = True
+        if hasattr(self, "_pin_memory_thread_done_event"):
+            self._pin_memory_thread_done_event.set()
+        if self._worker_pids_set:
+            _remove_worker_pids(id(self))
+        for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
+            worker.join()
+        for queue in self._index_queues:
+            queue.close()
+
+
+def _free_shared_memory() -> int | None:
+    try:
+        found = os.statvfs(_SHARED_MEMORY)
+    except (OSError, AttributeError):  # not on every system
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def _reason(error: Exception, *, started: bool) -> str:
+    last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    if not started:
+        return f"worker processes cannot be started: {last}"
+    # The others: a batch is there, and who should hand it over is not.
+    if "exited unexpectedly" in last or isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+        return "a worker process was killed, perhaps for want of memory"
+    return f"a worker process failed: {last}"
+
+
+def _begin_worker(_: int) -> None:
+    # Ctrl-C, and the signals of `timeout` and a closed terminal, reach every process of the group; the main
+    # one ends workers.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def _child_handler_kept() -> Iterator[None]:
+    """DataLoader's handler raises wherever the main thread is, in the middle of a step too."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)

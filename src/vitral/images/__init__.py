@@ -1,0 +1,1 @@
+"""From any picture to a tensor: which files are pictures, preprocessing, augmentation."""

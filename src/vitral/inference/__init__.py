@@ -1,0 +1,1 @@
+"""A trained model with its preprocessing and labels, as one object; and its features."""

@@ -1,0 +1,288 @@
+"""`Classifier`: model, preprocessing and labels as one object; what predict, explain and serve all hold."""
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from os import PathLike
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint
+from vitral.images.preprocess import ImageSource, Preprocess
+from vitral.model.blocks import Size
+from vitral.model.vit import Features, VisionTransformer
+from vitral.runtime.devices import Device, Placement, Precision
+from vitral.runtime.errors import ImageError, VitralError
+from vitral.runtime.limits import BATCH, LABELS
+from vitral.runtime.ranges import refuse_beyond
+
+_DECODING_THREADS = 4
+
+# "flip": probabilities are the mean over the image and its mirror.
+Augmentation = Literal["none", "flip"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest labels of one image, or why there are none.
+
+    Of a multi-label model, each probability is of that label alone, and they need not add up to 1.
+    """
+
+    image: str  # the path, or "image 3" for what has no name
+    top: tuple[tuple[str, float], ...]  # (label, probability), likeliest first
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The likeliest label. Raises VitralError if the image could not be read."""
+        if self.error is not None:
+            raise VitralError(f"{self.image} has no label: {self.error}")
+        return self.top[0][0]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained model that takes images of any kind: paths, bytes, PIL images, arrays and tensors."""
+
+    model: VisionTransformer
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    placement: Placement
+    metadata: dict = field(default_factory=dict)
+    temperature: float = 1.0  # probabilities are softmax(logits / temperature)
+    tta: Augmentation = "none"  # what is averaged over, test-time augmentation
+    multi_label: bool = False  # an image shows any number of the labels: sigmoid in softmax's place
+    notes: tuple[str, ...] = ()  # what no file of the source states, and what was taken
+
+    def __post_init__(self) -> None:
+        if self.tta not in get_args(Augmentation):
+            raise VitralError(f"tta={self.tta}: it is one of {', '.join(get_args(Augmentation))}")
+
+    def predict(
+        self, images: ImageSource | Iterable[ImageSource], *, top: int = 5, batch_size: int = 32
+    ) -> list[Prediction]:
+        """The likeliest labels of each image, in order; an unreadable image gives its error instead.
+
+        A multi-label model too gives the `top` likeliest; those above 0.5 are the ones it says are there.
+        """
+        return list(self.predictions(_as_sequence(images), top=top, batch_size=batch_size))
+
+    def predictions(
+        self, images: Iterable[ImageSource], *, top: int = 5, batch_size: int = 32
+    ) -> Iterator[Prediction]:
+        """As `predict`, one at a time while later images are still being read."""
+        refuse_beyond("top", top, LABELS)
+        refuse_beyond("batch_size", batch_size, BATCH)
+        if self.metadata.get("regression"):
+            raise VitralError(
+                "this model is a regression, whose numbers are no labels' probabilities; ask for logits"
+            )
+        if not self.labels:
+            raise VitralError("this model has no labels to predict; train it, or ask for features")
+        for names, loaded in self._batches(images, batch_size):
+            tensors = [item for item in loaded if isinstance(item, Tensor)]
+            rows = iter(self.log_probabilities(torch.stack(tensors)).exp().cpu() if tensors else ())
+            for name, item in zip(names, loaded, strict=True):
+                if isinstance(item, Tensor):
+                    yield Prediction(name, self._likeliest(next(rows), top))
+                else:
+                    yield Prediction(name, (), str(item))
+
+    @torch.inference_mode()
+    def features(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        layers: Sequence[int] = (),
+        *,
+        batch_size: int = 32,
+    ) -> Features:
+        """The tokens of all images, on the CPU (see `VisionTransformer.features`).
+
+        Raises:
+            ImageError: if an image cannot be read.
+        """
+        parts = []
+        for images_BCHW in self._readable_batches(images, batch_size):
+            with self.placement.autocast():
+                parts.append(self.model.features(images_BCHW, layers))
+            _refuse_overflow(parts[-1].patch_tokens)
+        return _concatenate(parts)
+
+    @torch.inference_mode()
+    def logits(self, images: ImageSource | Iterable[ImageSource], *, batch_size: int = 32) -> Tensor:
+        """The model's raw answers (B, L), on the CPU: no temperature, no test-time augmentation.
+
+        Raises:
+            ImageError: if an image cannot be read.
+        """
+        parts = [self._logits(batch).cpu() for batch in self._readable_batches(images, batch_size)]
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def log_probabilities(self, images_BCHW: Tensor) -> Tensor:
+        """Preprocessed images -> (B, L), the logarithm of what `predict` gives.
+
+        Probabilities are softmax(logits / temperature), or for a multi-label model its sigmoid, each label
+        for itself; and their mean over the views of `tta`.
+        """
+        images_BCHW = self.placement.put(images_BCHW)
+        views = (images_BCHW,) if self.tta == "none" else (images_BCHW, images_BCHW.flip(-1))
+        logits = [self._logits(view_BCHW) / self.temperature for view_BCHW in views]
+        answers = [
+            F.logsigmoid(view_BL) if self.multi_label else view_BL.log_softmax(1) for view_BL in logits
+        ]
+        return torch.stack(answers).logsumexp(0) - math.log(len(views))
+
+    def _logits(self, images_BCHW: Tensor) -> Tensor:
+        with self.placement.autocast():
+            logits_BL = self.model(images_BCHW).float()
+        _refuse_overflow(logits_BL)
+        return logits_BL
+
+    def _likeliest(self, probabilities_L: Tensor, top: int) -> tuple[tuple[str, float], ...]:
+        values, indices = probabilities_L.topk(min(top, len(self.labels)))
+        return tuple(
+            (self.labels[index], value)
+            for index, value in zip(indices.tolist(), values.tolist(), strict=True)
+        )
+
+    def _batches(
+        self, images: Iterable[ImageSource], batch_size: int
+    ) -> Iterator[tuple[list[str], list[Tensor | ImageError]]]:
+        """Names and preprocessed images, the next batch being read while the caller computes."""
+        pool = ThreadPoolExecutor(_DECODING_THREADS)
+        try:
+            numbered = enumerate(images)
+
+            def submit() -> tuple[list[str], list[Future]]:
+                chunk = list(islice(numbered, batch_size))
+                names = [_name(index, image) for index, image in chunk]
+                return names, [pool.submit(self._read, image) for _, image in chunk]
+
+            names, reading = submit()
+            while names:
+                following = submit()
+                yield names, [future.result() for future in reading]
+                names, reading = following
+        finally:
+            # Whoever stops in the middle waits for the images in hand, not for those in line.
+            pool.shutdown(cancel_futures=True)
+
+    def _readable_batches(
+        self, images: ImageSource | Iterable[ImageSource], batch_size: int
+    ) -> Iterator[Tensor]:
+        """Preprocessed images (B, C, H, W), at least one batch, on the model's device."""
+        given = False
+        for names, loaded in self._batches(_as_sequence(images), batch_size):
+            for name, item in zip(names, loaded, strict=True):
+                if isinstance(item, ImageError):
+                    raise ImageError(f"{name}: {item}")
+            given = True
+            yield self.placement.put(torch.stack([item for item in loaded if isinstance(item, Tensor)]))
+        if not given:
+            raise VitralError("no images were given")
+
+    def _read(self, image: ImageSource) -> Tensor | ImageError:
+        try:
+            return self.preprocess(image)
+        except ImageError as error:
+            return error
+
+
+def load(
+    source: str | PathLike,
+    *,
+    img_size: Size | None = None,
+    num_classes: int | None = None,
+    patch_size: int | None = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    tta: Augmentation = "none",
+    **options: Any,
+) -> Classifier:
+    """A `Classifier` from a checkpoint of any known layout.
+
+    Args:
+        source: a model or run folder, a hub folder of timm or transformers, a file of Google's, torchvision's
+            or the authors', or ``hf://org/name[@revision]``.
+        img_size: pixels, if other than the model was trained with; positions are resized by its own rule.
+        num_classes: for a fresh, untrained head.
+        patch_size: pixels, if other than the model's; the projection is resized (FlexiViT, arXiv:2212.08013).
+        device: where to compute.
+        precision: of matrix products.
+        tta: "flip" averages probabilities over an image and its mirror, at twice the time; not for what
+            a mirror changes, such as digits.
+        options: other fields of `ViTConfig`, for what a bare file does not say, such as
+            ``num_heads=12`` or ``layer={"feed_forward": {"activation": "quick_gelu"}}``; and
+            ``preprocess={"mean": [...]}``, or ``base``, the model of a LoRA adapter that does not name it.
+
+    What no file states, and what is taken for it, is said in a warning.
+
+    Raises:
+        VitralError: if there is no usable model there.
+    """
+    asked = {"img_size": img_size, "num_classes": num_classes, "patch_size": patch_size}
+    overrides = {name: value for name, value in asked.items() if value is not None}
+    checkpoint = load_checkpoint(str(source), **overrides, **options)
+    for note in checkpoint.notes:
+        warnings.warn(note, stacklevel=2)
+    return as_classifier(checkpoint, Placement.choose(device, precision), tta)
+
+
+def as_classifier(checkpoint: Checkpoint, placement: Placement, tta: Augmentation = "none") -> Classifier:
+    return Classifier(
+        placement.place(checkpoint.model).eval(),
+        checkpoint.preprocess,
+        checkpoint.labels,
+        placement,
+        checkpoint.metadata,
+        checkpoint.temperature,
+        tta,
+        checkpoint.multi_label,
+        checkpoint.notes,
+    )
+
+
+def _refuse_overflow(answers: Tensor) -> None:
+    """Of weights too large to be multiplied: an answer of NaN would be taken for one."""
+    if not answers.isfinite().all():
+        raise VitralError(
+            "the model's answers are no numbers: its weights overflow, they are damaged or diverged"
+        )
+
+
+def _as_sequence(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    single = isinstance(images, str | bytes | PathLike | Image.Image)
+    array = isinstance(images, np.ndarray | Tensor) and images.ndim <= 3
+    return [images] if single or array else images  # pyrefly: ignore[bad-return]
+
+
+def _name(index: int, image: ImageSource) -> str:
+    return str(image) if isinstance(image, str | PathLike) else f"image {index}"
+
+
+def _concatenate(parts: list[Features]) -> Features:
+    def joined(tensors: list[Tensor]) -> Tensor:
+        return torch.cat([tensor.float().cpu() for tensor in tensors])
+
+    def joined_if_any(tensors: list[Tensor | None]) -> Tensor | None:
+        found = [tensor for tensor in tensors if tensor is not None]
+        return joined(found) if found else None
+
+    return Features(
+        class_token=joined_if_any([part.class_token for part in parts]),
+        distillation_token=joined_if_any([part.distillation_token for part in parts]),
+        register_tokens=joined([part.register_tokens for part in parts]),
+        patch_tokens=joined([part.patch_tokens for part in parts]),
+        grid=parts[0].grid,
+        layers={index: joined([part.layers[index] for part in parts]) for index in parts[0].layers},
+    )

@@ -1,0 +1,439 @@
+"""`ViTConfig` and `VisionTransformer`: embed, encode, pool, classify (the paper, eq. 1 to 4).
+
+Axes in tensor names are those of `blocks`, and L classes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitral.model.blocks import (
+    AttentionPool,
+    EmbeddingOptions,
+    EncoderLayer,
+    LayerOptions,
+    Norm,
+    Position,
+    Size,
+    ViTEmbedding,
+    height_and_width,
+    initialize_weights,
+    patch_grid,
+    stream_dtype,
+)
+from vitral.model.positions import Grid, Relation, RelativeBias, RotaryOptions, RotaryPositions
+
+Pooling = Literal["class", "mean", "map", "class_mean"]
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """What stands between the last layer and the logits; the defaults are the paper's."""
+
+    # Where the final norm stands: on all "tokens", on the "pooled" vector (DeiT's and MAE's mean
+    # pooling), or nowhere.
+    norm: Literal["tokens", "pooled", "none"] = "tokens"
+    bias: bool = True  # CLIP's projection has none
+    # Width of a tanh layer before the head: the paper's head in pre-training (§3.1), BERT's pooler.
+    hidden_dim: int | None = None
+    pool_prefix: bool = False  # "map" and "mean" see class and register tokens too
+    pool_heads: int | None = None  # of "map"; None: as many as a layer has
+    pool_mlp_ratio: float | None = None  # of "map"; None: as in a layer
+    distillation_head: bool = False  # a second head, on the distillation token (DeiT, §3)
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Everything that decides a `VisionTransformer`'s shapes and function.
+
+    The groups `norm`, `embedding`, `layer` and `head` may be given as mappings of the fields to change.
+
+    Raises:
+        ValueError: if a number is out of its range or a name unknown.
+    """
+
+    img_size: Size = 224  # pixels; one number or (height, width)
+    patch_size: int = 16  # pixels, a stem's reduction included
+    in_channels: int = 3
+    embed_dim: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4  # hidden width of the MLP over embed_dim
+    num_classes: int = 1000  # 0: no head, the model gives pooled features
+    dropout: float = 0.1
+    _: dataclasses.KW_ONLY
+    position: Position = "learned"
+    pooling: Pooling = "class"  # "mean": of the patch tokens; "class_mean": both, concatenated
+    stem: tuple[int, ...] = ()  # channels of each halving convolution before the patches
+    drop_path: float = 0.0  # stochastic depth of the last layer; the first has 0, linear between
+    norm: Norm = field(default_factory=Norm)  # of all norms in the model
+    embedding: EmbeddingOptions = field(default_factory=EmbeddingOptions)
+    layer: LayerOptions = field(default_factory=LayerOptions)
+    head: HeadOptions = field(default_factory=HeadOptions)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "img_size", height_and_width(self.img_size))
+        object.__setattr__(self, "stem", tuple(self.stem))
+        for group in ("norm", "embedding", "layer", "head"):
+            object.__setattr__(self, group, _changed(_GROUPS[group](), getattr(self, group)))
+        self._check_numbers()
+        self._check_sizes()
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes is {self.num_classes}; 0 gives features, more a head")
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a probability below 1")
+        for name, choices in (("position", get_args(Position)), ("pooling", get_args(Pooling))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(choices)}")
+        self._check_tokens()
+
+    def _check_numbers(self) -> None:
+        for name, value in _numbers(self):
+            if not math.isfinite(value) or abs(value) > _LARGEST:
+                raise ValueError(f"{name} is {value}; it is a plain number")
+        if self.norm.eps < 0:
+            raise ValueError(f"norm.eps is {self.norm.eps}; it is added to variances, so not below 0")
+
+    def _check_sizes(self) -> None:
+        if min(height_and_width(self.img_size)) < 1:
+            raise ValueError(f"img_size is {self.img_size}; height and width must be at least 1")
+        if max(height_and_width(self.img_size)) > _MOST_PIXELS:
+            raise ValueError(f"img_size is {self.img_size}; height and width are from 1 to {_MOST_PIXELS:,}")
+        for name, most in _MOST.items():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is from 1 to {most:,}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}")
+        height, width = (side // self.patch_size for side in height_and_width(self.img_size))
+        if height * width > _MOST_PATCHES:
+            raise ValueError(
+                f"img_size {self.img_size} has {height * width:,} patches of {self.patch_size} pixels; "
+                f"a model takes {_MOST_PATCHES:,} at most"
+            )
+        registers = self.embedding.register_tokens
+        if not 0 <= registers <= _MOST["embed_dim"]:
+            raise ValueError(
+                f"embedding.register_tokens is {registers}; it is from 0 to {_MOST['embed_dim']:,}"
+            )
+
+    def _check_tokens(self) -> None:
+        if self.pooling in ("class", "class_mean") and not self.class_token:
+            raise ValueError(f"pooling is {self.pooling!r} but embedding.class_token is off; it needs one")
+        if self.head.distillation_head and not (
+            self.pooling == "class" and self.embedding.distillation_token
+        ):
+            raise ValueError("a distillation head goes with pooling='class' and a distillation token")
+        if self.layer.attention.relative_bias != "none" and self.prefix != 1:
+            raise ValueError("relative biases go with a class token and no other token before the patches")
+
+    @property
+    def class_token(self) -> bool:
+        """Whether there is one: as `embedding` says, else where the pooling needs it."""
+        if self.embedding.class_token is None:
+            return self.pooling in ("class", "class_mean")
+        return self.embedding.class_token
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens stand before the patches."""
+        options = self.embedding
+        return self.class_token + options.distillation_token + options.register_tokens
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return patch_grid(self.img_size, self.patch_size)
+
+    @property
+    def hidden_dim(self) -> int:
+        # Rounded where the ratio was hidden / embed_dim, which times embed_dim may fall just short.
+        return int(self.embed_dim * self.mlp_ratio + 1e-6)
+
+
+_LARGEST = 1e9  # of any number in a config
+# Several times what anyone has built; more is a slip of the keyboard, and takes the machine's memory.
+_MOST_PIXELS = 16_384
+_MOST_PATCHES = 2**18
+_MOST = {
+    "patch_size": _MOST_PIXELS, "in_channels": 4_096, "embed_dim": 65_536, "num_layers": 4_096,
+    "num_heads": 65_536, "hidden_dim": 2**20,
+}  # fmt: skip
+
+
+def _numbers(options: Any, group: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a config by their dotted names, those of groups too."""
+    for name, value in vars(options).items():
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{group}{name}.")
+        elif isinstance(value, int | float):
+            yield f"{group}{name}", value
+
+
+def _changed(options: Any, change: Any) -> Any:
+    """Options of a part with a mapping's fields changed, groups within groups too."""
+    if not isinstance(change, Mapping):
+        return change
+    fields = {}
+    for name, value in change.items():
+        if name not in vars(options):
+            raise ValueError(f"{name!r} is no part of {type(options).__name__}: {', '.join(vars(options))}")
+        old = getattr(options, name)
+        if old is None and isinstance(value, Mapping):
+            old = RotaryOptions()
+        fields[name] = _changed(old, value)
+        if isinstance(fields[name], list):
+            fields[name] = tuple(fields[name])
+    return dataclasses.replace(options, **fields)
+
+
+_GROUPS = {"norm": Norm, "embedding": EmbeddingOptions, "layer": LayerOptions, "head": HeadOptions}
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoder knows of each image; tokens after the final norm, layers as they left the block."""
+
+    class_token: Tensor | None  # (B, D), or None for a model without one
+    distillation_token: Tensor | None  # (B, D), or None for a model without one
+    register_tokens: Tensor  # (B, R, D); R may be 0
+    patch_tokens: Tensor  # (B, N, D), row-major over the grid
+    grid: Grid  # rows and columns of patches
+    layers: dict[int, Tensor] = field(default_factory=dict)  # index asked for -> (B, T, D)
+
+
+class VisionTransformer(nn.Module):
+    """The Vision Transformer: images (B, C, H, W) -> logits (B, L), or features (B, D) without a head.
+
+    The first nine arguments are the paper's; `options` are the other fields of `ViTConfig`. Images may
+    have any height and width that the patch divides: tables of positions are resized by the model's rule.
+
+    `checkpoint_layers` is no part of the function: it keeps only what enters each layer for the backward
+    pass and computes the rest again (arXiv:1604.06174), for the memory of a larger batch.
+
+    Raises:
+        ValueError: if the numbers do not fit each other (see `ViTConfig`), or `forward` gets images
+            that the patch does not divide.
+        TypeError: if an option is unknown.
+    """
+
+    checkpoint_layers = False
+
+    def __init__(  # noqa: PLR0913 - the paper's nine numbers, as its readers expect them
+        self,
+        img_size: Size = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        embed_dim: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4,
+        num_classes: int = 1000,
+        dropout: float = 0.1,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.config = config = ViTConfig(
+            img_size, patch_size, in_channels, embed_dim, num_layers, num_heads, mlp_ratio,
+            num_classes, dropout, **options,
+        )  # fmt: skip
+        self.embedding = ViTEmbedding(
+            config.img_size, patch_size, in_channels, embed_dim, dropout,
+            position=config.position, stem=config.stem, norm=config.norm,
+            options=dataclasses.replace(config.embedding, class_token=config.class_token),
+        )  # fmt: skip
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                embed_dim,
+                num_heads,
+                config.hidden_dim,
+                dropout,
+                options=config.layer,
+                norm=config.norm,
+                drop_path=config.drop_path * index / max(num_layers - 1, 1),
+            )
+            for index in range(num_layers)
+        )
+        self.relations = nn.ModuleList(_relations(config))
+        # A post-norm layer already ends in a norm.
+        final = "none" if config.layer.order == "post" else config.head.norm
+        self.norm = config.norm.build(embed_dim) if final == "tokens" else nn.Identity()
+        self.attention_pool = _attention_pool(config) if config.pooling == "map" else None
+        self.pooled_norm = config.norm.build(embed_dim) if final == "pooled" else nn.Identity()
+        self._build_head()
+        self.initialize()
+
+    @classmethod
+    def from_config(cls, config: ViTConfig) -> Self:
+        return cls(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
+
+    def _build_head(self) -> None:
+        config = self.config
+        width = config.embed_dim * (1 + (config.pooling == "class_mean"))
+        self.hidden: nn.Module = nn.Identity()
+        if config.head.hidden_dim is not None:
+            self.hidden = nn.Sequential(nn.Linear(width, config.head.hidden_dim), nn.Tanh())
+            width = config.head.hidden_dim
+
+        def linear() -> nn.Module:
+            if not config.num_classes:
+                return nn.Identity()
+            return nn.Linear(width, config.num_classes, bias=config.head.bias)
+
+        self.head = linear()
+        self.distillation_head = linear() if config.head.distillation_head else None
+
+    def initialize(self) -> None:
+        """Draws all weights afresh (`blocks.initialize_weights`)."""
+        initialize_weights(self)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.classify(self._tokens(images_BCHW))
+
+    def heads(self, images_BCHW: Tensor) -> list[Tensor]:
+        """Logits (B, L) of the head and, if there is one, of the distillation head: what training needs."""
+        return self._heads(self._tokens(images_BCHW))
+
+    def _tokens(self, images_BCHW: Tensor) -> Tensor:
+        x_BTD = self.embedding(images_BCHW)
+        if self.training:
+            x_BTD = x_BTD.to(stream_dtype(x_BTD))
+        return self.encode(x_BTD, self.embedding.grid_of(images_BCHW), self._tokens_read())
+
+    def _tokens_read(self) -> int | None:
+        """How many of the first tokens the heads read; None: all.
+
+        Of twelve layers' work, most of the last one's is on tokens that no class token's head sees.
+        """
+        if self.config.pooling != "class":
+            return None
+        return 1 + (self.distillation_head is not None)
+
+    def encode(self, x_BTD: Tensor, grid: Grid | None = None, first: int | None = None) -> Tensor:
+        """The layers and the final norm: (B, T, D) -> (B, T, D), or (B, first, D).
+
+        Args:
+            x_BTD: embedded tokens.
+            grid: rows and columns of patches, if the images are of another size than the model.
+            first: how many of the first tokens are wanted, if not all.
+        """
+        relations = self.relations_of_layers(x_BTD, grid)
+        *others, (last, its_relation) = zip(self.layers, relations, strict=True)
+        for layer, relation in others:
+            x_BTD = self._run(layer, x_BTD, relation)
+        return self.norm(self._run(last, x_BTD, its_relation, first))
+
+    def _run(self, layer: nn.Module, x_BTD: Tensor, relation: Relation, first: int | None = None) -> Tensor:
+        if self.checkpoint_layers and self.training:
+            return checkpoint(layer, x_BTD, relation, first, use_reentrant=False)
+        return layer(x_BTD, relation, first)
+
+    def relations_of_layers(self, x_BTD: Tensor, grid: Grid | None = None) -> list[Relation]:
+        """What the attention of each layer knows of places."""
+        found = [relation(grid or self.embedding.grid, x_BTD.device) for relation in self.relations]
+        if len(found) <= 1:
+            return (found or [Relation()]) * len(self.layers)
+        return found
+
+    def pool(self, tokens_BTD: Tensor) -> Tensor:
+        """One vector an image, y of eq. 4 for "class": (B, D), or (B, 2 D) for "class_mean"."""
+        others_BTD = tokens_BTD if self.config.head.pool_prefix else tokens_BTD[:, self.config.prefix :]
+        match self.config.pooling:
+            case "class":
+                pooled = tokens_BTD[:, 0]
+            case "mean":
+                pooled = others_BTD.mean(dim=1)
+            case "class_mean":
+                pooled = torch.cat([tokens_BTD[:, 0], others_BTD.mean(dim=1)], dim=1)
+            case "map":
+                assert self.attention_pool is not None
+                pooled = self.attention_pool(others_BTD)
+        return self.pooled_norm(pooled)
+
+    def classify(self, tokens_BTD: Tensor) -> Tensor:
+        """Logits of encoded tokens; with a distillation head the mean of both heads' (DeiT, §3)."""
+        logits_BL, *distilled = self._heads(tokens_BTD)
+        return (logits_BL + distilled[0]) / 2 if distilled else logits_BL
+
+    def _heads(self, tokens_BTD: Tensor) -> list[Tensor]:
+        logits_BL = self.head(self.hidden(self.pool(tokens_BTD)))
+        if self.distillation_head is None:
+            return [logits_BL]
+        return [logits_BL, self.distillation_head(tokens_BTD[:, 1])]
+
+    def features(self, images_BCHW: Tensor, layers: Sequence[int] = ()) -> Features:
+        """The tokens behind the logits.
+
+        Args:
+            images_BCHW: preprocessed images.
+            layers: indices of layers whose output (B, T, D) is wanted too; negative ones count from
+                the end, and the answer's keys are the indices as asked for.
+
+        Raises:
+            IndexError: if the model has no such layer.
+        """
+        depth = len(self.layers)
+        for index in layers:
+            if not -depth <= index < depth:
+                raise IndexError(f"there is no layer {index}; this model has 0 to {depth - 1}")
+        grid = self.embedding.grid_of(images_BCHW)
+        x_BTD = self.embedding(images_BCHW)
+        outputs: list[Tensor] = []
+        for layer, relation in zip(self.layers, self.relations_of_layers(x_BTD, grid), strict=True):
+            x_BTD = layer(x_BTD, relation)
+            outputs.append(x_BTD)
+        return self._features(self.norm(x_BTD), grid, {index: outputs[index] for index in layers})
+
+    def _features(self, tokens_BTD: Tensor, grid: Grid, layers: dict[int, Tensor]) -> Features:
+        options, prefix = self.config.embedding, self.config.prefix
+        return Features(
+            class_token=tokens_BTD[:, 0] if self.config.class_token else None,
+            distillation_token=tokens_BTD[:, 1] if options.distillation_token else None,
+            register_tokens=tokens_BTD[:, prefix - options.register_tokens : prefix],
+            patch_tokens=tokens_BTD[:, prefix:],
+            grid=grid,
+            layers=layers,
+        )
+
+    @torch.no_grad()
+    def replace_head(self, num_classes: int) -> None:
+        """A freshly drawn head for another set of classes, after the pooled vector; 0 removes it."""
+        head = dataclasses.replace(self.config.head, hidden_dim=None, bias=True)
+        self.config = dataclasses.replace(self.config, num_classes=num_classes, head=head)
+        like = next(self.parameters())
+        self._build_head()
+        for part in (self.head, self.distillation_head):
+            if part is not None:
+                initialize_weights(part.to(like))
+
+
+def _relations(config: ViTConfig) -> list[nn.Module]:
+    """None, one for all layers, or one for each."""
+    options = config.layer.attention
+    if options.rotary is not None:
+        head_dim = config.embed_dim // config.num_heads
+        count = config.num_layers if options.rotary.kind == "mixed" else 1
+        return [
+            RotaryPositions(head_dim, config.num_heads, config.prefix, options.rotary) for _ in range(count)
+        ]
+    if options.relative_bias != "none":
+        count = config.num_layers if options.relative_bias == "layer" else 1
+        resize, begin = options.relative_resize, options.relative_start
+        return [RelativeBias(config.grid, config.num_heads, resize, begin) for _ in range(count)]
+    return []
+
+
+def _attention_pool(config: ViTConfig) -> AttentionPool:
+    heads = config.head.pool_heads or config.num_heads
+    activation = config.layer.feed_forward.activation
+    ratio = config.head.pool_mlp_ratio
+    hidden_dim = config.hidden_dim if ratio is None else int(config.embed_dim * ratio + 1e-6)
+    return AttentionPool(config.embed_dim, heads, hidden_dim, activation, config.norm)

@@ -1,0 +1,1 @@
+"""Training: the loop and all that it needs, up to an exact resume."""

@@ -1,0 +1,304 @@
+"""How weights change: groups of parameters, optimizers and the course of the learning rate."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import Recipe
+from vitral.runtime.devices import multiplies_bfloat16
+from vitral.runtime.errors import VitralError
+
+Group = dict[str, Any]
+
+
+# --- Groups of parameters ------------------------------------------------------------------------
+
+
+def parameter_groups(model: VisionTransformer, recipe: Recipe) -> list[Group]:
+    """The parameters that are trained, by depth, decay and kind, the head's first.
+
+    Weight matrices decay; biases, norms, scales, tokens and positions do not (BEiT,
+    arXiv:2106.08254, appendix). A layer `d` levels below the head learns at `layer_decay ** d` times
+    the rate: the head is level 0, the last layer 1, the embedding `num_layers + 1`. Under Muon the
+    matrices inside the encoder (and the stem's filters but the first) are groups of their own.
+    """
+    assert recipe.layer_decay is not None
+    assert recipe.weight_decay is not None
+    groups: dict[tuple[int, bool, bool], Group] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        level = _levels_below_head(name, model)
+        # Tokens, tables, scales and frequencies are no weights, whatever their number of axes.
+        decays = parameter.ndim > 1 and name.endswith(".weight")
+        orthogonal = recipe.optimizer == "muon" and decays and _is_hidden(name, parameter)
+        group = groups.setdefault(
+            (level, decays, orthogonal),
+            {
+                "params": [],
+                "names": [],
+                "level": level,
+                "scale": recipe.layer_decay**level,
+                "weight_decay": recipe.weight_decay if decays else 0.0,
+                "orthogonal": orthogonal,
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _levels_below_head(name: str, model: VisionTransformer) -> int:
+    part, _, rest = name.partition(".")
+    num_layers = len(model.layers)
+    match part:
+        case "head" | "distillation_head" | "hidden" | "norm" | "attention_pool" | "pooled_norm":
+            return 0
+        case "layers" | "relations":  # a relation that all layers share is as deep as the first
+            return num_layers - int(rest.partition(".")[0])
+        case "embedding":
+            return num_layers + 1
+    raise AssertionError(f"no depth is known for {name}")
+
+
+def _is_hidden(name: str, parameter: Tensor) -> bool:
+    """Whether both sides of a matrix are hidden: neither pixels nor labels."""
+    in_encoder = name.startswith("layers.") and parameter.ndim == 2
+    in_stem = name.startswith("embedding.stem.") and not name.startswith("embedding.stem.stages.0.")
+    return in_encoder or in_stem
+
+
+# --- Optimizers ----------------------------------------------------------------------------------
+
+
+class Joint:
+    """Several optimizers, each with parameters of its own, used as one."""
+
+    def __init__(self, parts: Iterable[torch.optim.Optimizer]) -> None:
+        self.parts = list(parts)
+
+    @property
+    def param_groups(self) -> list[Group]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad()
+
+    def forget(self) -> None:
+        """Begins anew: moments and momentum of the steps so far are dropped."""
+        for part in self.parts:
+            part.state.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
+
+    def average(self, on: bool) -> None:  # noqa: FBT001 - a switch, as in module.train(mode)
+        """Schedule-free methods: puts their average into the weights, or takes it out again."""
+        for part in self.parts:
+            if averages := getattr(part, "eval" if on else "train", None):
+                averages()
+
+
+def build_optimizer(model: VisionTransformer, recipe: Recipe) -> Joint:
+    """The recipe's optimizer over `parameter_groups`.
+
+    Raises:
+        VitralError: if it needs a package that is not installed.
+    """
+    groups = parameter_groups(model, recipe)
+    build = _OPTIMIZERS[recipe.optimizer or "adamw"]
+    matrices = [group for group in groups if group["orthogonal"]]
+    others = [group for group in groups if not group["orthogonal"]]
+    parts: list[torch.optim.Optimizer] = [build(others, recipe)] if others else []
+    if matrices:
+        parts.append(Muon(matrices, momentum=recipe.muon_momentum))
+    return Joint(parts)
+
+
+def _adamw(groups: list[Group], recipe: Recipe) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=0.0, betas=recipe.betas, fused=True)
+
+
+def _sgd(groups: list[Group], recipe: Recipe) -> torch.optim.Optimizer:
+    """Coupled weight decay, as the paper's fine-tuning (which has none) and torch's SGD."""
+    return torch.optim.SGD(groups, lr=0.0, momentum=recipe.betas[0], fused=True)
+
+
+def _lion(groups: list[Group], recipe: Recipe) -> torch.optim.Optimizer:
+    try:
+        from lion_pytorch import Lion
+    except ImportError:
+        raise _missing("lion") from None
+    return Lion(groups, lr=1.0, betas=recipe.betas)  # it refuses a rate of 0; the schedule sets it
+
+
+def _schedule_free(groups: list[Group], recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW whose average takes the schedule's place (The Road Less Scheduled, arXiv:2405.15682)."""
+    try:
+        from schedulefree import AdamWScheduleFree
+    except ImportError:
+        raise _missing("schedule_free") from None
+    optimizer = AdamWScheduleFree(groups, lr=1.0, betas=recipe.betas)
+    optimizer.train()
+    return optimizer
+
+
+def _missing(optimizer: str) -> VitralError:
+    return VitralError(
+        f"optimizer={optimizer} needs the 'optimizers' extra: pip install 'vitral[optimizers]'"
+    )
+
+
+_OPTIMIZERS: dict[str, Callable[[list[Group], Recipe], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "muon": _adamw,  # for what is no hidden matrix
+    "sgd": _sgd,
+    "lion": _lion,
+    "schedule_free": _schedule_free,
+}
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalized (Jordan et al., https://kellerjordan.github.io/posts/muon).
+
+    The update of a matrix is the nearest semi-orthogonal one, scaled to the size of AdamW's updates so
+    that one learning rate and weight decay serve both (Moonlight, arXiv:2502.16982, eq. 4). Matrices of
+    one shape go through the iteration together, in bfloat16 where the device multiplies in it, for the
+    iteration forgives rounding: torch's own `torch.optim.Muon` takes them one by one and always in
+    bfloat16, which some CPUs emulate (docs/log.md, 2026-11-25). Filters (out, in, h, w) are matrices
+    (out, in * h * w).
+
+    Args:
+        groups: with "scale" and "weight_decay"; the schedule sets "lr".
+        momentum: Nesterov's.
+    """
+
+    def __init__(self, groups: list[Group], momentum: float = 0.95) -> None:
+        super().__init__(groups, {"lr": 0.0, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # noqa: ARG002  # pyrefly: ignore[bad-override]
+        for alike in _by_shape(self.param_groups):
+            self._update(*alike)
+
+    def _update(self, weights: list[Tensor], groups: list[Group]) -> None:
+        """Weights of one shape or its transpose, each with its group."""
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        buffers = [self._buffer(weight) for weight in weights]
+        momentum = self.defaults["momentum"]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, gradients)
+        directions = torch._foreach_add(gradients, buffers, alpha=momentum)
+        stacked = torch.stack([_wide(direction) for direction in directions])
+        dtype = torch.bfloat16 if multiplies_bfloat16(stacked.device) else torch.float32
+        orthogonal = orthogonalize(stacked, dtype)
+        size = 0.2 * math.sqrt(max(stacked.shape[1:]))
+        updates = [
+            (update if update.shape == weight.flatten(1).shape else update.mT).reshape(weight.shape)
+            for update, weight in zip(orthogonal, weights, strict=True)
+        ]
+        torch._foreach_mul_(weights, [1 - group["lr"] * group["weight_decay"] for group in groups])
+        torch._foreach_mul_(updates, [-size * group["lr"] for group in groups])
+        torch._foreach_add_(weights, updates)
+
+    def _buffer(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(weight)
+        return state["momentum"]
+
+
+def _wide(weight: Tensor) -> Tensor:
+    """As a matrix with at least as many columns as rows."""
+    matrix = weight.flatten(1)
+    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+
+
+def _by_shape(groups: list[Group]) -> Iterator[tuple[list[Tensor], list[Group]]]:
+    """Weights of each shape or its transpose, whatever their groups, which differ from layer to layer."""
+    shapes: dict[torch.Size, tuple[list[Tensor], list[Group]]] = {}
+    for group in groups:
+        for weight in group["params"]:
+            if weight.grad is not None:
+                weights, theirs = shapes.setdefault(_wide(weight).shape, ([], []))
+                weights.append(weight)
+                theirs.append(group)
+    yield from shapes.values()
+
+
+# Quintic whose slope at 0 is large: singular values from 1e-3 to 1 end between 0.7 and 1.2 after five
+# rounds (Jordan's post, "Newton-Schulz").
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+_ROUNDS = 5
+
+
+def orthogonalize(matrices_GMN: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """About U V^T for each matrix U S V^T of a stack (G, M, N), by Newton-Schulz iteration in `dtype`.
+
+    Tall matrices take longer than their transposes, whose Gram matrices are smaller.
+    """
+    a, b, c = _QUINTIC
+    x = matrices_GMN / (matrices_GMN.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    x = x.to(dtype)
+    for _ in range(_ROUNDS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.to(matrices_GMN.dtype)
+
+
+# --- The learning rate -----------------------------------------------------------------------------
+
+
+def learning_rate_at(progress: float, recipe: Recipe) -> float:
+    """The rate when the share `progress` of the budget is spent: a linear rise, then the schedule.
+
+    "cosine": half a cosine (arXiv:1608.03983); "linear": a straight line; "wsd", warm-up, stable, decay
+    (arXiv:2404.06395): level, then a line over the last `decay` of the budget; "constant": level. They
+    fall to `final_share` of the peak.
+    """
+    assert recipe.warmup is not None
+    assert recipe.schedule is not None
+    peak = peak_learning_rate(recipe)
+    if progress < recipe.warmup:
+        # From the second step's rate on; at exactly 0 the first batch would teach nothing.
+        return peak * max(progress / recipe.warmup, 1e-3)
+    fallen = _SCHEDULES[recipe.schedule]((progress - recipe.warmup) / (1 - recipe.warmup), progress, recipe)
+    return peak * (recipe.final_share + (1 - recipe.final_share) * fallen)
+
+
+_SCHEDULES: dict[str, Callable[[float, float, Recipe], float]] = {
+    "cosine": lambda spent, _, __: (1 + math.cos(math.pi * spent)) / 2,
+    "linear": lambda spent, _, __: 1 - spent,
+    "wsd": lambda _, progress, recipe: min((1 - progress) / recipe.decay, 1.0) if recipe.decay else 1.0,
+    "constant": lambda _, __, ___: 1.0,
+}
+
+
+def peak_learning_rate(recipe: Recipe) -> float:
+    """`learning_rate`, scaled with the batch if the recipe names the batch that it is meant for.
+
+    Linear scaling (Goyal et al., arXiv:1706.02677, §2.1), as DeiT, MAE and BEiT do.
+    """
+    assert recipe.learning_rate is not None
+    if recipe.learning_rate_batch is None:
+        return recipe.learning_rate
+    assert recipe.batch_size is not None
+    return recipe.learning_rate * recipe.batch_size / recipe.learning_rate_batch
+
+
+def set_learning_rate(optimizer: Joint, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["scale"]

@@ -1,0 +1,513 @@
+"""A run on disk: whether there is one, what it is, how far it is, whether it is finished, who works on it.
+
+The files of a run's folder, each of which is replaced as a whole:
+
+- ``recipe.toml``: its settings. Those in `CHANGEABLE` may be changed when it is resumed.
+- ``checkpoints/run.json``: what the run is from its beginning on, a `Record`.
+- ``checkpoints/state.pt``: how far it is, `Saved`; once finished, the weights alone, unless `keep_state`.
+- ``metrics.jsonl``: a line for each evaluation.
+- ``config.json``, ``model.safetensors``: the model with the best weights.
+- ``last/``: the model with the averaged weights of the last checkpoint.
+- ``summary.json``: how it ended. A run is finished exactly if this says so.
+- ``.lock``: while a process works on it.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import shlex
+import uuid
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from vitral.checkpoints.folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Checkpoint,
+    described_checkpoint,
+    is_checkpoint,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+    write_atomically,
+)
+from vitral.data.contents import Contents
+from vitral.data.dataset import ImageData, seeded
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.packaged import RUN_FILE
+from vitral.recipes.recipe import Recipe
+from vitral.runtime import settings as config
+from vitral.runtime.errors import VitralError
+from vitral.runtime.lock import LockedError, locked
+
+# Settings that may change when a run is taken up again, for they do not change what it computes; the budget
+# changes what is still to come.
+CHANGEABLE = {
+    "epochs", "steps", "minutes", "checkpoint_steps", "eval_epochs", "max_damaged", "keep_state", "threads",
+    "workers", "device", "accumulate", "checkpoint_layers",
+}  # fmt: skip
+BUDGET = ("epochs", "steps", "minutes")
+# What a resolved recipe always has; without a record nobody knows what stood there.
+_RESOLVED = (
+    "model", "img_size", "optimizer", "learning_rate", "schedule", "warmup", "weight_decay", "layer_decay",
+    "ema_decay", "batch_size", "loss", "label_smoothing", "cutmix", "small_images", "crop", "flip",
+    "rand_augment",
+)  # fmt: skip
+_TENSORS = ("model", "average", "optimizer")
+_NEW_RUN = "begin a new run with another --out"
+
+
+@dataclass
+class RunState:
+    """Where a run stands; with the tensors beside it, all that a resume needs."""
+
+    step: int = 0
+    seconds: float = 0.0  # spent so far, earlier sessions included
+    best_top1: float = -1.0  # the score; of multi-label data, the mean average precision
+    best_merit: float = -1.0  # what chose it
+    best_loss: float = float("inf")  # decides between equal accuracies
+    best_step: int = 0
+    data: str = ""  # fingerprint of the training images' names
+    start_seconds: float = 0.0  # of `seconds`, what the start took: no part of the schedule
+    val_images: int = 0  # that each evaluation looks at, where time is the budget; 0: not known yet
+    rate_share: float = 1.0  # of the schedule's learning rate, once the loss rose
+    loss_watch: dict[str, Any] = field(default_factory=dict)  # `LossWatch.state_dict`
+
+    def forget_best(self) -> None:
+        fresh = RunState()
+        self.best_top1, self.best_merit = fresh.best_top1, fresh.best_merit
+        self.best_loss, self.best_step = fresh.best_loss, fresh.best_step
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended."""
+
+    finished: bool  # False: stopped by a signal, and ready to resume
+    steps: int
+    epochs: float
+    seconds: float
+    best_step: int
+    val_top1: float | None  # None: multi-label
+    test: dict[str, Any] | None  # the evaluation of the test split, if there is one
+    calibration: dict[str, Any] | None = None  # `Calibration`, on the validation images; None: too few
+    val_mean_average_precision: float | None = None  # of multi-label data
+    stopped_by: int | None = None  # the number of a signal that asked to stop
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run is, from its beginning on."""
+
+    recipe: dict[str, Any]  # the settings, those that are None left out
+    threads: int  # of the CPU; another number adds in another order, and changes the bits
+    contents: Contents
+    damaged: tuple[str, ...] = ()  # names of images that could not be read
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @classmethod
+    def of(cls, recipe: Recipe, threads: int, contents: Contents) -> "Record":
+        settings = {name: value for name, value in vars(recipe).items() if value is not None}
+        return cls(settings, threads, contents)
+
+    def began(self) -> Recipe:
+        """The recipe. Raises VitralError if it is one of another version of Vitral."""
+        strange = self.recipe.keys() - vars(Recipe()).keys()
+        if strange:
+            raise VitralError(f"this run was begun {_elsewhere(strange)}")
+        return config.build(Recipe, self.recipe)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint to resume from."""
+
+    state: RunState
+    tensors: dict[
+        str, Any
+    ]  # state dictionaries: "model", "average", "optimizer"; of a finished run the first
+    description: str | None  # of the model (`checkpoints.description`); None: of older runs
+    run: str | None  # the `Record`'s id; None: of older runs
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether all is there that further steps need."""
+        return set(_TENSORS) <= set(self.tensors)
+
+
+class RunFolder:
+    """The folder of a run, whether there is one yet or not.
+
+    Args:
+        path: the folder.
+        tell: told, in one line each, of what was mended.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[str], None] = lambda _: None) -> None:
+        self.path, self.tell = path, tell
+        self._recipe_file, self._metrics_file = path / RUN_FILE, path / "metrics.jsonl"
+        self._summary_file, self._last = path / "summary.json", path / "last"
+        self._checkpoints = path / "checkpoints"
+        self._state_file, self._record_file = self._checkpoints / "state.pt", self._checkpoints / "run.json"
+
+    # --- What there is -------------------------------------------------------------------------------
+
+    @property
+    def holds_run(self) -> bool:
+        return any(file.exists() for file in (self._recipe_file, self._record_file, self._state_file))
+
+    @property
+    def finished(self) -> bool:
+        try:
+            summary = json.loads(self._summary_file.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(summary, dict) and summary.get("finished") is True
+
+    @property
+    def has_best(self) -> bool:
+        """Whether the model of the best weights can be read."""
+        try:
+            load_checkpoint(self.path)
+        except VitralError:
+            return False
+        return True
+
+    @cached_property
+    def record(self) -> Record | None:
+        """What the run is; None if nobody wrote it down, as in older runs."""
+        try:
+            return TypeAdapter(Record).validate_json(self._record_file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            self.tell(f"{self._record_file} is damaged: whether settings and data changed is not checked")
+            return None
+
+    @property
+    def has_state(self) -> bool:
+        return self._state_file.exists()
+
+    def recipe(self) -> Recipe:
+        """The recipe that the run began with, and what was changed of it since.
+
+        Raises:
+            VitralError: if there is no run, or what it computes was changed by hand.
+        """
+        if not self.holds_run:
+            raise VitralError(f"{self.path} holds no run to resume; leave out --resume to begin one")
+        file, record = self._recipe_file, self.record
+        try:
+            values = config.read_toml(file)
+            if record is not None:
+                values = self._completed(values, record)
+            recipe = config.build(Recipe, values)
+        except VitralError as error:
+            if record is None:
+                raise VitralError(f"{file} cannot be used: {error}; put it back as it was") from error
+            self.tell(f"{file} cannot be used ({error}); the run goes on with the settings it began with")
+            return record.began()
+        self._refuse_edited(recipe, record.began() if record else recipe)
+        return recipe
+
+    def _completed(self, values: dict[str, Any], record: Record) -> dict[str, Any]:
+        lacking = [name for name in record.recipe if name not in values]
+        if any(name in values for name in BUDGET):  # one was taken out for another
+            lacking = [name for name in lacking if name not in BUDGET]
+        if lacking:
+            listed = ", ".join(lacking)
+            self.tell(f"{self._recipe_file} has no {listed} any more; the run goes on as it began")
+        return values | {name: record.recipe[name] for name in lacking}
+
+    def _refuse_edited(self, recipe: Recipe, began: Recipe) -> None:
+        file = self._recipe_file
+        for name in vars(recipe).keys() - CHANGEABLE:
+            now, then = getattr(recipe, name), getattr(began, name)
+            if now != then:
+                raise VitralError(
+                    f"{file} has {name}={now}, and the run began with {name}={then}; put that back, or take "
+                    "the file to a new run with --recipe"
+                )
+        missing = [name for name in _RESOLVED if getattr(recipe, name) is None]
+        if missing:
+            raise VitralError(f"{file} has no {missing[0]}; put back what stood there when the run began")
+        if all(getattr(recipe, name) is None for name in BUDGET):
+            raise VitralError(f"{file} has no budget; put back epochs, steps or minutes")
+
+    def saved(self, first_checkpoint: int, device: torch.device) -> Saved | None:
+        """The checkpoint to resume from; None if the run was stopped before its first.
+
+        Args:
+            first_checkpoint: the step after which it is written.
+            device: to load the tensors to.
+
+        Raises:
+            VitralError: if it is gone, damaged, or another run's.
+        """
+        file, record = self._state_file, self.record
+        if not file.exists():
+            if self._last.exists() or self._last_metric > first_checkpoint:
+                raise VitralError(f"{file} is gone, without which the run cannot go on{self._what_is_left}")
+            return None
+        found = _read_state(file, device)
+        if found is None:
+            raise VitralError(f"{file} is damaged and cannot be resumed{self._what_is_left}")
+        if record and found.run not in (None, record.id):
+            raise VitralError(
+                f"{file} is another run's; put back the one that belongs to {self.path}{self._what_is_left}"
+            )
+        return found
+
+    @property
+    def _what_is_left(self) -> str:
+        """The end of a message about a lost state."""
+        for folder, which in ((self._last, "last"), (self.path, "best")):
+            if RunFolder(folder).has_best:
+                return f"; {_NEW_RUN} from its {which} weights, model={shlex.quote(str(folder))}"
+        return f"; {_NEW_RUN}"
+
+    def checkpoint_of(self, saved: Saved) -> Checkpoint | None:
+        """The model of a checkpoint, with any weights; None if nobody wrote down what it is."""
+        if saved.description is not None:
+            with seeded(0):
+                return described_checkpoint(
+                    json.loads(saved.description), str(self._state_file), VisionTransformer.from_config
+                )
+        try:
+            return load_checkpoint(self._last)
+        except VitralError:
+            return None
+
+    # --- Who may write -------------------------------------------------------------------------------
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """No other process works on the folder inside; it is made, and unmade if nothing was written.
+
+        What a killed process left half-written is removed.
+
+        Raises:
+            VitralError: if another process does, or the folder cannot be written.
+        """
+        made = self._make()
+        try:
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(locked(self.path / ".lock"))
+                except LockedError as error:
+                    who = "another process" if error.pid is None else f"process {error.pid}"
+                    raise VitralError(
+                        f"{self.path} is in use: {who} trains there; wait for it, stop it, or choose another "
+                        "--out"
+                    ) from None
+                except OSError as error:
+                    raise self._unwritable(error) from error
+                self._remove_leftovers()
+                yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise VitralError(f"{self.path}: {error.strerror}; make room, and go on with --resume") from error
+        finally:
+            for folder in made:
+                with contextlib.suppress(OSError):  # it is in use now
+                    folder.rmdir()
+
+    def _make(self) -> list[Path]:
+        """Makes the folder, and returns those that were not there, inner ones first."""
+        place = self.path
+        missing = []
+        try:
+            while not place.exists() and place != place.parent:
+                missing.append(place)
+                place = place.parent
+            if not place.is_dir():
+                within = "" if place == self.path else f" {self.path}:"
+                raise VitralError(f"--out{within} {place} is a file; a run needs a folder of its own")
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return missing
+
+    def _unwritable(self, error: OSError) -> VitralError:
+        return VitralError(f"--out {self.path}: a run cannot be written there: {error.strerror or error}")
+
+    def _remove_leftovers(self) -> None:
+        files = (self._recipe_file, self._metrics_file, self._summary_file, self._state_file)
+        names = {CONFIG_FILE, WEIGHTS_FILE, self._record_file.name, *(file.name for file in files)}
+        for folder in (self.path, self._last, self._checkpoints):
+            remove_leftovers(folder, names)
+
+    def refuse_to_begin(self, data: ImageData, recipe: Recipe) -> None:
+        """Raises VitralError if a new run here would overwrite something."""
+        if self.holds_run:
+            raise VitralError(
+                f"{self.path} already holds a run; go on with --resume, or choose another --out"
+            )
+        for folder in (self.path, self._last):
+            if is_checkpoint(folder):
+                raise VitralError(
+                    f"{folder} holds a model, which a run would overwrite; choose another --out"
+                )
+        here, images = self.path.resolve(), Path(data.source)
+        if images.is_dir() and _one_within_other(here, images.resolve()):
+            raise VitralError(
+                f"--out {self.path} and the images of {images} lie one within the other; choose an --out "
+                "beside them"
+            )
+        for name in ("model", "teacher"):
+            source = getattr(recipe, name)
+            if source and Path(source).exists() and Path(source).resolve().is_relative_to(here):
+                raise VitralError(
+                    f"--out {self.path} holds {name}={source}, which the run would overwrite; choose another "
+                    "--out"
+                )
+
+    # --- What is written -----------------------------------------------------------------------------
+
+    def begin(self, record: Record, recipe: Recipe, source: str) -> None:
+        """Makes a run of the folder."""
+        self.go_on(record, recipe, source, step=-1)
+
+    def withdraw(self) -> None:
+        """Undoes `begin`, where nothing was learnt yet."""
+        model = self.path / CONFIG_FILE, self.path / WEIGHTS_FILE  # of a start that was judged
+        for file in (self._recipe_file, self._record_file, self._metrics_file, *model):
+            file.unlink(missing_ok=True)
+        self.record = None
+        with contextlib.suppress(OSError):
+            self._checkpoints.rmdir()
+
+    def go_on(self, record: Record, recipe: Recipe, source: str, step: int) -> None:
+        """Takes the run up after `step`; a larger budget holds for the next resume too."""
+        self._summary_file.unlink(missing_ok=True)
+        self._checkpoints.mkdir(exist_ok=True)
+        self._write_record(record)
+        self._truncate_metrics(step)
+        self._write_recipe(recipe, source)
+
+    def save(self, saved: Saved, last: Checkpoint) -> None:
+        """Writes all that a resume needs; in one file, so that it is never of two steps."""
+        self._write_state(saved)
+        self.save_last(last)
+
+    def save_last(self, last: Checkpoint) -> None:
+        save_checkpoint(self._last, last)
+
+    def save_best(self, best: Checkpoint) -> None:
+        save_checkpoint(self.path, best)
+
+    def best(self) -> Checkpoint:
+        return load_checkpoint(self.path)
+
+    def add_metrics(self, metrics: dict[str, Any]) -> None:
+        with self._metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def note_damaged(self, names: Iterable[str]) -> None:
+        """Remembers images that could not be read: to mend or to remove them is no change of the data."""
+        record = self.record
+        new = set(names) - set(record.damaged) if record else set()
+        if record and new:
+            self._write_record(replace(record, damaged=tuple(sorted({*record.damaged, *new}))))
+
+    def conclude(self, summary: Summary) -> None:
+        """Makes the run a finished one."""
+        write_atomically(self._summary_file, (json.dumps(asdict(summary), indent=1) + "\n").encode())
+
+    def drop_optimizer(self, saved: Saved) -> None:
+        """Keeps of the last checkpoint what a finished run needs, which is not the optimizer's state."""
+        self._write_state(replace(saved, tensors={"model": saved.tensors["model"]}))
+
+    def _write_state(self, saved: Saved) -> None:
+        content = io.BytesIO()
+        values = {"run": saved.run, "description": saved.description, "state": asdict(saved.state)}
+        torch.save({**values, **saved.tensors}, content)
+        self._checkpoints.mkdir(exist_ok=True)
+        write_atomically(self._state_file, content.getvalue())
+
+    def _write_record(self, record: Record) -> None:
+        write_atomically(self._record_file, (json.dumps(asdict(record), indent=1) + "\n").encode())
+        self.record = record
+
+    def _write_recipe(self, recipe: Recipe, source: str) -> None:
+        command = shlex.join(
+            ["vitral", "train", source, "--out", "NEW_DIR", "--recipe", str(self._recipe_file)]
+        )
+        write_atomically(self._recipe_file, config.to_toml(recipe, f"Run again with: {command}").encode())
+
+    @property
+    def _metrics(self) -> list[tuple[int, str]]:
+        """The step and the text of each whole line; a killed process may have written half a one."""
+        if not self._metrics_file.exists():
+            return []
+        found = []
+        for line in self._metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                found.append((int(json.loads(line)["step"]), line))
+        return found
+
+    @property
+    def _last_metric(self) -> int:
+        return max((step for step, _ in self._metrics), default=0)
+
+    def _truncate_metrics(self, step: int) -> None:
+        """Drops what a killed run wrote after the checkpoint that it resumes from."""
+        if self._metrics_file.exists():
+            kept = [line for at, line in self._metrics if at <= step]
+            write_atomically(self._metrics_file, "".join(f"{line}\n" for line in kept).encode())
+
+
+def changed(recipe: Recipe, asked: Recipe) -> Recipe:
+    """A run's recipe with what of `asked` may change it.
+
+    Raises:
+        VitralError: if `asked` would change what the run computes.
+    """
+    changes = {name: value for name, value in vars(asked).items() if value != getattr(Recipe(), name)}
+    fixed = sorted(name for name in changes.keys() - CHANGEABLE if changes[name] != getattr(recipe, name))
+    if fixed:
+        raise VitralError(
+            f"{fixed[0]} cannot change in a resumed run; what can: {', '.join(sorted(CHANGEABLE))}"
+        )
+    return replace(recipe, **changes)
+
+
+def _one_within_other(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def _elsewhere(unknown: Iterable[str]) -> str:
+    return f"by another version of Vitral, with {min(unknown)}; resume it with that version"
+
+
+def _read_state(file: Path, device: torch.device) -> Saved | None:
+    """None if it is damaged."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if archive.testzip() is not None:  # torch.load does not look at the checksums
+                return None
+        content = torch.load(file, map_location=device, weights_only=True)
+        tensors = {name: content[name] for name in _TENSORS if name in content}
+        if set(tensors) not in (set(), {"model"}, set(_TENSORS)):
+            return None
+        strange = content["state"].keys() - vars(RunState()).keys()
+        if strange:
+            raise VitralError(f"{file} was written {_elsewhere(strange)}")
+        state = RunState(**content["state"])
+        return Saved(state, tensors, content.get("description"), content.get("run"))
+    except PermissionError as error:
+        raise VitralError(f"{file} cannot be read: {error.strerror}; change its permissions") from error
+    except VitralError:
+        raise
+    except Exception:  # on damaged bytes torch.load and zipfile raise almost anything
+        return None
