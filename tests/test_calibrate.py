@@ -19,7 +19,7 @@ from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoi
 from vitral.cli.commands import _about
 from vitral.data.dataset import evaluation_batches, open_data
 from vitral.evaluation.calibration import LEAST_IMAGES, calibrate, fit_temperature
-from vitral.evaluation.metrics import evaluate_classifier
+from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference.classifier import Classifier, load
 from vitral.model.vit import VisionTransformer

@@ -19,7 +19,7 @@ from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoi
 from vitral.cli import commands as cli
 from vitral.cli.console import TrainingConsole
 from vitral.cli.demo import demo
-from vitral.evaluation.metrics import evaluate_classifier
+from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import load
 from vitral.model.vit import VisionTransformer

@@ -18,7 +18,7 @@ from tests.conftest import write_images
 from vitral.data.dataset import Split, open_data, sample
 from vitral.evaluation import doctor
 from vitral.evaluation.doctor import Diagnosis, Finding, diagnose, mcnemar, paired
-from vitral.evaluation.metrics import evaluate_classifier
+from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference.classifier import Classifier
 from vitral.model.positions import RESIZE

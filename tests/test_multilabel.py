@@ -1,5 +1,6 @@
 """Several classes an image, from parquet to probabilities, against hand-worked numbers and libraries."""
 
+import copy
 import io
 import json
 import os
@@ -25,8 +26,8 @@ from tests.test_cli import Result, Vitral
 from tests.test_cli import vitral as vitral
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.data.dataset import Draw, Split, evaluation_batches, open_data, training_batches
-from vitral.evaluation.metrics import evaluate_classifier, evaluate_multi_label_classifier
-from vitral.evaluation.multilabel import MultiLabelEvaluation, MultiLabelOutcomes
+from vitral.evaluation.evaluate import evaluate_classifier
+from vitral.evaluation.multi_label import MultiLabelEvaluation, MultiLabelOutcomes
 from vitral.images.augment import batch_mixer
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import load
@@ -419,7 +420,7 @@ def test_the_evaluation_is_of_the_predictions_whatever_the_order_of_labels(
 ) -> None:
     model = save_model(tmp_path / "model", ("white", "other", *list(COLOURS)[:3]), multi_label=True)
     classifier = load(model, device="cpu", precision="float32")
-    name, found = evaluate_multi_label_classifier(classifier, squares)
+    name, found = evaluate_classifier(classifier, squares)
     assert name == "test"
     test = open_data(squares, val_fraction=0).split("test")
     images = [test.images[i] for i in range(len(test))]
@@ -587,11 +588,12 @@ def test_doctor_and_probe_say_that_they_take_one_class_an_image(
     assert "a probe takes one class an image" in one_line(vitral("probe", model, squares, "--device", "cpu"))
 
 
-def test_each_evaluation_refuses_the_other_kind_of_model(model: Path, single: Path, squares: str) -> None:
-    with pytest.raises(VitralError, match="has no accuracy"):
-        evaluate_classifier(load(model, device="cpu"), squares)
-    with pytest.raises(VitralError, match="gives one class an image"):
-        evaluate_multi_label_classifier(load(single, device="cpu"), squares)
+def test_an_evaluation_says_which_figures_it_has(squares: str, model: Path) -> None:
+    _, found = evaluate_classifier(load(model, device="cpu"), squares)
+    assert found.score == found.mean_average_precision
+    with pytest.raises(AttributeError, match="a MultiLabelEvaluation has no 'top1'; it has n, loss, "):
+        _ = found.top1
+    assert copy.deepcopy(found) == found
 
 
 def test_a_transformers_folder_keeps_the_sigmoid_and_others_say_that_they_do_not(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint
 from vitral.data.dataset import DamageCount, Split, few_shot, open_data
-from vitral.evaluation.metrics import evaluate_classifier
+from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.evaluation.probe import (
     LinearHead,
     ProbeOptions,

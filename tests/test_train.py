@@ -24,8 +24,7 @@ from tests.conftest import write_images
 from tests.test_resume import Crash, CrashAt
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.data.dataset import Batch, ImageData, open_data, seeded
-from vitral.evaluation.metrics import Evaluation
-from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.evaluation.evaluation import Evaluation
 from vitral.images.preprocess import Preprocess
 from vitral.model.blocks import ConvStem
 from vitral.model.vit import VisionTransformer
@@ -51,7 +50,7 @@ class Recorder(Reporter):
     def step(self, run: Run) -> None:
         self.steps.append(run.state.step)
 
-    def epoch(self, run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+    def epoch(self, run: Run, evaluation: Evaluation) -> None:
         self.averages[run.state.step] = copied(run.average)
 
 

@@ -17,8 +17,7 @@ from tests.test_train import Recorder, base, copied, data, metrics, opened, smal
 from vitral.checkpoints.folder import load_checkpoint
 from vitral.data.dataset import ImageData, few_shot, in_turns, open_data, seeded
 from vitral.evaluation import probe
-from vitral.evaluation.metrics import Evaluation
-from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.evaluation.evaluation import Evaluation
 from vitral.evaluation.probe import PENALTIES, LinearHead
 from vitral.inference.classifier import Classifier
 from vitral.inference.features import extract
@@ -341,7 +340,7 @@ def test_scores_are_extrapolated_along_a_power_of_the_time() -> None:
 
 
 class _Told(Recorder):
-    def epoch(self, run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+    def epoch(self, run: Run, evaluation: Evaluation) -> None:
         self.averages[run.state.step] = copied(run.average)
         self.trained = run.recipe.trained
         self.model = run.recipe.model

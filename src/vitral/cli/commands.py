@@ -24,6 +24,7 @@ from vitral.runtime.streams import OutputLost, command_streams, shown
 if TYPE_CHECKING:
     from vitral.checkpoints.folder import Checkpoint
     from vitral.evaluation.mistakes import Mistakes
+    from vitral.evaluation.task import Task
     from vitral.inference.classifier import Classifier, Prediction
     from vitral.model.vit import ViTConfig
     from vitral.training.run import Summary
@@ -96,6 +97,7 @@ def train(
     """
     from vitral.cli.console import TrainingConsole, print_groups
     from vitral.data.dataset import open_data
+    from vitral.evaluation.task import task_of
     from vitral.recipes import packaged as recipes
     from vitral.recipes.recipe import Recipe
     from vitral.runtime import settings as config
@@ -121,7 +123,7 @@ def train(
         command = shlex.join(["vitral", "train", data, "--out", str(out), "--resume"])
         print(f"stopped after step {summary.steps}; go on with: {command}")
         raise typer.Exit(exit_status(summary.stopped_by) if summary.stopped_by else 1)
-    _print_summary(summary)
+    _print_summary(summary, task_of(images))
     print(f"model: {out}; try: vitral predict {shlex.quote(str(out))} IMAGE...")
 
 
@@ -152,24 +154,18 @@ def evaluate(  # noqa: PLR0913 - a command's options
     vitral eval runs/photos photos/ --wrong wrong.csv --sheet wrong.png
     """
     from vitral.cli import console
-    from vitral.evaluation.metrics import evaluate_classifier, evaluate_multi_label_classifier
-    from vitral.evaluation.multilabel import MultiLabelEvaluation
+    from vitral.evaluation.evaluate import evaluate_classifier
 
     classifier = _load(model, device, precision, tta)
     how = f"{classifier.placement}" + ("" if tta == "none" else f", test-time augmentation {tta}")
     with console.progress_bar("evaluating") as bar:
         how_to: dict[str, Any] = {"split": split, "max_damaged": max_damaged, "workers": workers}
         how_to |= {"mistakes": bool(wrong or sheet), "warn": _warn, "on_images": bar}
-        if classifier.multi_label:
-            name, evaluation = evaluate_multi_label_classifier(classifier, data, **how_to)
-        else:
-            name, evaluation = evaluate_classifier(classifier, data, **how_to)
+        name, evaluation = evaluate_classifier(classifier, data, **how_to)
     title = f"{model} on {data}, split {name} ({how})"
     _write_mistakes(evaluation.mistakes, wrong, sheet, f"{model} on {data}")
     if json_output:
         print(to_json(evaluation.to_dict()))
-    elif isinstance(evaluation, MultiLabelEvaluation):
-        console.print_multi_label_evaluation(evaluation, title)
     else:
         console.print_evaluation(evaluation, title)
 
@@ -480,13 +476,10 @@ def _load(
     return as_classifier(checkpoint, Placement.choose(device, precision), tta)  # type: ignore[arg-type]
 
 
-def _print_summary(summary: "Summary") -> None:
+def _print_summary(summary: "Summary", task: "Task") -> None:
     from vitral.cli.console import clock
 
-    if summary.val_top1 is None:
-        score = f"mAP {summary.val_mean_average_precision:.2%}"
-    else:
-        score = f"accuracy {summary.val_top1:.2%}"
+    score = task.headline({task.score_name: getattr(summary, f"val_{task.score_name}")})
     spent = f"trained {summary.epochs:.1f} epochs in {clock(summary.seconds)}"
     print(f"{spent}; val {score} (step {summary.best_step})")
     if summary.calibration:
@@ -495,11 +488,8 @@ def _print_summary(summary: "Summary") -> None:
                 summary.calibration
             )
         )
-    if summary.test and "top1" in summary.test:
-        low, high = summary.test["ci95"]
-        print(f"test accuracy {summary.test['top1']:.2%} (95 % interval {low:.2%} to {high:.2%})")
-    elif summary.test:
-        print(f"test mAP {summary.test['mean_average_precision']:.2%}")
+    if summary.test:
+        print(f"test {task.headline(summary.test)}")
 
 
 def _write_mistakes(mistakes: "Mistakes | None", wrong: Path | None, sheet: Path | None, title: str) -> None:
@@ -553,6 +543,8 @@ def _describe_model(model: str, settings: list[str]) -> "tuple[ViTConfig, str]":
 
 def _about(model: str, checkpoint: "Checkpoint") -> str:
     """Labels, preprocessing, where the weights come from and under which licence."""
+    from vitral.evaluation.task import task_of
+
     metadata, labels = checkpoint.metadata, checkpoint.labels
     lines = [
         shown(f"{model}: {len(labels)} labels ({', '.join(labels[:5])}, ...)")
@@ -563,10 +555,8 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
     lines += checkpoint.notes
     options = checkpoint.model.config.embedding
     lines.append(f"at another size: positions {options.resize}")
-    if checkpoint.multi_label:
-        lines.append("probabilities: sigmoid(logits), each label for itself (multi-label)")
-    if checkpoint.temperature != 1:
-        lines.append(f"probabilities: softmax(logits / {checkpoint.temperature:.3f})")
+    if labels:
+        lines.append(f"probabilities: {task_of(checkpoint).probabilities(checkpoint.temperature)}")
     if "source" in metadata:
         how = f"read as {metadata['layout']}'s layout" if "layout" in metadata else "trained further"
         lines.append(f"weights: from {metadata['source']}, {how}")

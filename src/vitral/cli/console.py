@@ -1,7 +1,6 @@
 """What people see: progress and plain lines on standard error, tables on standard output."""
 
 import json
-import math
 import sys
 import textwrap
 import time
@@ -17,8 +16,7 @@ from rich.text import Text
 
 from vitral.bench.measure import Report, Row
 from vitral.evaluation.doctor import Diagnosis
-from vitral.evaluation.metrics import Evaluation
-from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.evaluation.evaluation import Evaluation
 from vitral.evaluation.probe import ProbeResult
 from vitral.model.blocks import height_and_width
 from vitral.model.cost import PatchCost, Stage
@@ -98,21 +96,17 @@ class TrainingConsole(Reporter):
         else:
             self.console.print(f"{_epoch(run)}  {run.progress:4.0%}  {numbers}")
 
-    def epoch(self, run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+    def epoch(self, run: Run, evaluation: Evaluation) -> None:
         best = "  best" if run.state.best_step == run.state.step else ""
         self.console.print(
             f"{_epoch(run)}  train loss {run.recent.loss:.3f} {run.recent.accuracy:.1%}  "
-            f"val loss {evaluation.loss:.3f} {_score(evaluation)}  {clock(run.state.seconds)}{best}"
+            f"val loss {evaluation.loss:.3f} {evaluation.brief}  "
+            f"{clock(run.state.seconds)}{best}"
         )
         self.shown_at = time.monotonic()
 
     def end(self) -> None:
         self.progress.stop()
-
-
-def _score(evaluation: Evaluation | MultiLabelEvaluation) -> str:
-    name = "" if isinstance(evaluation, Evaluation) else f"{evaluation.score_name} "
-    return f"{name}{evaluation.score:.1%}"
 
 
 def _how_altered(run: Run) -> str:
@@ -213,53 +207,20 @@ class _Pace:
 # --- Tables --------------------------------------------------------------------------------------
 
 _SHOWN_CLASSES = 20
+_WORD_COLUMNS = {"class", "taken most often for"}
 
 
 def print_evaluation(evaluation: Evaluation, title: str) -> None:
     """The numbers, and the classes from the worst to the best."""
-    low, high = evaluation.ci95
     _say(f"{title}: {evaluation.n:,} images")
-    print(f"  accuracy           {evaluation.top1:.2%} (95 % interval {low:.2%} to {high:.2%})")
-    if len(evaluation.per_class) > 5:
-        print(f"  top-5 accuracy     {evaluation.top5:.2%}")
-    print(f"  loss               {evaluation.loss:.4f}")
-    print(f"  calibration error  {evaluation.ece:.2%}")
-    names = list(evaluation.per_class)
-    taken_for = evaluation.taken_most_often_for()
-    worst_first = sorted(range(len(names)), key=lambda place: evaluation.per_class[names[place]].accuracy)
-    rows = []
-    for place in worst_first[:_SHOWN_CLASSES]:
-        result = evaluation.per_class[names[place]]
-        other, count = taken_for.get(place, (place, 0))
-        mistaken = f"{names[other]} ({count:,})" if count else ""
-        rows.append(
-            (names[place], f"{result.n:,}", f"{result.accuracy:.1%}", f"{result.precision:.1%}", mistaken)
-        )
-    headings = ("class", "images", "accuracy", "precision", "taken most often for")
-    _print_table(_classes_shown(len(names)), headings, rows, {"images", "accuracy", "precision"})
-
-
-def _classes_shown(count: int) -> str:
-    return "by class" if count <= _SHOWN_CLASSES else f"the {_SHOWN_CLASSES} worst of {count:,} classes"
-
-
-def print_multi_label_evaluation(evaluation: MultiLabelEvaluation, title: str) -> None:
-    """The numbers, and the classes from the worst to the best."""
-    _say(f"{title}: {evaluation.n:,} images")
-    print(f"  mean average precision  {evaluation.mean_average_precision:.2%}")
-    print(
-        f"  F1 at 0.5               {evaluation.micro_f1:.2%} (mean over classes {evaluation.macro_f1:.2%})"
-    )
-    print(f"  exact match at 0.5      {evaluation.exact_match:.2%}")
-    print(f"  loss                    {evaluation.loss:.4f}")
-    classes = [(name, row.n, row.average_precision) for name, row in evaluation.per_class.items()]
-    classes.sort(key=lambda row: math.inf if row[2] is None else row[2])
-    rows = [
-        (name, f"{n:,}", "-" if precision is None else f"{precision:.1%}")
-        for name, n, precision in classes[:_SHOWN_CLASSES]
-    ]
-    headings = ("class", "images", "average precision")
-    _print_table(_classes_shown(len(classes)), headings, rows, headings[1:])
+    figures = evaluation.figures()
+    width = max(len(name) for name, _ in figures)
+    for name, value in figures:
+        print(f"  {name:{width}}  {value}")
+    rows, count = evaluation.class_rows(_SHOWN_CLASSES), len(evaluation.per_class)
+    above = "by class" if count <= _SHOWN_CLASSES else f"the {_SHOWN_CLASSES} worst of {count:,} classes"
+    cells = [tuple(row.values()) for row in rows]
+    _print_table(above, tuple(rows[0]), cells, rows[0].keys() - _WORD_COLUMNS)
 
 
 def print_probe(result: ProbeResult, title: str) -> None:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitral.data.dataset import open_data
-from vitral.evaluation.metrics import Evaluation, evaluate_classifier
+from vitral.evaluation.evaluate import evaluate_classifier
+from vitral.evaluation.evaluation import Evaluation
 from vitral.images.preprocess import open_image
 from vitral.images.sheet import prediction_sheet
 from vitral.inference.classifier import load

@@ -42,9 +42,9 @@ from vitral.data.dataset import (
 from vitral.data.in_memory import HeldImages, can_be_held
 from vitral.data.workers import Loading
 from vitral.evaluation.calibration import CALIBRATION_IMAGES, Calibration, calibrate
-from vitral.evaluation.metrics import Evaluation, answered, evaluate, evaluate_multi_label
-from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.evaluation.evaluation import Evaluation
 from vitral.evaluation.probe import fitted_head
+from vitral.evaluation.task import Task, outputs, task_of
 from vitral.images.augment import batch_mixer, training_transform
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference.classifier import Classifier
@@ -101,7 +101,7 @@ class Reporter:
     def preparing(self, what: str, done: int, total: int) -> None: ...
     def begin(self, run: "Run") -> None: ...
     def step(self, run: "Run") -> None: ...
-    def epoch(self, run: "Run", evaluation: Evaluation | MultiLabelEvaluation) -> None: ...
+    def epoch(self, run: "Run", evaluation: Evaluation) -> None: ...
     def end(self) -> None: ...
 
 
@@ -236,6 +236,10 @@ class Run:
     def learning_rate(self) -> float:
         """Of this step."""
         return self.state.rate_share * learning_rate_at(self.progress, self.recipe)
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.data)
 
     @property
     def is_tuning(self) -> bool:
@@ -396,7 +400,7 @@ def _judge_start(run: Run) -> None:
     run.files.add_metrics(_metrics(run, evaluation))
     run.reporter.message(
         f"before the first step: val loss {evaluation.loss:.3f} "
-        f"{evaluation.score_name} {evaluation.score:.1%}"
+        f"{evaluation.score_words} {evaluation.score:.1%}"
     )
 
 
@@ -440,7 +444,7 @@ def step(run: Run, batch: Batch) -> Tensor:
             share = len(images_PCHW) / len(images_BCHW)
             (loss * share).backward()
             mean_loss += share * loss.detach()
-            run.recent.add(loss.detach(), _hits(run, heads[0], targets_PL), len(targets_PL))
+            run.recent.add(loss.detach(), run.task.hits(heads[0], targets_PL), len(targets_PL))
     if run.recipe.clip_norm:
         nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
     set_learning_rate(run.optimizer, run.learning_rate)
@@ -448,17 +452,6 @@ def step(run: Run, batch: Batch) -> Tensor:
     run.optimizer.zero_grad()
     update_average(run)
     return mean_loss
-
-
-def _hits(run: Run, logits_PL: Tensor, targets_PL: Tensor) -> Tensor:
-    """How many images' likeliest class is the target's; of multi-label data, one that the image shows.
-
-    An image of no class is never among them.
-    """
-    likeliest_P = logits_PL.argmax(1)
-    if run.data.multi_label:
-        return (targets_PL.gather(1, likeliest_P[:, None]) > 0).sum()
-    return (likeliest_P == targets_PL.argmax(1)).sum()
 
 
 def _evaluation_is_due(run: Run) -> bool:
@@ -478,18 +471,17 @@ def _finish_epoch(run: Run) -> None:
     run.files.add_metrics(_metrics(run, evaluation))
     run.reporter.epoch(run, evaluation)
     run.recent = RunningMean()
-    if isinstance(evaluation, Evaluation):
-        _tell_if_at_chance(run, evaluation)
+    _tell_if_at_chance(run, evaluation)
 
 
 def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
     """Once, after a third of the budget: whoever always names the commonest class does as well."""
-    if run.told_of_chance or run.progress < _THIRD:
+    chance = evaluation.chance
+    if chance is None or run.told_of_chance or run.progress < _THIRD:
         return
     run.told_of_chance = True
-    chance = max(result.n for result in evaluation.per_class.values()) / evaluation.n
     noise = math.sqrt(chance * (1 - chance) / evaluation.n)
-    if noise < _CLEAR and evaluation.top1 <= chance + 2 * noise:
+    if noise < _CLEAR and evaluation.score <= chance + 2 * noise:
         run.reporter.message(
             f"after {run.progress:.0%} of the budget the model is no better than chance ({chance:.1%}): see "
             f"that the labels fit the images, give it more time, or lower learning_rate "
@@ -497,7 +489,7 @@ def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
         )
 
 
-def _keep_if_best(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+def _keep_if_best(run: Run, evaluation: Evaluation) -> None:
     if (evaluation.merit, -evaluation.loss) > (run.state.best_merit, -run.state.best_loss):
         run.state.best_top1, run.state.best_loss = evaluation.score, evaluation.loss
         run.state.best_merit = evaluation.merit
@@ -575,15 +567,14 @@ def _summary(run: Run) -> Summary:
         epochs=run.epoch,
         seconds=state.seconds,
         best_step=state.best_step,
-        val_top1=None if run.data.multi_label else score,
         test=None,
-        val_mean_average_precision=score if run.data.multi_label else None,
+        **run.task.summary_fields(score),
     )
 
 
 def _evaluate_split(
     run: Run, name: str, temperature: float = 1.0, on_batch: Callable[[Batch], None] | None = None
-) -> Evaluation | MultiLabelEvaluation:
+) -> Evaluation:
     on_batch = on_batch or run.damage.add
     # The test images are looked at once.
     held = run.held(name) if name == "val" else None
@@ -596,12 +587,9 @@ def _evaluate_split(
     if limited:
         batches = _while_time_allows(run, batches)
     begun = time.monotonic()
-    if run.data.multi_label:
-        evaluation = evaluate_multi_label(run.average, batches, run.data.classes, run.placement, on_batch)
-    else:
-        evaluation = evaluate(
-            run.average, batches, run.data.classes, run.placement, on_batch, temperature=temperature
-        )
+    evaluation = run.task.evaluate(
+        run.average, batches, run.data.classes, run.placement, on_batch, temperature=temperature
+    )
     if name == "val":  # judging the test images is no part of training
         run.tick()
         run.evaluation_seconds, run.evaluated_at = time.monotonic() - begun, run.state.seconds
@@ -626,10 +614,10 @@ def _while_time_allows(run: Run, batches: Generator[Batch]) -> Generator[Batch]:
 
 def _calibrate(run: Run, on_batch: Callable[[Batch], None]) -> Calibration | None:
     """Of the averaged weights, on the validation images; for softmax's probabilities only."""
-    if run.data.multi_label:
+    if not run.task.calibrates:
         return None
     images = sample(run.validation, CALIBRATION_IMAGES, run.recipe.seed)
-    answers = answered(run.average, _evaluation_batches(run, images), run.placement, on_batch)
+    answers = outputs(run.average, _evaluation_batches(run, images), run.placement, on_batch)
     return calibrate(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
 
 
@@ -932,7 +920,7 @@ def _saved(run: Run, tensors: dict[str, Any]) -> Saved:
     return Saved(run.state, tensors, description(run.checkpoint), record.id if record else None)
 
 
-def _metrics(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> dict[str, Any]:
+def _metrics(run: Run, evaluation: Evaluation) -> dict[str, Any]:
     return {
         "step": run.state.step,
         "epoch": run.epoch,
