@@ -105,7 +105,7 @@ def train(
 
     values = recipes.read(recipe) if recipe else {}
     words = config.nested(config.parse_overrides(settings or []))
-    wanted = config.build(Recipe, config.merged(values, words))
+    wanted = config.build(Recipe, config.deep_merge(values, words))
     if out is None and not show_groups:
         raise typer.BadParameter("name a folder for the run", param_hint="--out")
     if resume and out is not None:
@@ -395,9 +395,9 @@ def bench(  # noqa: PLR0913 - a command's options
     """
     from vitral.bench.measure import Settings
     from vitral.bench.run import run
-    from vitral.checkpoints.folder import write_atomically
     from vitral.cli.console import print_report
     from vitral.runtime.devices import Placement
+    from vitral.runtime.files import write_atomically
 
     placement = Placement.choose(device, precision)  # type: ignore[arg-type]
     command = shlex.join(["vitral", *sys.argv[1:]])
