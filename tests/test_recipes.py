@@ -398,7 +398,7 @@ def test_a_file_that_no_run_would_take_is_not_compared(text: str, tmp_path: Path
 @pytest.fixture
 def vitral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Runs the command in this process: status, standard output, standard error."""
-    from vitral.cli import commands as cli
+    from vitral.cli import app as cli
 
     monkeypatch.setenv("COLUMNS", "200")
 
