@@ -157,7 +157,7 @@ def rewritten(folder: Path, **changes: Any) -> Path:
 
 def test_a_folder_of_an_earlier_version_has_none(folder: Path) -> None:
     assert load_checkpoint(rewritten(folder, temperature=None)).temperature == 1
-    assert "softmax" not in _about("model", load_checkpoint(folder))
+    assert "probabilities: softmax(logits)" in _about("model", load_checkpoint(folder))
 
 
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan, True, "1.5", [1.5]])
