@@ -76,8 +76,8 @@ def report() -> Report:
 
 def groups() -> None:
     model = VisionTransformer.from_config(parse("ViT-Ti/16"))
-    recipe = Recipe(layer_decay=0.75, weight_decay=0.05, learning_rate=1e-4, optimizer="muon")
-    found = [{**group, "lr": 1e-4 * group["scale"]} for group in parameter_groups(model, recipe)]
+    groups = parameter_groups(model, layer_decay=0.75, weight_decay=0.05, orthogonal=True)
+    found = [{**group, "lr": 1e-4 * group["scale"]} for group in groups]
     console.print_groups(found, ["embedding.positions.table"])
 
 
