@@ -166,7 +166,7 @@ def test_a_compiled_run_learns(data: ImageData, tmp_path: Path) -> None:
 def test_a_captured_step_is_the_eager_one_to_the_bit(
     data: ImageData, tmp_path: Path, optimizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With dropout, mixing, clipping, averages and a rate that changes; the graph is recorded at the fourth."""
+    """With dropout, mixing, clipping, averages and a rate that changes; recorded at the fourth."""
     found = {}
     for name, warm_up in (("captured", 3), ("eager", 10**6)):
         monkeypatch.setattr("vitral.training.step._WARM_UP", warm_up)
