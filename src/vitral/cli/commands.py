@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vitral.checkpoints.folder import Checkpoint
     from vitral.evaluation.mistakes import Mistakes
     from vitral.inference.classifier import Classifier, Prediction
-    from vitral.model.vit import ViTConfig
+    from vitral.model.config import ViTConfig
     from vitral.training.run import Summary
 
 app = typer.Typer(

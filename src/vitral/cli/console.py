@@ -20,9 +20,8 @@ from vitral.evaluation.doctor import Diagnosis
 from vitral.evaluation.metrics import Evaluation
 from vitral.evaluation.multilabel import MultiLabelEvaluation
 from vitral.evaluation.probe import ProbeResult
-from vitral.model.blocks import height_and_width
+from vitral.model.config import ViTConfig, height_and_width
 from vitral.model.cost import PatchCost, Stage
-from vitral.model.vit import ViTConfig
 from vitral.recipes.packaged import Difference, Setting
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.devices import Placement
