@@ -14,8 +14,7 @@ from vitral.bench.steps import Contender
 from vitral.checkpoints import peers
 from vitral.checkpoints.convert import convert
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.model.blocks import height_and_width
-from vitral.model.vit import ViTConfig
+from vitral.model.config import ViTConfig, height_and_width
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
 

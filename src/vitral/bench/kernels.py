@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from vitral.bench.report import Report, Row, describe_machine
 from vitral.bench.rounds import Call, Settings, interleaved, synchronizer
-from vitral.model.blocks import PatchEmbedding, attention_weights
+from vitral.model.attention import attention_weights
+from vitral.model.embedding import PatchEmbedding
 from vitral.runtime.devices import Placement
 
 # Batch, image side, patch, width: ViT-Ti/4 on small images, ViT-S/16, ViT-B/16, ViT-L/14.
