@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitral.bench.measure import Report, Row
+from vitral.bench.report import Report, Row
 from vitral.cli import training
 from vitral.cli.commands import bench, doctor, eval, info, probe, recipe, train
 from vitral.evaluation.doctor import Diagnosis, Finding
