@@ -29,11 +29,8 @@ from vitral.training.step import update_average
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-    # The compiler advises lower precision, or says what it did not do.
-    pytest.mark.filterwarnings("ignore::UserWarning:torch._inductor"),
-    # torch's own compiler, as it is imported under Python 3.12.
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
+    # Warnings of other libraries, of another version of Python too, are shown there and fail nothing.
+    pytest.mark.filterwarnings("default"),
 ]
 
 
