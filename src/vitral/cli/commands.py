@@ -95,7 +95,7 @@ def train(
     vitral train imagenet/ --out runs/deit3 --recipe deit3 batch_size=512
     """
     from vitral.cli.console import TrainingConsole, print_groups
-    from vitral.data.dataset import open_data
+    from vitral.data.image_data import open_data
     from vitral.recipes import packaged as recipes
     from vitral.recipes.recipe import Recipe
     from vitral.runtime import settings as config

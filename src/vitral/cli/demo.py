@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitral.data.dataset import open_data
+from vitral.data.image_data import open_data
 from vitral.evaluation.metrics import Evaluation, evaluate_classifier
 from vitral.images.preprocess import open_image
 from vitral.images.sheet import prediction_sheet

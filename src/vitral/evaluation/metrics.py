@@ -10,16 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset
 
-from vitral.data.dataset import (
-    SPLITS,
-    Batch,
-    DamageCount,
-    ImageData,
-    Split,
-    evaluation_batches,
-    fingerprint,
-    open_data,
-)
+from vitral.data.batches import Batch, DamageCount
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.loader import Loader
+from vitral.data.split import SPLITS, Split, fingerprint
 from vitral.data.workers import Loading, worker_count
 from vitral.evaluation import imagenet
 from vitral.evaluation.mistakes import Mistakes, find_mistakes
@@ -351,10 +345,8 @@ class _Course:
 
     def add(self, batch: Batch) -> None:
         self.damage.add(batch)
-        damaged = {name for name, _ in batch.damaged}
-        rows = range(self.done, self.done + len(batch.labels) + len(batch.damaged))
-        self._judged += [row for row in rows if self.images.names[row] not in damaged]
-        self.done = rows.stop
+        self._judged += batch.rows.tolist()
+        self.done += batch.asked
         self.on_images(self.done, len(self.images))
 
     @property
@@ -368,9 +360,7 @@ def _classifier_answers(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logarithms of probabilities (B, L), and labels, batch by batch."""
     loading = Loading(worker_count(options.workers), course.damage.warn)
-    batches = evaluation_batches(
-        images, classifier.preprocess, batch_size=options.batch_size, loading=loading
-    )
+    batches = Loader(images, classifier.preprocess, loading).evaluation_batches(options.batch_size)
     return answered(classifier.log_probabilities, batches, classifier.placement, course.add)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vitral.checkpoints.folder import write_atomically
-from vitral.data.dataset import Images, Split
+from vitral.data.split import Images, Split
 from vitral.images.preprocess import open_image
 from vitral.images.sheet import prediction_sheet
 from vitral.runtime.errors import ImageError, VitralError
