@@ -16,7 +16,7 @@ from tests.conftest import write_images
 from tests.test_resume import Crash, CrashAt
 from vitral.checkpoints.convert import convert
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.cli.commands import _about
+from vitral.cli.commands.info import _about
 from vitral.data.image_data import open_data
 from vitral.data.loader import Loader
 from vitral.evaluation.calibration import LEAST_IMAGES, calibrate, fit_temperature

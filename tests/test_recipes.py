@@ -189,7 +189,7 @@ def test_a_recipe_resolves_and_alters_images(name: str) -> None:
 def small_of(recipe: Recipe) -> dict[str, Any]:
     """The options of a recipe's model, with the sizes of a tiny one."""
     shrunk = {"img_size": 32, "embed_dim": 16, "num_layers": 2, "num_heads": 2, "num_classes": 3}
-    return config.merged({"pooling": recipe.pooling, **recipe.architecture}, shrunk)
+    return config.deep_merge({"pooling": recipe.pooling, **recipe.architecture}, shrunk)
 
 
 @every_recipe
@@ -400,7 +400,7 @@ def test_a_file_that_no_run_would_take_is_not_compared(text: str, tmp_path: Path
 @pytest.fixture
 def vitral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Runs the command in this process: status, standard output, standard error."""
-    from vitral.cli import commands as cli
+    from vitral.cli import app as cli
 
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -496,5 +496,5 @@ def test_a_word_changes_one_field_of_a_recipes_architecture(
     words = ["--recipe", "deit3", "architecture.layer.order=post"]
     assert vitral("train", "digits", "--out", tmp_path / "run", *words)[0] == 1
     expected = built("deit3").architecture
-    assert asked[0].architecture == config.merged(expected, {"layer": {"order": "post"}})
+    assert asked[0].architecture == config.deep_merge(expected, {"layer": {"order": "post"}})
     assert asked[0].architecture["layer"] == {"layer_scale": 1e-4, "order": "post"}

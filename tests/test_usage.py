@@ -11,7 +11,7 @@ from tests.conftest import write_images
 from vitral.bench.run import _OF_MODELS
 from vitral.checkpoints.convert import LAYOUTS, TYPES
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
-from vitral.cli import commands as cli
+from vitral.cli import app as cli
 from vitral.data.split import SPLITS
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Augmentation

@@ -5,8 +5,6 @@ import hashlib
 import io
 import json
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -19,13 +17,14 @@ import torch
 from torch import Tensor
 
 from vitral.checkpoints import peers, record
-from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.checkpoints.layouts import google, tables, timm, torchvision, transformers
 from vitral.checkpoints.layouts.layout import Writing
 from vitral.images.preprocess import Preprocess
 from vitral.model.blocks import LearnedPositions, height_and_width
 from vitral.model.vit import VisionTransformer, ViTConfig
 from vitral.runtime.errors import VitralError
+from vitral.runtime.files import new_folder, write_atomically
 
 CERTIFICATE_FILE = "parity.json"
 WRITERS = {layout.NAME: layout for layout in (timm, transformers, torchvision, google)}
@@ -87,19 +86,15 @@ def convert(source: str, out: Path, to: str, dtype: str | None = None, **overrid
         raise VitralError(f"{out} exists already; choose a new folder")
     checkpoint = _stored_as(dtype, load_checkpoint(source, **overrides))
     _refuse_inexpressible(checkpoint.model.config, source, to)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    staging = out
     try:
-        certificate = _convert_home(staging, checkpoint, source, to)
-        content = json.dumps(asdict(certificate), indent=1, allow_nan=False) + "\n"
-        write_atomically(staging / CERTIFICATE_FILE, content.encode())
-        staging.chmod(0o755)
-        staging.replace(out)
+        with new_folder(out) as staging:
+            certificate = _convert_home(staging, checkpoint, source, to)
+            content = json.dumps(asdict(certificate), indent=1, allow_nan=False) + "\n"
+            write_atomically(staging / CERTIFICATE_FILE, content.encode())
     except (VitralError, OSError) as error:
         # The folder's other name is no one's business.
         raise VitralError(str(error).replace(staging.name, out.name)) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return certificate
 
 

@@ -22,7 +22,6 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitral.checkpoints.folder import write_atomically
 from vitral.data.batches import Batch, DamageCount
 from vitral.data.loader import Loader
 from vitral.data.split import Split
@@ -30,6 +29,7 @@ from vitral.data.workers import Loading, worker_count
 from vitral.inference.classifier import Classifier
 from vitral.model.vit import Pooling, VisionTransformer
 from vitral.runtime.errors import ImageError, VitralError
+from vitral.runtime.files import write_atomically
 
 SHARD_IMAGES = 1024
 _BATCH_SIZE = 64

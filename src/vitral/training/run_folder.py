@@ -36,9 +36,7 @@ from vitral.checkpoints.folder import (
     described_checkpoint,
     is_checkpoint,
     load_checkpoint,
-    remove_leftovers,
     save_checkpoint,
-    write_atomically,
 )
 from vitral.data.contents import Contents
 from vitral.data.image_data import ImageData
@@ -48,6 +46,7 @@ from vitral.recipes.packaged import RUN_FILE
 from vitral.recipes.recipe import Recipe
 from vitral.runtime import settings as config
 from vitral.runtime.errors import VitralError
+from vitral.runtime.files import remove_leftovers, write_atomically
 from vitral.runtime.lock import LockedError, locked
 
 # Settings that may change when a run is taken up again, for they do not change what it computes; the budget
