@@ -77,8 +77,8 @@ def report() -> Report:
 
 def groups() -> None:
     model = VisionTransformer.from_config(parse("ViT-Ti/16"))
-    recipe = Recipe(layer_decay=0.75, weight_decay=0.05, learning_rate=1e-4, optimizer="muon")
-    found = [{**group, "lr": 1e-4 * group["scale"]} for group in parameter_groups(model, recipe)]
+    groups = parameter_groups(model, layer_decay=0.75, weight_decay=0.05, orthogonal=True)
+    found = [{**group, "lr": 1e-4 * group["scale"]} for group in groups]
     train.print_groups(found, ["embedding.positions.table"])
 
 
@@ -133,8 +133,15 @@ def test_brackets_in_names_are_no_markup(
 
 def a_run(**settings: Any) -> Any:
     """What the console reads of a run in its middle."""
-    resolved: dict[str, Any] = {"epochs": 200.0, "batch_size": 64, "learning_rate": 5e-4}
-    resolved |= {"weight_decay": 0.05, "cutmix": 0.0, "crop": "none", "flip": False, "rand_augment": 0.0}
+    resolved: dict[str, Any] = {"epochs": 200.0, "batch_size": 64, "learning_rate": 5e-4, "warmup": 0.1}
+    resolved |= {
+        "schedule": "cosine",
+        "weight_decay": 0.05,
+        "cutmix": 0.0,
+        "crop": "none",
+        "flip": False,
+        "rand_augment": 0.0,
+    }
     return SimpleNamespace(
         recipe=Recipe(**{**resolved, **settings}),
         model=VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=2),

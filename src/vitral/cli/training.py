@@ -12,8 +12,7 @@ from vitral.evaluation.metrics import Evaluation
 from vitral.evaluation.multilabel import MultiLabelEvaluation
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.streams import shown, steady
-from vitral.training.optimizers import peak_learning_rate
-from vitral.training.run import Reporter, Run
+from vitral.training.run import Reporter, Run, schedule_of
 
 # Between two updates of the numbers; reading a loss waits for the device.
 _REFRESH_SECONDS = 0.5
@@ -135,7 +134,7 @@ def describe_recipe(run: Run) -> str:
 
 def _peak_rate(recipe: Recipe) -> str:
     """The rate that a run takes, and how it came to it if it is not the recipe's own."""
-    peak = peak_learning_rate(recipe)
+    peak = schedule_of(recipe).peak
     if peak == recipe.learning_rate:
         return f"learning_rate {peak:g}"
     return f"learning_rate {peak:g} ({recipe.learning_rate:g} for {recipe.learning_rate_batch:,} images)"

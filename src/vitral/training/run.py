@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vitral.checkpoints.folder import Checkpoint, description
@@ -37,7 +37,7 @@ from vitral.evaluation.probe import fitted_head
 from vitral.images.augment import batch_mixer
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
-from vitral.model.blocks import ConvStem
+from vitral.model.embedding import ConvStem
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe, resolve, start
 from vitral.runtime.devices import Placement, compiles, computing_threads, cpu_count
@@ -47,15 +47,10 @@ from vitral.training.adapt import choose_trained, merged, put_into
 from vitral.training.loss_watch import LossWatch
 from vitral.training.memory import MemoryNeed, advice_when_out_of_memory, memory_need
 from vitral.training.objective import build_objective
-from vitral.training.optimizers import (
-    Group,
-    build_optimizer,
-    learning_rate_at,
-    parameter_groups,
-    peak_learning_rate,
-    set_learning_rate,
-)
+from vitral.training.optimizers import Group, build_optimizer, parameter_groups
 from vitral.training.run_folder import BUDGET, Record, RunFolder, RunState, Saved, Summary, changed
+from vitral.training.schedule import Schedule, scaled_rate
+from vitral.training.step import Computation, Step, StepResult, average_share
 
 EVALUATION_BATCH = 256
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -115,10 +110,29 @@ class Run:
         choose_trained(self.model, self.recipe)
         self.model.checkpoint_layers = self.recipe.checkpoint_layers
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.forward = self._forward()
-        self.optimizer = build_optimizer(self.model, self.recipe)
+        groups = groups_by_recipe(self.model, self.recipe)
+        self.optimizer = build_optimizer(
+            self.recipe.optimizer or "adamw",
+            groups,
+            betas=self.recipe.betas,
+            muon_momentum=self.recipe.muon_momentum,
+        )
         self.objective = build_objective(
             self.recipe, self.data.split("train"), self.checkpoint.preprocess, labels, self.placement
+        )
+        compiled = compiles(self.recipe.device, wanted=self.recipe.compile)
+        captured = compiled and self.optimizer.capturable
+        # A schedule-free optimizer keeps the average itself; see `_take_optimizers_average`.
+        follows = self.recipe.optimizer != "schedule_free"
+        self.take = Step(
+            self.model,
+            self.average if follows else None,
+            self.objective,
+            partial(_hits, multi_label=self.data.multi_label),
+            self.optimizer,
+            Computation(self.recipe.batch_size, self.recipe.accumulate, compiled, captured),
+            self.placement,
+            self.recipe.clip_norm,
         )
         assert self.recipe.cutmix is not None
         self._mix = batch_mixer(self.recipe.mixup, self.recipe.cutmix, len(labels))
@@ -135,20 +149,6 @@ class Run:
         self.loading = Loading(self.recipe.workers or 0, self.reporter.message)
         self._resumed_at, self._earlier_seconds = time.monotonic(), self.state.seconds
 
-    def _forward(self) -> Callable[[Tensor], list[Tensor]]:
-        """Logits of each head of the model that is trained, compiled where that is faster.
-
-        Not compiled are parts of a size that damaged images left, for each size takes half a minute.
-        """
-        plain = self.model.heads
-        if not compiles(self.recipe.device, wanted=self.recipe.compile):
-            return plain
-        options = self.placement.compile_options(replays=self.recipe.accumulate == 1)
-        compiled = torch.compile(plain, **options)
-        assert self.recipe.batch_size is not None
-        usual = self.images_at_a_time, self.recipe.batch_size % self.images_at_a_time
-        return lambda images_BCHW: (compiled if len(images_BCHW) in usual else plain)(images_BCHW)
-
     @property
     def steps_between_evaluations(self) -> int:
         return self.recipe.eval_epochs * self.steps_per_epoch
@@ -159,8 +159,7 @@ class Run:
 
     @property
     def images_at_a_time(self) -> int:
-        assert self.recipe.batch_size is not None
-        return math.ceil(self.recipe.batch_size / self.recipe.accumulate)
+        return self.take.computation.images_at_a_time
 
     def loader(self, name: str, stop: StopSignal | None = None) -> Loader:
         """Of a split's batches; few and small images are read into memory when it is first asked for.
@@ -181,10 +180,6 @@ class Run:
         if loader.in_memory and len(split) > _TOLD_IMAGES:
             self.reporter.message(f"opening {len(split):,} images")
         return loader.open(partial(self.reporter.preparing, "opening"))
-
-    def parts(self, tensor_B: Tensor) -> tuple[Tensor, ...]:
-        """A batch in pieces of `images_at_a_time` or less."""
-        return tensor_B.split(self.images_at_a_time)
 
     def sized(self, images_BCHW: Tensor) -> Tensor:
         """The images, in whole patches from half their size to the whole while `small_images` passes.
@@ -231,7 +226,7 @@ class Run:
     @property
     def learning_rate(self) -> float:
         """Of this step."""
-        return self.state.rate_share * learning_rate_at(self.progress, self.recipe)
+        return self.state.rate_share * schedule_of(self.recipe).at(self.progress)
 
     @property
     def is_tuning(self) -> bool:
@@ -424,38 +419,24 @@ def _loop(run: Run, stop: StopSignal) -> bool:
 
 
 def step(run: Run, batch: Batch) -> Tensor:
-    """One update: forward, loss, backward for each part of the batch; clip, optimizer, averaged weights.
-
-    Gives the mean loss of the batch, on the device.
-    """
-    mean_loss = torch.zeros((), device=run.placement.device)
+    """One update on a batch; its mean loss, on the device."""
+    assert run.recipe.ema_decay is not None
     with seeded(run.recipe.seed, run.state.step, device=run.placement.device):
         images_BCHW = run.sized(run.placement.put(batch.images))
         images_BCHW, targets_BL = run.mixed(images_BCHW, run.placement.put(batch.labels))
-        for images_PCHW, targets_PL in zip(run.parts(images_BCHW), run.parts(targets_BL), strict=True):
-            with run.placement.autocast():
-                heads = run.forward(images_PCHW)
-            loss = run.objective(heads, targets_PL, images_PCHW)
-            share = len(images_PCHW) / len(images_BCHW)
-            (loss * share).backward()
-            mean_loss += share * loss.detach()
-            run.recent.add(loss.detach(), _hits(run, heads[0], targets_PL), len(targets_PL))
-    if run.recipe.clip_norm:
-        nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
-    set_learning_rate(run.optimizer, run.learning_rate)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-    update_average(run)
-    return mean_loss
+        share = average_share(run.state.step, run.recipe.ema_decay)
+        result = run.take(images_BCHW, targets_BL, run.learning_rate, share)
+    run.recent.add(result, len(targets_BL))
+    return result.loss
 
 
-def _hits(run: Run, logits_PL: Tensor, targets_PL: Tensor) -> Tensor:
+def _hits(logits_PL: Tensor, targets_PL: Tensor, *, multi_label: bool) -> Tensor:
     """How many images' likeliest class is the target's; of multi-label data, one that the image shows.
 
     An image of no class is never among them.
     """
     likeliest_P = logits_PL.argmax(1)
-    if run.data.multi_label:
+    if multi_label:
         return (targets_PL.gather(1, likeliest_P[:, None]) > 0).sum()
     return (likeliest_P == targets_PL.argmax(1)).sum()
 
@@ -652,23 +633,32 @@ def groups_of(recipe: Recipe, data: ImageData) -> tuple[list[Group], list[str]]:
     model = start(recipe, data.classes).model
     choose_trained(model, recipe)
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    rate = peak_learning_rate(recipe)
-    return [{**group, "lr": rate * group["scale"]} for group in parameter_groups(model, recipe)], frozen
+    rate = schedule_of(recipe).peak
+    return [{**group, "lr": rate * group["scale"]} for group in groups_by_recipe(model, recipe)], frozen
+
+
+def groups_by_recipe(model: VisionTransformer, recipe: Recipe) -> list[Group]:
+    assert recipe.layer_decay is not None
+    assert recipe.weight_decay is not None
+    return parameter_groups(
+        model,
+        layer_decay=recipe.layer_decay,
+        weight_decay=recipe.weight_decay,
+        orthogonal=recipe.optimizer == "muon",
+    )
+
+
+def schedule_of(recipe: Recipe) -> Schedule:
+    """Of a resolved recipe."""
+    assert recipe.schedule is not None
+    assert recipe.learning_rate is not None
+    assert recipe.warmup is not None
+    assert recipe.batch_size is not None
+    peak = scaled_rate(recipe.learning_rate, recipe.batch_size, recipe.learning_rate_batch)
+    return Schedule(recipe.schedule, peak, recipe.warmup, recipe.decay, recipe.final_share)
 
 
 # --- Averages --------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def update_average(run: Run) -> None:
-    """An exponential moving average with a memory that starts short, so that early weights fade."""
-    if run.recipe.optimizer == "schedule_free":  # see `_take_optimizers_average`
-        return
-    assert run.recipe.ema_decay is not None
-    decay = min(run.recipe.ema_decay, (1 + run.state.step) / (10 + run.state.step))
-    averages: list[Tensor] = list(run.average.parameters())
-    currents: list[Tensor] = list(run.model.parameters())
-    torch._foreach_lerp_(averages, currents, 1 - decay)
 
 
 @torch.no_grad()
@@ -692,9 +682,9 @@ class RunningMean:
         self._correct: Tensor | int = 0
         self._samples = 0
 
-    def add(self, mean_loss: Tensor, correct: Tensor, samples: int) -> None:
-        self._loss = self._loss + mean_loss * samples
-        self._correct = self._correct + correct
+    def add(self, result: StepResult, samples: int) -> None:
+        self._loss = self._loss + result.loss * samples
+        self._correct = self._correct + result.hits
         self._samples += samples
 
     @property
