@@ -23,7 +23,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from vitral.bench.measure import synchronizer
+from vitral.bench.rounds import synchronizer
 from vitral.data.batches import Batch
 from vitral.data.image_data import open_data
 from vitral.model.config import height_and_width

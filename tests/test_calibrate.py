@@ -20,7 +20,7 @@ from vitral.cli.commands.info import _about
 from vitral.data.image_data import open_data
 from vitral.data.loader import Loader
 from vitral.evaluation.calibration import LEAST_IMAGES, calibrate, fit_temperature
-from vitral.evaluation.metrics import evaluate_classifier
+from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference.classifier import Classifier, load
 from vitral.model.vit import VisionTransformer
@@ -158,7 +158,7 @@ def rewritten(folder: Path, **changes: Any) -> Path:
 
 def test_a_folder_of_an_earlier_version_has_none(folder: Path) -> None:
     assert load_checkpoint(rewritten(folder, temperature=None)).temperature == 1
-    assert "softmax" not in _about("model", load_checkpoint(folder))
+    assert "probabilities: softmax(logits)" in _about("model", load_checkpoint(folder))
 
 
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan, True, "1.5", [1.5]])

@@ -20,7 +20,7 @@ from vitral.data.split import Split
 from vitral.data.subsets import sample
 from vitral.evaluation import doctor
 from vitral.evaluation.doctor import Diagnosis, Finding, diagnose, mcnemar, paired
-from vitral.evaluation.metrics import evaluate_classifier
+from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference.classifier import Classifier
 from vitral.model.config import ViTConfig

@@ -23,7 +23,7 @@ import vitral
 from vitral.checkpoints.convert import convert
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.data.image_data import open_data
-from vitral.evaluation.metrics import choose_split
+from vitral.evaluation.evaluate import choose_split
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe

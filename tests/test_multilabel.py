@@ -1,5 +1,6 @@
 """Several classes an image, from parquet to probabilities, against hand-worked numbers and libraries."""
 
+import copy
 import io
 import json
 import os
@@ -28,8 +29,8 @@ from vitral.data.image_data import open_data
 from vitral.data.loader import Loader
 from vitral.data.randomness import Sampling
 from vitral.data.split import Split
-from vitral.evaluation.metrics import evaluate_classifier, evaluate_multi_label_classifier
-from vitral.evaluation.multilabel import MultiLabelEvaluation, MultiLabelOutcomes
+from vitral.evaluation.evaluate import evaluate_classifier
+from vitral.evaluation.multi_label import MultiLabelEvaluation, MultiLabelOutcomes
 from vitral.images.augment import Augmentation, batch_mixer
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import load
@@ -417,7 +418,7 @@ def test_the_evaluation_is_of_the_predictions_whatever_the_order_of_labels(
 ) -> None:
     model = save_model(tmp_path / "model", ("white", "other", *list(COLOURS)[:3]), multi_label=True)
     classifier = load(model, device="cpu", precision="float32")
-    name, found = evaluate_multi_label_classifier(classifier, squares)
+    name, found = evaluate_classifier(classifier, squares)
     assert name == "test"
     test = open_data(squares, val_fraction=0).split("test")
     images = [test.images[i] for i in range(len(test))]
@@ -585,11 +586,12 @@ def test_doctor_and_probe_say_that_they_take_one_class_an_image(
     assert "a probe takes one class an image" in one_line(vitral("probe", model, squares, "--device", "cpu"))
 
 
-def test_each_evaluation_refuses_the_other_kind_of_model(model: Path, single: Path, squares: str) -> None:
-    with pytest.raises(VitralError, match="has no accuracy"):
-        evaluate_classifier(load(model, device="cpu"), squares)
-    with pytest.raises(VitralError, match="gives one class an image"):
-        evaluate_multi_label_classifier(load(single, device="cpu"), squares)
+def test_an_evaluation_says_which_figures_it_has(squares: str, model: Path) -> None:
+    _, found = evaluate_classifier(load(model, device="cpu"), squares)
+    assert found.score == found.mean_average_precision
+    with pytest.raises(AttributeError, match="a MultiLabelEvaluation has no 'top1'; it has n, loss, "):
+        _ = found.top1
+    assert copy.deepcopy(found) == found
 
 
 def test_a_transformers_folder_keeps_the_sigmoid_and_others_say_that_they_do_not(

@@ -19,7 +19,7 @@ from vitral.data.batches import DamageCount
 from vitral.data.image_data import open_data
 from vitral.data.split import Split
 from vitral.data.subsets import few_shot
-from vitral.evaluation.metrics import evaluate_classifier
+from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.evaluation.probe import (
     LinearHead,
     ProbeOptions,

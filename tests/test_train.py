@@ -26,8 +26,7 @@ from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoi
 from vitral.data.batches import Batch
 from vitral.data.image_data import ImageData, open_data
 from vitral.data.randomness import seeded
-from vitral.evaluation.metrics import Evaluation
-from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.evaluation.evaluation import Evaluation
 from vitral.images.preprocess import Preprocess
 from vitral.model.embedding import ConvStem
 from vitral.model.vit import VisionTransformer
@@ -54,7 +53,7 @@ class Recorder(Reporter):
     def step(self, run: Run) -> None:
         self.steps.append(run.state.step)
 
-    def epoch(self, run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+    def epoch(self, run: Run, evaluation: Evaluation) -> None:
         self.averages[run.state.step] = copied(run.average)
 
 

@@ -19,8 +19,7 @@ from vitral.data.image_data import ImageData, open_data
 from vitral.data.randomness import seeded
 from vitral.data.subsets import few_shot, in_turns
 from vitral.evaluation import probe
-from vitral.evaluation.metrics import Evaluation
-from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.evaluation.evaluation import Evaluation
 from vitral.evaluation.probe import PENALTIES, LinearHead
 from vitral.inference.classifier import Classifier
 from vitral.inference.features import extract
@@ -345,7 +344,7 @@ def test_scores_are_extrapolated_along_a_power_of_the_time() -> None:
 
 
 class _Told(Recorder):
-    def epoch(self, run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+    def epoch(self, run: Run, evaluation: Evaluation) -> None:
         self.averages[run.state.step] = copied(run.average)
         self.trained = run.recipe.trained
         self.model = run.recipe.model

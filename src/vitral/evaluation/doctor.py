@@ -20,7 +20,8 @@ from vitral.data.batches import Batch, DamageCount
 from vitral.data.loader import Loader
 from vitral.data.subsets import sample
 from vitral.data.workers import Loading, worker_count
-from vitral.evaluation.metrics import choose_split
+from vitral.evaluation.evaluate import choose_split
+from vitral.evaluation.task import SINGLE_LABEL, task_of
 from vitral.images.preprocess import ImageSource, Interpolation, Preprocess, Resize
 from vitral.inference.classifier import Classifier
 from vitral.model.config import patch_grid
@@ -206,7 +207,7 @@ def diagnose(
             "doctor needs a classifier, and this model has no labels; train a head on a few labelled images "
             "first: vitral train DATA --out RUN model=MODEL"
         )
-    if classifier.multi_label:
+    if task_of(classifier) is not SINGLE_LABEL:
         raise VitralError("doctor examines models of one class an image, and this one is multi-label")
     refuse_beyond("limit", limit, IMAGES)
     refuse_beyond("seed", seed, SEED)

@@ -31,9 +31,9 @@ from vitral.data.split import Split, fingerprint
 from vitral.data.subsets import few_shot, in_turns, sample_rows, thinned
 from vitral.data.workers import Loading
 from vitral.evaluation.calibration import CALIBRATION_IMAGES, Calibration, calibrate
-from vitral.evaluation.metrics import Evaluation, answered, evaluate, evaluate_multi_label
-from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.evaluation.evaluation import Evaluation
 from vitral.evaluation.probe import fitted_head
+from vitral.evaluation.task import Task, outputs, task_of
 from vitral.images.augment import batch_mixer
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
@@ -85,7 +85,7 @@ class Reporter:
     def preparing(self, what: str, done: int, total: int) -> None: ...
     def begin(self, run: "Run") -> None: ...
     def step(self, run: "Run") -> None: ...
-    def epoch(self, run: "Run", evaluation: Evaluation | MultiLabelEvaluation) -> None: ...
+    def epoch(self, run: "Run", evaluation: Evaluation) -> None: ...
     def end(self) -> None: ...
 
 
@@ -128,7 +128,7 @@ class Run:
             self.model,
             self.average if follows else None,
             self.objective,
-            partial(_hits, multi_label=self.data.multi_label),
+            self.task.hits,
             self.optimizer,
             Computation(self.recipe.batch_size, self.recipe.accumulate, compiled, captured),
             self.placement,
@@ -227,6 +227,10 @@ class Run:
     def learning_rate(self) -> float:
         """Of this step."""
         return self.state.rate_share * schedule_of(self.recipe).at(self.progress)
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.data)
 
     @property
     def is_tuning(self) -> bool:
@@ -390,7 +394,7 @@ def _judge_start(run: Run) -> None:
     run.files.add_metrics(_metrics(run, evaluation))
     run.reporter.message(
         f"before the first step: val loss {evaluation.loss:.3f} "
-        f"{evaluation.score_name} {evaluation.score:.1%}"
+        f"{evaluation.score_words} {evaluation.score:.1%}"
     )
 
 
@@ -430,17 +434,6 @@ def step(run: Run, batch: Batch) -> Tensor:
     return result.loss
 
 
-def _hits(logits_PL: Tensor, targets_PL: Tensor, *, multi_label: bool) -> Tensor:
-    """How many images' likeliest class is the target's; of multi-label data, one that the image shows.
-
-    An image of no class is never among them.
-    """
-    likeliest_P = logits_PL.argmax(1)
-    if multi_label:
-        return (targets_PL.gather(1, likeliest_P[:, None]) > 0).sum()
-    return (likeliest_P == targets_PL.argmax(1)).sum()
-
-
 def _evaluation_is_due(run: Run) -> bool:
     """At the end of an epoch; where time is the budget, evaluations take a tenth of it at most."""
     if run.state.step % run.steps_between_evaluations:
@@ -458,18 +451,17 @@ def _finish_epoch(run: Run) -> None:
     run.files.add_metrics(_metrics(run, evaluation))
     run.reporter.epoch(run, evaluation)
     run.recent = RunningMean()
-    if isinstance(evaluation, Evaluation):
-        _tell_if_at_chance(run, evaluation)
+    _tell_if_at_chance(run, evaluation)
 
 
 def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
     """Once, after a third of the budget: whoever always names the commonest class does as well."""
-    if run.told_of_chance or run.progress < _THIRD:
+    chance = evaluation.chance
+    if chance is None or run.told_of_chance or run.progress < _THIRD:
         return
     run.told_of_chance = True
-    chance = max(result.n for result in evaluation.per_class.values()) / evaluation.n
     noise = math.sqrt(chance * (1 - chance) / evaluation.n)
-    if noise < _CLEAR and evaluation.top1 <= chance + 2 * noise:
+    if noise < _CLEAR and evaluation.score <= chance + 2 * noise:
         run.reporter.message(
             f"after {run.progress:.0%} of the budget the model is no better than chance ({chance:.1%}): see "
             f"that the labels fit the images, give it more time, or lower learning_rate "
@@ -477,7 +469,7 @@ def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
         )
 
 
-def _keep_if_best(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+def _keep_if_best(run: Run, evaluation: Evaluation) -> None:
     if (evaluation.merit, -evaluation.loss) > (run.state.best_merit, -run.state.best_loss):
         run.state.best_top1, run.state.best_loss = evaluation.score, evaluation.loss
         run.state.best_merit = evaluation.merit
@@ -555,15 +547,14 @@ def _summary(run: Run) -> Summary:
         epochs=run.epoch,
         seconds=state.seconds,
         best_step=state.best_step,
-        val_top1=None if run.data.multi_label else score,
         test=None,
-        val_mean_average_precision=score if run.data.multi_label else None,
+        **run.task.summary_fields(score),
     )
 
 
 def _evaluate_split(
     run: Run, name: str, temperature: float = 1.0, on_batch: Callable[[Batch], None] | None = None
-) -> Evaluation | MultiLabelEvaluation:
+) -> Evaluation:
     on_batch = on_batch or run.damage.add
     limited = name == "val" and run.recipe.minutes and not run.state.val_images
     size = _FIRST_EVALUATION_BATCH if limited else EVALUATION_BATCH
@@ -571,12 +562,9 @@ def _evaluate_split(
     if limited:
         batches = _while_time_allows(run, batches)
     begun = time.monotonic()
-    if run.data.multi_label:
-        evaluation = evaluate_multi_label(run.average, batches, run.data.classes, run.placement, on_batch)
-    else:
-        evaluation = evaluate(
-            run.average, batches, run.data.classes, run.placement, on_batch, temperature=temperature
-        )
+    evaluation = run.task.evaluate(
+        run.average, batches, run.data.classes, run.placement, on_batch, temperature=temperature
+    )
     if name == "val":  # judging the test images is no part of training
         run.tick()
         run.evaluation_seconds, run.evaluated_at = time.monotonic() - begun, run.state.seconds
@@ -601,12 +589,12 @@ def _while_time_allows(run: Run, batches: Generator[Batch]) -> Generator[Batch]:
 
 def _calibrate(run: Run, on_batch: Callable[[Batch], None]) -> Calibration | None:
     """Of the averaged weights, on the validation images; for softmax's probabilities only."""
-    if run.data.multi_label:
+    if not run.task.calibrates:
         return None
     loader = run.loader("val")
     rows = sample_rows(loader.split.take(run.validated), CALIBRATION_IMAGES, run.recipe.seed)
     batches = loader.evaluation_batches(EVALUATION_BATCH, rows)
-    answers = answered(run.average, batches, run.placement, on_batch)
+    answers = outputs(run.average, batches, run.placement, on_batch)
     return calibrate(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
 
 
@@ -898,7 +886,7 @@ def _saved(run: Run, tensors: dict[str, Any]) -> Saved:
     return Saved(run.state, tensors, description(run.checkpoint), record.id if record else None)
 
 
-def _metrics(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> dict[str, Any]:
+def _metrics(run: Run, evaluation: Evaluation) -> dict[str, Any]:
     return {
         "step": run.state.step,
         "epoch": run.epoch,

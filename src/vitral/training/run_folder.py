@@ -97,9 +97,9 @@ class Summary:
     epochs: float
     seconds: float
     best_step: int
-    val_top1: float | None  # None: multi-label
     test: dict[str, Any] | None  # the evaluation of the test split, if there is one
     calibration: dict[str, Any] | None = None  # `Calibration`, on the validation images; None: too few
+    val_top1: float | None = None  # None: multi-label
     val_mean_average_precision: float | None = None  # of multi-label data
     stopped_by: int | None = None  # the number of a signal that asked to stop
 
