@@ -17,7 +17,8 @@ from tests.test_resume import Crash, CrashAt
 from vitral.checkpoints.convert import convert
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.cli.commands.info import _about
-from vitral.data.dataset import evaluation_batches, open_data
+from vitral.data.image_data import open_data
+from vitral.data.loader import Loader
 from vitral.evaluation.calibration import LEAST_IMAGES, calibrate, fit_temperature
 from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.images.preprocess import Preprocess, open_image
@@ -304,7 +305,7 @@ def test_evaluation_averages_too(folder: Path, image_folder: Path) -> None:
 def test_a_mirrored_batch_has_the_same_answer(folder: Path, image_folder: Path) -> None:
     classifier = on_cpu(folder, tta="flip")
     split = open_data(str(image_folder)).split("val")
-    (batch,) = evaluation_batches(split, classifier.preprocess, batch_size=50)
+    (batch,) = Loader(split, classifier.preprocess).evaluation_batches(50)
     one, other = (classifier.log_probabilities(images) for images in (batch.images, batch.images.flip(3)))
     assert torch.allclose(one, other, atol=1e-6)
     assert torch.allclose(one.exp().sum(1), torch.ones(len(batch.labels)))

@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from tests.conftest import write_images
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
-from vitral.data.dataset import Batch, Split, open_data
+from vitral.data.batches import Batch
+from vitral.data.image_data import open_data
+from vitral.data.loader import Loader
+from vitral.data.split import Split
 from vitral.evaluation import evaluate as evaluation_module
 from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.evaluation.single_label import SingleLabelEvaluation, SingleLabelOutcomes, calibration_error
@@ -270,13 +273,12 @@ def tint_classifier(labels: str = "ant bee cat", **metadata: Any) -> Classifier:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the images that were evaluated, in this process."""
     names: list[str] = []
-    load_batches = evaluation_module.evaluation_batches
 
-    def watched(split: Any, transform: Any, *, batch_size: int, loading: Any) -> Any:
+    def watched(split: Any, transform: Any, _: Any) -> Loader:
         names.extend(split.names)
-        return load_batches(split, transform, batch_size=batch_size)
+        return Loader(split, transform)
 
-    monkeypatch.setattr(evaluation_module, "evaluation_batches", watched)
+    monkeypatch.setattr(evaluation_module, "Loader", watched)
     return names
 
 

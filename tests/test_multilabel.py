@@ -25,10 +25,13 @@ from torch.nn import functional as F
 from tests.test_cli import Result, Vitral
 from tests.test_cli import vitral as vitral
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import Draw, Split, evaluation_batches, open_data, training_batches
+from vitral.data.image_data import open_data
+from vitral.data.loader import Loader
+from vitral.data.randomness import Sampling
+from vitral.data.split import Split
 from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.evaluation.multi_label import MultiLabelEvaluation, MultiLabelOutcomes
-from vitral.images.augment import batch_mixer
+from vitral.images.augment import Augmentation, batch_mixer
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import load
 from vitral.model.vit import VisionTransformer
@@ -196,7 +199,7 @@ def test_what_is_found_is_described(tmp_path: Path) -> None:
 def test_a_balanced_draw_shows_each_class_its_share(tmp_path: Path) -> None:
     rows = rows_of({("a",): 80, ("a", "b"): 15, ("c",): 3, (): 2})
     labels = open_data(write_rows(tmp_path / "a.parquet", rows), val_fraction=0).split("train").labels
-    order = Draw(balanced=True).order(labels, np.random.default_rng(0))
+    order = Sampling(balanced=True).order(labels, np.random.default_rng(0))
     shown = labels[order]
     assert len(order) == 100
     # Four groups draw 25 each; a is shown by all of its own draws and of b's.
@@ -209,7 +212,7 @@ def test_a_balanced_draw_shows_each_class_its_share(tmp_path: Path) -> None:
 def test_batches_carry_a_column_a_class(squares: str) -> None:
     split = open_data(squares).split("train")
     preprocess = Preprocess((16, 16))
-    batches = list(evaluation_batches(split.take(np.arange(10)), preprocess, batch_size=4))
+    batches = list(Loader(split.take(np.arange(10)), preprocess).evaluation_batches(4))
     assert [batch.labels.shape for batch in batches] == [(4, 4), (4, 4), (2, 4)]
     assert torch.cat([batch.labels for batch in batches]).tolist() == split.labels[:10].astype(float).tolist()
     assert batches[0].labels.dtype == torch.float32
@@ -219,10 +222,10 @@ def test_damaged_images_leave_no_row_of_labels() -> None:
     labels = np.array([[1, 0], [0, 1], [1, 1]], dtype=bool)
     good = picture(["red"], np.random.default_rng(0))
     split = Split([good, b"no image", good], labels, ["one", "two", "three"])
-    (batch,) = evaluation_batches(split, Preprocess((16, 16)), batch_size=3)
+    (batch,) = Loader(split, Preprocess((16, 16))).evaluation_batches(3)
     assert batch.labels.tolist() == [[1, 0], [1, 1]]
     assert [name for name, _ in batch.damaged] == ["two"]
-    (empty,) = evaluation_batches(split.take(np.array([1])), Preprocess((16, 16)), batch_size=1)
+    (empty,) = Loader(split.take(np.array([1])), Preprocess((16, 16))).evaluation_batches(1)
     assert len(empty.labels) == 0
 
 
@@ -230,13 +233,8 @@ def test_a_training_batch_is_the_same_from_any_step(squares: str) -> None:
     split = open_data(squares).split("train")
 
     def stream(first_step: int, count: int) -> list[Tensor]:
-        batches = training_batches(
-            split,
-            Preprocess((16, 16)),
-            batch_size=50,
-            seed=0,
-            first_step=first_step,
-            draw=Draw(balanced=True),
+        batches = Loader(split, Preprocess((16, 16))).training_batches(
+            Augmentation(), batch_size=50, seed=0, first_step=first_step, sampling=Sampling(balanced=True)
         )
         return [batch.labels for batch in islice(batches, count)]
 

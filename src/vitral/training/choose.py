@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vitral.checkpoints.folder import is_checkpoint, load_checkpoint
-from vitral.data.dataset import ImageData, image_sizes
+from vitral.data.image_data import ImageData
 from vitral.evaluation.task import task_of
 from vitral.recipes.recipe import Recipe, resolve, start
 from vitral.runtime.devices import cpu_count
@@ -132,7 +132,7 @@ def _size(base: str, data: ImageData) -> int | tuple[int, int]:
     checkpoint = load_checkpoint(base)
     height, width = checkpoint.preprocess.img_size
     patch = checkpoint.model.config.patch_size
-    side = float(np.median(image_sizes(data.split("train")).min(axis=1)))
+    side = float(np.median(data.split("train").typical_sizes.min(axis=1)))
     patches = int(np.clip(round(side / patch), _FEWEST_PATCHES, _MOST_PATCHES))
     return (height, width) if min(height, width) <= patches * patch else patches * patch
 

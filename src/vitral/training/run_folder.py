@@ -39,7 +39,8 @@ from vitral.checkpoints.folder import (
     save_checkpoint,
 )
 from vitral.data.contents import Contents
-from vitral.data.dataset import ImageData, seeded
+from vitral.data.image_data import ImageData
+from vitral.data.randomness import seeded
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.packaged import RUN_FILE
 from vitral.recipes.recipe import Recipe

@@ -38,7 +38,7 @@ def train(
     vitral train imagenet/ --out runs/deit3 --recipe deit3 batch_size=512
     """
     from vitral.cli.training import TrainingConsole
-    from vitral.data.dataset import open_data
+    from vitral.data.image_data import open_data
     from vitral.evaluation.task import task_of
     from vitral.recipes import packaged as recipes
     from vitral.recipes.recipe import Recipe
