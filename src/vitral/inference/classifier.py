@@ -65,7 +65,7 @@ class Prediction:
 class Classifier:
     """A trained model that takes images of any kind: paths, bytes, PIL images, arrays and tensors."""
 
-    model: VisionTransformer
+    model: VisionTransformer  # or any module of logits, which gives no features
     preprocess: Preprocess
     labels: tuple[str, ...]
     placement: Placement
@@ -269,6 +269,11 @@ def load(
     for note in checkpoint.notes:
         warnings.warn(note, stacklevel=2)
     return as_classifier(checkpoint, Placement.choose(device, precision), tta)
+
+
+def loaded(model: str | PathLike | Classifier) -> Classifier:
+    """Give a classifier as it is, and load what is named."""
+    return model if isinstance(model, Classifier) else load(model)
 
 
 def as_classifier(checkpoint: Checkpoint, placement: Placement, tta: Augmentation = "none") -> Classifier:
