@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.checkpoints.formats import open_weights
+from vitral.checkpoints.formats.open import open_weights
 from vitral.checkpoints.layouts import google, tables, timm
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer

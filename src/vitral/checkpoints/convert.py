@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vitral.checkpoints import peers, record
+from vitral.checkpoints.dtypes import store_as
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.checkpoints.layouts import google, tables, timm, torchvision, transformers
 from vitral.checkpoints.layouts.layout import Writing
@@ -29,7 +30,6 @@ from vitral.runtime.files import new_folder, write_atomically
 CERTIFICATE_FILE = "parity.json"
 WRITERS = {layout.NAME: layout for layout in (timm, transformers, torchvision, google)}
 LAYOUTS = ("vitral", *WRITERS)
-TYPES = ("float32", "float16", "bfloat16")
 
 # What a target may round: a norm's eps and the kind of GELU change results little, and no loader says them.
 _ROUNDED = {"norm.eps", "layer.feed_forward.activation"}
@@ -74,7 +74,7 @@ def convert(source: str, out: Path, to: str, dtype: str | None = None, **overrid
         source: as in `load_checkpoint`, and so are `overrides`.
         out: a folder that is not there yet, or empty.
         to: one of `LAYOUTS`.
-        dtype: to store weights in, one of `TYPES`; None: as the source has them.
+        dtype: to store weights in, one of `dtypes.STORABLE`; None: as the source has them.
         overrides: what to change.
 
     Raises:
@@ -84,7 +84,9 @@ def convert(source: str, out: Path, to: str, dtype: str | None = None, **overrid
         raise VitralError(f"there is no layout {to!r}; there are {', '.join(LAYOUTS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise VitralError(f"{out} exists already; choose a new folder")
-    checkpoint = _stored_as(dtype, load_checkpoint(source, **overrides))
+    checkpoint = load_checkpoint(source, **overrides)
+    if dtype is not None:
+        store_as(checkpoint.model, dtype)
     _refuse_inexpressible(checkpoint.model.config, source, to)
     staging = out
     try:
@@ -132,19 +134,6 @@ def _convert_into(folder: Path, checkpoint: Checkpoint, source: str, to: str) ->
     kept = record.content(checkpoint, to, writing.weights_file)
     write_atomically(folder / record.FILE, (json.dumps(kept, indent=1, allow_nan=False) + "\n").encode())
     return replace(certificate, temperature=checkpoint.temperature)
-
-
-def _stored_as(dtype: str | None, checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with its weights rounded to a type. Raises VitralError if one is too large for it."""
-    if dtype is None:
-        return checkpoint
-    if dtype not in TYPES:
-        raise VitralError(f"there is no type {dtype!r} of weights; there are {', '.join(TYPES)}")
-    checkpoint.model.to(getattr(torch, dtype))
-    for name, parameter in checkpoint.model.named_parameters():
-        if not parameter.isfinite().all():
-            raise VitralError(f"{name} holds numbers too large for {dtype}")
-    return checkpoint
 
 
 def _refuse_inexpressible(config: ViTConfig, source: str, to: str) -> None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from vitral.checkpoints import fields, hub, names, record
-from vitral.checkpoints.formats import ENDINGS, one_line, open_weights, shown
+from vitral.checkpoints.formats.damage import ENDINGS, one_line, printable
+from vitral.checkpoints.formats.open import open_weights
 from vitral.checkpoints.layouts import adapter, google, originals, tables, timm, torchvision, transformers
 from vitral.checkpoints.layouts.layout import Checkpoint, Reading, Source
 from vitral.images.preprocess import Preprocess
@@ -96,7 +97,7 @@ def load_checkpoint(source: Path | str, **overrides: Any) -> Checkpoint:
             found = replace(found, preprocess=fields.preprocess(changed))
         return found
     except VitralError as error:
-        raise VitralError(shown(error)) from error
+        raise VitralError(printable(error)) from error
     except OSError as error:
         raise VitralError(f"{name} cannot be read: {error.strerror or one_line(error)}") from error
     # A config of other types, or tensors of other shapes, than its layout has: almost anything.

@@ -6,7 +6,8 @@ one prefix. What has none stands beside the model, such as a classifier, and no 
 
 import re
 
-from vitral.checkpoints.formats import Renamed, Weights, damaged
+from vitral.checkpoints.formats.damage import damaged
+from vitral.checkpoints.formats.weights import Renamed, Weights
 from vitral.runtime.errors import VitralError
 
 # Names that each layout has once: the projection of patches, or of CLIP's tower, its class token.

@@ -1,7 +1,7 @@
 """peft's LoRA adapters (arXiv:2106.09685): the base model by its name, and what was learnt added to it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vitral.checkpoints.fields import read_json
-from vitral.checkpoints.formats import Weights, open_weights
+from vitral.checkpoints.formats.open import open_weights
+from vitral.checkpoints.formats.weights import Weights, checked
 from vitral.checkpoints.layouts.tables import listing
 from vitral.runtime.errors import VitralError
 
@@ -53,8 +54,7 @@ class AdaptedWeights(Weights):
     """The base's tensors, those that were adapted with the product of the factors added."""
 
     def __init__(self, base: Weights, folder: Path) -> None:
-        super().__init__(base.path)
-        self.about, self.beside, self._base = base.about, base.beside, base
+        self._base = base
         self._settings = _settings(folder)
         file = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
         if file is None:
@@ -68,6 +68,10 @@ class AdaptedWeights(Weights):
         unknown = half + [key for key in self._factors if key not in base]
         if unknown:
             raise VitralError(f"{folder} adapts {listing(unknown)}, which {base.path} does not hold so")
+        shapes = {name: base.shape(name) for name in base}
+        shapes |= {name: self._learnt.shape(learnt) for name, learnt in self._replaced.items()}
+        super().__init__(base.path, shapes)
+        self.about, self.beside = base.about, base.beside
 
     def _place(self, name: str) -> None:
         plain = name.removeprefix(_PREFIX)
@@ -89,16 +93,6 @@ class AdaptedWeights(Weights):
                 return found
         return module
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._learnt.shape(self._replaced[name]) if name in self._replaced else self._base.shape(name)
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self._base
-        yield from (name for name in self._replaced if name not in self._base)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._base or name in self._replaced
-
     def __getitem__(self, name: str) -> Tensor:
         if name in self._replaced:
             return self._learnt[self._replaced[name]]
@@ -111,7 +105,9 @@ class AdaptedWeights(Weights):
                 f"{self._learnt.path}: factors of {tuple(up.shape)} and {tuple(down.shape)} do not fit {name}"
             )
         change = up @ down * self._scale(down.shape[0])
-        return self.checked(name, (tensor.float() + change).to(torch.promote_types(tensor.dtype, up.dtype)))
+        return checked(
+            self.path, name, (tensor.float() + change).to(torch.promote_types(tensor.dtype, up.dtype))
+        )
 
     def _scale(self, rank: int) -> float:
         alpha = self._settings["lora_alpha"]

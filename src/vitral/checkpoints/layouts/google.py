@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vitral.checkpoints.formats import NumpyWeights, Renamed, Weights
+from vitral.checkpoints.formats.npz import NpzWeights
+from vitral.checkpoints.formats.weights import Renamed, Weights
 from vitral.checkpoints.layouts.layout import (
     Checkpoint,
     Draft,
@@ -93,7 +94,7 @@ def _attention(ours: str, theirs: str, heads: int) -> list[Row]:
 
 
 def recognises(source: Source) -> bool:
-    return isinstance(source.weights, NumpyWeights)
+    return isinstance(source.weights, NpzWeights)
 
 
 def read(source: Source, asked: Mapping[str, Any]) -> Reading:

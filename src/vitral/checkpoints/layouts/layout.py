@@ -7,7 +7,7 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from vitral.checkpoints.formats import Weights
+from vitral.checkpoints.formats.weights import Weights
 from vitral.checkpoints.layouts.tables import Row
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer, ViTConfig

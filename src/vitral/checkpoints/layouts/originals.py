@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vitral.checkpoints.formats import Renamed, Weights
+from vitral.checkpoints.formats.weights import Renamed, Weights
 from vitral.checkpoints.layouts import timm
 from vitral.checkpoints.layouts.layout import (
     CLIP,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitral.checkpoints.formats.weights import Weights
 from vitral.runtime.errors import VitralError
 
 Tensors = list[Tensor]
@@ -93,7 +94,7 @@ def expand(rows: Iterable[Row], num_layers: int) -> list[Row]:
 
 def read(
     rows: Iterable[Row],
-    weights: Mapping[str, Tensor],
+    weights: Weights,
     num_layers: int,
     ignored: str = "(?!)",
     optional: Collection[str] = (),
@@ -117,7 +118,8 @@ def read(
         available = all(name in wanted and name not in used for name in pattern.theirs)
         if not available or any(name in state for name in pattern.ours):
             continue
-        tensors = pattern.transform.read([weights[name] for name in pattern.theirs])
+        take = weights.__getitem__ if len(pattern.theirs) == 1 else weights.temporary
+        tensors = pattern.transform.read([take(name) for name in pattern.theirs])
         state.update(zip(pattern.ours, tensors, strict=True))
         used.update(pattern.theirs)
     left = sorted(wanted - used - set(optional))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vitral.checkpoints.formats import Renamed, Weights
+from vitral.checkpoints.formats.weights import Renamed, Weights
 from vitral.checkpoints.layouts.layout import (
     CLIP,
     IMAGENET,
