@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from vitral.bench.measure import synchronizer
 from vitral.data.dataset import Batch, open_data
-from vitral.model.blocks import height_and_width
+from vitral.model.config import height_and_width
 from vitral.recipes.recipe import Recipe, resolve
 from vitral.runtime.devices import cpu_count
 from vitral.runtime.settings import build, nested, parse_overrides

@@ -18,7 +18,7 @@ from vitral.checkpoints.folder import (
     save_checkpoint,
 )
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import LayerOptions
+from vitral.model.config import LayerOptions
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 

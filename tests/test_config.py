@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vitral.evaluation.probe import ProbeOptions
-from vitral.model.vit import ViTConfig
+from vitral.model.config import ViTConfig
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
 from vitral.runtime.settings import build, deep_merge, flat, nested, parse_overrides, read_toml, to_toml

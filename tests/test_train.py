@@ -27,7 +27,7 @@ from vitral.data.dataset import Batch, ImageData, open_data, seeded
 from vitral.evaluation.metrics import Evaluation
 from vitral.evaluation.multilabel import MultiLabelEvaluation
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import ConvStem
+from vitral.model.embedding import ConvStem
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe, resolve, start
 from vitral.runtime import process
@@ -162,7 +162,7 @@ def test_steps_are_those_of_plain_pytorch(clip_norm: float, base: str, data: Ima
         ),
     )
     model = tiny(dropout=0.0)
-    model.replace_head(3)
+    model.reset_classifier(3)
     model.load_state_dict(run.model.state_dict())
     optimizer = PlainAdamW(model, undecayed=("bias", "norm.weight", "class_token", "positions.table"))
     # Three steps of warm-up (from a thousandth), then two of a cosine over the other seven.

@@ -16,7 +16,8 @@ from vitral.cli import app as cli
 from vitral.data.dataset import SPLITS
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Augmentation
-from vitral.model.vit import Pooling, VisionTransformer, ViTConfig
+from vitral.model.config import Pooling, ViTConfig
+from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.runtime import devices, limits
 from vitral.runtime.spelling import meant, near

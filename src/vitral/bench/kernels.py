@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitral.bench.measure import Call, Report, Row, Settings, describe_machine, interleaved, synchronizer
-from vitral.model.blocks import PatchEmbedding, attention_weights
+from vitral.model.attention import attention_weights
+from vitral.model.embedding import PatchEmbedding
 from vitral.runtime.devices import Placement
 
 # Batch, image side, patch, width: ViT-Ti/4 on small images, ViT-S/16, ViT-B/16, ViT-L/14.

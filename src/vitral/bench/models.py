@@ -29,9 +29,8 @@ from vitral.bench.work import FLOPS_FACTOR, Begin, Contender, Task, prepare, rea
 from vitral.checkpoints import peers
 from vitral.checkpoints.convert import convert
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.model.blocks import height_and_width
+from vitral.model.config import ViTConfig, height_and_width
 from vitral.model.cost import stages
-from vitral.model.vit import ViTConfig
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
 from vitral.runtime.process import keep_freed_memory

@@ -22,8 +22,9 @@ from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoi
 from vitral.checkpoints.layouts import google, tables, timm, torchvision, transformers
 from vitral.checkpoints.layouts.layout import Writing
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import LearnedPositions, height_and_width
-from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.model.config import ViTConfig, height_and_width
+from vitral.model.positions.tables import LearnedPositions
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import new_folder, write_atomically
 
@@ -198,7 +199,7 @@ def _adapted(checkpoint: Checkpoint, to: str) -> Checkpoint:
     changes: dict[str, Any] = {}
     key = "embedding.positions.table"
     if config.position in ("sinusoidal", "sinusoidal_2d"):
-        zeros = torch.zeros(1, config.prefix + config.grid[0] * config.grid[1], config.embed_dim)
+        zeros = torch.zeros(1, config.num_prefix_tokens + config.grid[0] * config.grid[1], config.embed_dim)
         state[key] = model.embedding.positions(zeros.to(next(model.parameters())))[0]
         changes = {"position": "learned", "embedding": replace(config.embedding, positioned="all")}
     elif isinstance(model.embedding.positions, LearnedPositions) and config.embedding.register_tokens:
@@ -214,10 +215,10 @@ def _adapted(checkpoint: Checkpoint, to: str) -> Checkpoint:
     elif (
         to != "timm"
         and config.position == "learned"
-        and config.prefix
+        and config.num_prefix_tokens
         and config.embedding.positioned == "patches"
     ):
-        state[key] = torch.cat([state[key].new_zeros(config.prefix, config.embed_dim), state[key]])
+        state[key] = torch.cat([state[key].new_zeros(config.num_prefix_tokens, config.embed_dim), state[key]])
         changes = {"embedding": replace(config.embedding, positioned="all")}
     if to == "transformers" and transformers.takes_class_and_mean(config):
         # Its classifier reads both; of the one that the head does not read, it takes nothing.
@@ -275,9 +276,9 @@ def _meaning(config: ViTConfig) -> ViTConfig:
     """The config with everything that makes no difference at its default."""
     embedding, head, layer = config.embedding, config.head, config.layer
     as_all = embedding.positioned == "class" and not embedding.register_tokens
-    if as_all or not config.prefix or config.position != "learned":
+    if as_all or not config.num_prefix_tokens or config.position != "learned":
         embedding = replace(embedding, positioned="all")
-    if not config.prefix or config.pooling == "class":
+    if not config.num_prefix_tokens or config.pooling == "class":
         head = replace(head, pool_prefix=False)
     if config.pooling != "map":
         head = replace(head, pool_heads=None, pool_mlp_ratio=None)

@@ -21,9 +21,11 @@ from vitral.checkpoints.formats.open import open_weights
 from vitral.checkpoints.layouts import adapter, google, originals, tables, timm, torchvision, transformers
 from vitral.checkpoints.layouts.layout import Checkpoint, Reading, Source
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import LearnedPositions, height_and_width
-from vitral.model.positions import RelativeBias, resize_patches
-from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.model.config import ViTConfig, height_and_width
+from vitral.model.positions.relative import RelativeBias
+from vitral.model.positions.resize import resize_patches
+from vitral.model.positions.tables import LearnedPositions
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import write_atomically
 from vitral.runtime.settings import build, deep_merge
@@ -363,7 +365,7 @@ def _fill(
     model.requires_grad_().to(next(model.parameters()).dtype)
     found = replace(found, model=model, preprocess=_fitting(found.preprocess, saved, wanted))
     if num_classes is not None:
-        model.replace_head(num_classes)
+        model.reset_classifier(num_classes)
         found = replace(found, labels=(), temperature=1.0, multi_label=False)
     if found.labels and len(found.labels) != model.config.num_classes:
         raise VitralError(

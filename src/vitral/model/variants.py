@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from vitral.model.blocks import patch_grid
-from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.model.config import ViTConfig, patch_grid
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 from vitral.runtime.settings import build, deep_merge
 

@@ -12,9 +12,9 @@ from vitral.data.dataset import ImageData, class_counts, image_sizes
 from vitral.data.workers import worker_count
 from vitral.images.augment import Augmentation, Crop
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import height_and_width
+from vitral.model.config import Pooling, ViTConfig, height_and_width
 from vitral.model.variants import configure, parse
-from vitral.model.vit import Pooling, VisionTransformer, ViTConfig
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Device, Precision, compiles
 from vitral.runtime.errors import VitralError
 from vitral.runtime.ranges import (
@@ -347,7 +347,7 @@ def _of_pictures(preprocess: Preprocess) -> Preprocess:
 def _start_from(folder: str, overrides: dict[str, Any], classes: tuple[str, ...]) -> Checkpoint:
     base = load_checkpoint(folder, **overrides)
     if base.labels != classes:
-        base.model.replace_head(len(classes))
+        base.model.reset_classifier(len(classes))
     carried = {name: base.metadata[name] for name in ("source", "licence", "origin") if name in base.metadata}
     preprocess, about = _of_pictures(base.preprocess), {"base": folder, **carried}
     return Checkpoint(base.model.train(), preprocess, classes, about, notes=base.notes)

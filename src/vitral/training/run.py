@@ -48,7 +48,7 @@ from vitral.evaluation.probe import fitted_head
 from vitral.images.augment import batch_mixer, training_transform
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference.classifier import Classifier
-from vitral.model.blocks import ConvStem
+from vitral.model.embedding import ConvStem
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe, resolve, start
 from vitral.runtime.devices import Placement, compiles, computing_threads, cpu_count

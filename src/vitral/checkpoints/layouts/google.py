@@ -22,7 +22,7 @@ from vitral.checkpoints.layouts.layout import (
 )
 from vitral.checkpoints.layouts.tables import SAME, TRANSPOSED, UNBATCHED, Row, Transform, each, joined, row
 from vitral.images.preprocess import Preprocess
-from vitral.model.vit import ViTConfig
+from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
 from vitral.runtime.settings import deep_merge
 

@@ -10,7 +10,8 @@ from typing import Any
 from vitral.checkpoints.formats.weights import Weights
 from vitral.checkpoints.layouts.tables import Row
 from vitral.images.preprocess import Preprocess
-from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.model.config import ViTConfig
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 
 Draft = dict[str, Any]  # fields of a ViTConfig, its groups as mappings

@@ -27,8 +27,7 @@ from vitral.checkpoints.layouts.layout import (
 )
 from vitral.checkpoints.layouts.tables import QKV, QV, UNBATCHED, Row, apart, joined, row, stacked
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import height_and_width
-from vitral.model.vit import ViTConfig
+from vitral.model.config import ViTConfig, height_and_width
 from vitral.runtime.errors import VitralError
 from vitral.runtime.settings import deep_merge
 

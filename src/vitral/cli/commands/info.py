@@ -12,8 +12,8 @@ from vitral.runtime.streams import shown
 
 if TYPE_CHECKING:
     from vitral.checkpoints.folder import Checkpoint
+    from vitral.model.config import ViTConfig
     from vitral.model.cost import PatchCost, Stage
-    from vitral.model.vit import ViTConfig
     from vitral.runtime.devices import Placement
 
 
