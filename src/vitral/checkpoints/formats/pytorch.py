@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from vitral.checkpoints.formats.damage import ZIP, damaged, first_bytes, one_line, reading, refuse_repeated
-from vitral.checkpoints.formats.weights import FileWeights
+from vitral.checkpoints.formats.weights import FileWeights, checked
 from vitral.runtime.errors import VitralError
 
 # The names under which training code saves a model beside its optimizer, the one to use first.
 _WRAPPERS = ("teacher", "target_encoder", "model_ema", "model", "module", "state_dict", "encoder")
 _HEADS = ("head", "classifier", "fc")  # a mapping of its own beside them
+_MAX_PASSED = 2**25  # bytes of tensors that were copied into others, and are in memory all the same
 _MAX_WRAPPERS = 8  # one in another; a pickle may hold a dict that holds itself
 
 
@@ -41,12 +42,23 @@ class PickledWeights(FileWeights):
         self._load = lambda: _load(path, find)
         saved = self._load()
         self._tensors, self.about = saved.tensors, saved.about
+        self._passing, self._passed = dict[str, Tensor](), 0
         super().__init__(path, {name: tuple(tensor.shape) for name, tensor in saved.tensors.items()})
 
     def _read(self, name: str) -> Tensor:
         if name not in self._tensors:
             self._tensors = self._load().tensors
         return self._tensors.pop(name).detach()
+
+    def temporary(self, name: str) -> Tensor:
+        # On a second map, which is exchanged for a new one when much of it is in memory.
+        if first_bytes(self.path)[:4] != ZIP:
+            return self[name]
+        if name not in self._passing or self._passed > _MAX_PASSED:
+            self._passing, self._passed = self._load().tensors, 0
+        tensor = self._passing.pop(name).detach()
+        self._passed += tensor.nbytes
+        return checked(self.path, name, tensor)
 
 
 def _load(path: Path, find: Callable[[Path, Any], Saved]) -> Saved:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitral.checkpoints.fields import read_json
 from vitral.checkpoints.formats.open import open_weights
 from vitral.checkpoints.formats.weights import Weights, checked
-from vitral.checkpoints.layouts.tables import listing
+from vitral.checkpoints.layouts.key_table import listing
+from vitral.checkpoints.validate import read_json
 from vitral.runtime.errors import VitralError
 
 CONFIG_FILE = "adapter_config.json"
@@ -37,7 +37,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def base_of(folder: Path, name: str) -> str:
-    """The name of the model that was adapted. Raises VitralError if the adapter does not tell it."""
+    """Returns the name of the model that was adapted. Raises VitralError if the adapter does not tell it."""
     base = read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise VitralError(
@@ -51,7 +51,7 @@ def base_of(folder: Path, name: str) -> str:
 
 
 class AdaptedWeights(Weights):
-    """The base's tensors, those that were adapted with the product of the factors added."""
+    """The base's tensors; to those that were adapted, the product of the factors is added."""
 
     def __init__(self, base: Weights, folder: Path) -> None:
         self._base = base
@@ -83,7 +83,7 @@ class AdaptedWeights(Weights):
             raise VitralError(f"{self._learnt.path} holds {plain}, which is no factor of LoRA's")
 
     def _on_disk(self, module: str) -> str:
-        """The module's name among the base's keys."""
+        """Returns the module's name among the base's keys."""
         if f"{module}.weight" in self._base:
             return module
         for pattern, disk in (*_ON_DISK, _DINOV2_MLP):
@@ -96,9 +96,9 @@ class AdaptedWeights(Weights):
     def __getitem__(self, name: str) -> Tensor:
         if name in self._replaced:
             return self._learnt[self._replaced[name]]
-        tensor = self._base[name]
         if name not in self._factors:
-            return tensor
+            return self._base[name]
+        tensor = self._base.temporary(name)
         down, up = (self._learnt[self._factors[name][letter]].float() for letter in "AB")
         if down.ndim != 2 or up.ndim != 2 or (up.shape[0], down.shape[1]) != tuple(tensor.shape):
             raise VitralError(
@@ -109,13 +109,17 @@ class AdaptedWeights(Weights):
             self.path, name, (tensor.float() + change).to(torch.promote_types(tensor.dtype, up.dtype))
         )
 
+    def temporary(self, name: str) -> Tensor:
+        own = name in self._factors or name in self._replaced
+        return self[name] if own else self._base.temporary(name)
+
     def _scale(self, rank: int) -> float:
         alpha = self._settings["lora_alpha"]
         return alpha / rank**0.5 if self._settings.get("use_rslora") else alpha / rank
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:
-    """What the factors mean. Raises VitralError if they are of a kind that is not read."""
+    """Reads what the factors mean. Raises VitralError if they are of a kind that is not read."""
     found = read_json(folder / CONFIG_FILE)
     kind = found.get("peft_type")
     if kind != "LORA":
