@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.conftest import write_images
-from tests.test_held import MOVES, held, split_of
+from tests.test_in_memory import MOVES, in_memory, split_of
 from tests.test_resume import Crash, CrashAt, assert_same_run
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import Draw, ImageData, open_data
+from vitral.data.image_data import ImageData, open_data
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
 from vitral.model.variants import create
@@ -24,15 +24,13 @@ from vitral.recipes.recipe import Recipe, resolve
 from vitral.runtime.devices import Placement, cpu_count
 from vitral.training.run import Reporter, _first_checkpoint, _opened, _training_batches, step, train
 from vitral.training.run_folder import RunFolder
+from vitral.training.step import update_average
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-    # The compiler advises lower precision, or says what it did not do.
-    pytest.mark.filterwarnings("ignore::UserWarning:torch._inductor"),
-    # torch's own compiler, as it is imported under Python 3.12.
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
+    # Warnings of other libraries, of another version of Python too, are shown there and fail nothing.
+    pytest.mark.filterwarnings("default"),
 ]
 
 
@@ -161,6 +159,31 @@ def test_a_compiled_run_learns(data: ImageData, tmp_path: Path) -> None:
     assert summary.val_top1 > 0.8
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+def test_a_captured_step_is_the_eager_one_to_the_bit(
+    data: ImageData, tmp_path: Path, optimizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, mixing, clipping, averages and a rate that changes; recorded at the fourth."""
+    found = {}
+    for name, warm_up in (("captured", 3), ("eager", 10**6)):
+        monkeypatch.setattr("vitral.training.step._WARM_UP", warm_up)
+        train(data, tmp_path / name, recipe(steps=12, optimizer=optimizer, compile=True))
+        found[name] = load_checkpoint(tmp_path / name / "last").model.state_dict()
+        torch.compiler.reset()
+    for part, expected in found["eager"].items():
+        assert torch.equal(found["captured"][part], expected), part
+
+
+def test_an_update_of_the_average_by_a_tensor_is_that_by_a_number() -> None:
+    averages, weights = ([images(5, 3).cuda(), images(7).cuda()] for _ in range(2))
+    others = [average.clone() for average in averages]
+    weights = [weight + 1 for weight in weights]
+    update_average(averages, weights, 0.3)
+    update_average(others, weights, torch.tensor(0.3, device="cuda"))
+    for ours, theirs in zip(averages, others, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_a_compiled_step_in_parts_is_the_step_of_the_whole(data: ImageData, tmp_path: Path) -> None:
     """Eager, compiled, and compiled in two and in three parts, of which the last is smaller."""
     found = {}
@@ -226,11 +249,11 @@ def test_a_gpu_is_chosen_where_there_is_one() -> None:
     assert Placement.choose() == Placement(torch.device("cuda"), torch.bfloat16)
 
 
-def test_held_images_are_those_of_the_cpu() -> None:
+def test_images_in_memory_are_those_of_the_cpu() -> None:
     split = split_of(13, damaged=(3,))
-    course: dict[str, Any] = {"batch_size": 4, "seed": 1, "first_step": 2, "draw": Draw()}
-    there = held(split, device=torch.device("cuda")).training_batches(MOVES, **course)
-    here = held(split).training_batches(MOVES, **course)
+    course: dict[str, Any] = {"batch_size": 4, "seed": 1, "first_step": 2}
+    there = in_memory(split, device=torch.device("cuda")).training_batches(MOVES, **course)
+    here = in_memory(split).training_batches(MOVES, **course)
     for ours, theirs in islice(zip(there, here, strict=True), 5):
         assert ours.images.device.type == ours.labels.device.type == "cuda"
         torch.testing.assert_close(ours.images.cpu(), theirs.images)

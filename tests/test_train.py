@@ -23,9 +23,10 @@ from torch.nn import functional as F
 from tests.conftest import write_images
 from tests.test_resume import Crash, CrashAt
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import Batch, ImageData, open_data, seeded
-from vitral.evaluation.metrics import Evaluation
-from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.data.batches import Batch
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.randomness import seeded
+from vitral.evaluation.evaluation import Evaluation
 from vitral.images.preprocess import Preprocess
 from vitral.model.embedding import ConvStem
 from vitral.model.vit import VisionTransformer
@@ -33,8 +34,9 @@ from vitral.recipes.recipe import Recipe, resolve, start
 from vitral.runtime import process
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
-from vitral.training.optimizers import learning_rate_at, parameter_groups
+from vitral.training.optimizers import parameter_groups
 from vitral.training.run import Reporter, Run, step, train
+from vitral.training.schedule import Schedule
 
 
 class Recorder(Reporter):
@@ -51,7 +53,7 @@ class Recorder(Reporter):
     def step(self, run: Run) -> None:
         self.steps.append(run.state.step)
 
-    def epoch(self, run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+    def epoch(self, run: Run, evaluation: Evaluation) -> None:
         self.averages[run.state.step] = copied(run.average)
 
 
@@ -305,8 +307,7 @@ def test_a_head_of_the_same_labels_is_kept(data: ImageData, tmp_path: Path) -> N
 def test_in_bfloat16_weights_and_moments_stay_float32_and_gradients_agree(base: str, data: ImageData) -> None:
     gradients = []
     for precision in ("float32", "bfloat16"):
-        run = opened(data, small(base, warmup=0.0))
-        run.placement = Placement.choose("cpu", precision)
+        run = opened(data, small(base, warmup=0.0, device="cpu", precision=precision))
         # Kept from being zeroed, to be compared.
         run.optimizer.zero_grad = lambda: None
         step(run, random_batches(1)[0])
@@ -365,7 +366,7 @@ def test_dropout_differs_from_step_to_step(base: str, data: ImageData) -> None:
     ],
 )
 def test_the_rate_rises_linearly_and_falls_as_a_cosine(progress: float, warmup: float, share: float) -> None:
-    rate = learning_rate_at(progress, Recipe(learning_rate=0.02, warmup=warmup, schedule="cosine"))
+    rate = Schedule("cosine", 0.02, warmup=warmup).at(progress)
     assert rate == pytest.approx(0.02 * share, abs=1e-12)
 
 
@@ -412,7 +413,7 @@ FATES = [
 def test_each_parameter_has_the_rate_and_decay_of_its_place(
     options: dict[str, Any], fates: dict[str, tuple[int, bool]]
 ) -> None:
-    groups = parameter_groups(tiny(**options), Recipe(layer_decay=0.5, weight_decay=0.3))
+    groups = parameter_groups(tiny(**options), layer_decay=0.5, weight_decay=0.3)
     found = {name: (group["scale"], group["weight_decay"]) for group in groups for name in group["names"]}
     assert found == {name: (0.5**level, 0.3 if decays else 0.0) for name, (level, decays) in fates.items()}
 
@@ -420,15 +421,13 @@ def test_each_parameter_has_the_rate_and_decay_of_its_place(
 @pytest.mark.parametrize("options", [options for options, _ in FATES], ids=str)
 def test_each_parameter_is_in_one_group(options: dict[str, Any]) -> None:
     model = tiny(**options)
-    groups = parameter_groups(model, Recipe(layer_decay=0.5, weight_decay=0.05))
+    groups = parameter_groups(model, layer_decay=0.5, weight_decay=0.05)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
 
 
 def test_layer_decay_of_one_gives_every_layer_the_same_rate() -> None:
-    assert {
-        group["scale"] for group in parameter_groups(tiny(), Recipe(layer_decay=1.0, weight_decay=0.05))
-    } == {1.0}
+    assert {group["scale"] for group in parameter_groups(tiny(), layer_decay=1.0, weight_decay=0.05)} == {1.0}
 
 
 def test_lower_layers_move_less(base: str, data: ImageData) -> None:
@@ -506,7 +505,7 @@ def test_keeping_small_images_changes_nothing(
     base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for room in (0, 10**9):
-        monkeypatch.setattr("vitral.data.dataset.KEPT_BYTES", room)
+        monkeypatch.setattr("vitral.data.batches.KEPT_BYTES", room)
         train(data, tmp_path / str(room), small(base, flip=True, crop="padded", color_jitter=0.2))
     assert weights(tmp_path / "0") == weights(tmp_path / str(10**9))
 

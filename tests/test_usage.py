@@ -13,7 +13,7 @@ from vitral.checkpoints.convert import LAYOUTS
 from vitral.checkpoints.dtypes import STORABLE
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.cli import app as cli
-from vitral.data.dataset import SPLITS
+from vitral.data.split import SPLITS
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Augmentation
 from vitral.model.config import Pooling, ViTConfig

@@ -45,8 +45,8 @@ def print_table(
         headings: of the columns.
         rows: their cells.
         numbers: the headings of columns of numbers.
-        total: whether the last row stands apart.
-        lines: whether every row does.
+        total: whether a line sets the last row off.
+        lines: whether lines set off every row.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -94,12 +94,12 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def clock(seconds: float) -> str:
-    """``75`` seconds are "1:15", ``4000`` are "1:06:40"."""
+    """Write ``75`` seconds as "1:15", ``4000`` as "1:06:40"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def giga(flops: int) -> str:
-    """Three digits, of a digits model or of ViT-g."""
+    """Write thousands of millions, in three digits, of a digits model or of ViT-g."""
     return f"{flops / 1e9:,.0f}" if flops >= 1e11 else f"{flops / 1e9:.3g}"

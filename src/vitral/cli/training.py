@@ -8,12 +8,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from vitral.cli.console import PLAIN_LINE_SECONDS, clock
-from vitral.evaluation.metrics import Evaluation
-from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.evaluation.evaluation import Evaluation
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.streams import shown, steady
-from vitral.training.optimizers import peak_learning_rate
-from vitral.training.run import Reporter, Run
+from vitral.training.run import Reporter, Run, schedule_of
 
 # Between two updates of the numbers; reading a loss waits for the device.
 _REFRESH_SECONDS = 0.5
@@ -82,21 +80,16 @@ class TrainingConsole(Reporter):
         else:
             self.console.print(f"{_epoch(run)}  {run.progress:4.0%}  {numbers}")
 
-    def epoch(self, run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+    def epoch(self, run: Run, evaluation: Evaluation) -> None:
         best = "  best" if run.state.best_step == run.state.step else ""
         self.console.print(
             f"{_epoch(run)}  train loss {run.recent.loss:.3f} {run.recent.accuracy:.1%}  "
-            f"val loss {evaluation.loss:.3f} {_score(evaluation)}  {clock(run.state.seconds)}{best}"
+            f"val loss {evaluation.loss:.3f} {evaluation.brief}  {clock(run.state.seconds)}{best}"
         )
         self.shown_at = time.monotonic()
 
     def end(self) -> None:
         self.progress.stop()
-
-
-def _score(evaluation: Evaluation | MultiLabelEvaluation) -> str:
-    name = "" if isinstance(evaluation, Evaluation) else f"{evaluation.score_name} "
-    return f"{name}{evaluation.score:.1%}"
 
 
 def _how_altered(run: Run) -> str:
@@ -135,7 +128,7 @@ def describe_recipe(run: Run) -> str:
 
 def _peak_rate(recipe: Recipe) -> str:
     """The rate that a run takes, and how it came to it if it is not the recipe's own."""
-    peak = peak_learning_rate(recipe)
+    peak = schedule_of(recipe).peak
     if peak == recipe.learning_rate:
         return f"learning_rate {peak:g}"
     return f"learning_rate {peak:g} ({recipe.learning_rate:g} for {recipe.learning_rate_batch:,} images)"

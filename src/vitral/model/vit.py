@@ -122,11 +122,11 @@ class VisionTransformer(nn.Module):
             initialize_weights(part)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self.classify(self._tokens(images_BCHW))
-
-    def heads(self, images_BCHW: Tensor) -> list[Tensor]:
-        """Logits (B, L) of the head and, if there is one, of the distillation head: what training needs."""
-        return self._heads(self._tokens(images_BCHW))
+        """Logits (B, L); while a model with a distillation head trains, those of both heads, (2, B, L)."""
+        tokens_BTD = self._tokens(images_BCHW)
+        if self.training and self.distillation_head is not None:
+            return torch.stack(self._heads(tokens_BTD))
+        return self.classify(tokens_BTD)
 
     def _tokens(self, images_BCHW: Tensor) -> Tensor:
         x_BTD = self.embedding(images_BCHW)

@@ -13,9 +13,10 @@ from vitral.cli import options
 from vitral.cli.console import giga, print_table, say, warn
 from vitral.runtime import limits
 from vitral.runtime.plainjson import to_json
+from vitral.runtime.process import keep_freed_memory
 
 if TYPE_CHECKING:
-    from vitral.bench.measure import Report, Row
+    from vitral.bench.report import Report, Row
 
 
 def bench(  # noqa: PLR0913 - a command's options
@@ -41,9 +42,10 @@ def bench(  # noqa: PLR0913 - a command's options
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="With the contenders that need torch.compile.")
     ] = True,
-    apart: Annotated[
+    isolated: Annotated[
         bool,
         typer.Option(
+            "--isolated",
             "--apart",
             help="train and infer: each contender in a process of its own, set up as its users have it, "
             "rather than all in one.",
@@ -58,17 +60,19 @@ def bench(  # noqa: PLR0913 - a command's options
     """Speed beside timm, transformers, torchvision and vit-pytorch, whichever are installed.
 
     \b
-    vitral bench train ViT-Ti/4 img_size=32 batch_size=256 --apart --out bench.json
+    vitral bench train ViT-Ti/4 img_size=32 batch_size=256 --isolated --out bench.json
     vitral bench infer ViT-B/16 "batch_size=[1, 32]" --no-compile
     """
-    from vitral.bench.measure import Settings
+    from vitral.bench.rounds import Settings
     from vitral.bench.run import run
     from vitral.runtime.devices import Placement
     from vitral.runtime.files import write_atomically
 
     placement = Placement.choose(device, precision)  # type: ignore[arg-type]
     command = shlex.join(["vitral", *sys.argv[1:]])
-    settings = Settings(placement, rounds, compiled, apart, tuple(peer or ()), command, warn)
+    if what == "train" and not isolated:
+        keep_freed_memory()  # as in a run; here for all alike
+    settings = Settings(placement, rounds, compiled, isolated, tuple(peer or ()), command, warn)
     report = run(what, words or [], settings)
     content = to_json(report.to_dict(), indent=1)
     if out is not None:
@@ -82,7 +86,7 @@ def bench(  # noqa: PLR0913 - a command's options
 def print_report(report: "Report") -> None:
     """Print a table a task, then who is not in it and why."""
     machine = report.machine
-    say(f"{report.benchmark}: {report.subject} ({report.placement})")
+    say(f"{report.benchmark}: {report.title} ({report.placement})")
     say(f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads on {machine['cores']} cores")
     say(", ".join(f"{name} {number}" for name, number in machine["versions"].items()))
     measured = [row for row in report.rows if row.seconds]
