@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from torch import nn
 
-from vitral.checkpoints.layouts.layout import CLIP, IMAGENET
+from vitral.checkpoints.layouts.preprocessing import CLIP, IMAGENET
 from vitral.images.preprocess import Interpolation, Preprocess, Resize
 from vitral.inference.classifier import Classifier
 from vitral.model.config import patch_grid
