@@ -18,8 +18,8 @@ from vitral.evaluation.probe import LinearResult, NeighboursResult, ProbeResult
 from vitral.model.cost import PatchCost, stages
 from vitral.model.variants import parse
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.packaged import diff
-from vitral.recipes.recipe import Recipe
+from vitral.recipes.packaged import diff, read
+from vitral.recipes.schema import Optimization, Resolved
 from vitral.runtime.devices import Placement
 from vitral.runtime.plainjson import to_json
 from vitral.training.optimizers import parameter_groups
@@ -76,7 +76,7 @@ def report() -> Report:
 
 def groups() -> None:
     model = VisionTransformer.from_config(parse("ViT-Ti/16"))
-    recipe = Recipe(layer_decay=0.75, weight_decay=0.05, learning_rate=1e-4, optimizer="muon")
+    recipe = Optimization("muon", weight_decay=0.05, layer_decay=0.75, ema_decay=0.9)
     found = [{**group, "lr": 1e-4 * group["scale"]} for group in parameter_groups(model, recipe)]
     console.print_groups(found, ["embedding.positions.table"])
 
@@ -132,10 +132,16 @@ def test_brackets_in_names_are_no_markup(
 
 def a_run(**settings: Any) -> Any:
     """What the console reads of a run in its middle."""
-    resolved: dict[str, Any] = {"epochs": 200.0, "batch_size": 64, "learning_rate": 5e-4}
-    resolved |= {"weight_decay": 0.05, "cutmix": 0.0, "crop": "none", "flip": False, "rand_augment": 0.0}
+    resolved: dict[str, Any] = {
+        "model": "ViT-Ti/16",
+        "img_size": 128,
+        **read("small"),
+        "loss": "cross_entropy",
+    }
+    resolved |= {"epochs": 200.0, "batch_size": 64, "learning_rate": 5e-4, "weight_decay": 0.05}
+    resolved |= {"cutmix": 0.0, "crop": "none", "flip": False, "rand_augment": 0.0}
     return SimpleNamespace(
-        recipe=Recipe(**{**resolved, **settings}),
+        recipe=Resolved.of({**resolved, **settings}),
         model=VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=2),
         checkpoint=SimpleNamespace(preprocess=SimpleNamespace(img_size=(128, 128))),
         placement=Placement.choose("cpu", "float32"),

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe
+from vitral.recipes.packaged import read
+from vitral.recipes.schema import Optimization, Rate, Resolved
 from vitral.training.optimizers import (
     Joint,
     Muon,
@@ -17,13 +18,10 @@ from vitral.training.optimizers import (
     learning_rate_at,
     orthogonalize,
     parameter_groups,
-    peak_learning_rate,
     set_learning_rate,
 )
 
-RECIPE = Recipe(
-    optimizer="adamw", learning_rate=0.01, schedule="cosine", warmup=0.0, weight_decay=0.1, layer_decay=1.0
-)
+RECIPE = Optimization("adamw", weight_decay=0.1, layer_decay=1.0, ema_decay=0.9)
 
 
 def tiny(**options: Any) -> Any:
@@ -236,19 +234,20 @@ def test_frozen_parameters_are_in_no_group() -> None:
     ],
 )
 def test_schedules(schedule: Any, progress: float, share: float) -> None:
-    recipe = Recipe(learning_rate=0.02, warmup=0.2, schedule=schedule, decay=0.25)
-    assert learning_rate_at(progress, recipe) == pytest.approx(0.02 * share, abs=1e-12)
+    recipe = Rate(0.02, schedule, warmup=0.2, decay=0.25)
+    assert learning_rate_at(progress, recipe, 0.02) == pytest.approx(0.02 * share, abs=1e-12)
 
 
 def test_the_rate_falls_to_its_final_share() -> None:
-    recipe = Recipe(learning_rate=0.02, warmup=0.0, schedule="cosine", final_share=0.1)
-    assert learning_rate_at(1.0, recipe) == pytest.approx(0.002)
-    assert learning_rate_at(0.5, recipe) == pytest.approx(0.002 + 0.018 / 2)
-    assert learning_rate_at(0.0, recipe) == pytest.approx(0.02)
+    recipe = Rate(0.02, "cosine", warmup=0.0, final_share=0.1)
+    assert learning_rate_at(1.0, recipe, 0.02) == pytest.approx(0.002)
+    assert learning_rate_at(0.5, recipe, 0.02) == pytest.approx(0.002 + 0.018 / 2)
+    assert learning_rate_at(0.0, recipe, 0.02) == pytest.approx(0.02)
 
 
 def test_a_rate_for_another_batch_is_scaled_linearly() -> None:
     # DeiT: 5e-4 for a batch of 512, so 1e-3 for 1,024.
-    recipe = Recipe(learning_rate=5e-4, learning_rate_batch=512, batch_size=1024)
-    assert math.isclose(peak_learning_rate(recipe), 1e-3)
-    assert math.isclose(peak_learning_rate(replace(recipe, learning_rate_batch=None)), 5e-4)
+    chosen = {"model": "ViT-Ti/16", "img_size": 32, "crop": "none", "flip": True, "rand_augment": 0.0}
+    recipe = Resolved.of({**read("small"), **chosen, "loss": "cross_entropy", "batch_size": 1024})
+    assert math.isclose(recipe.changed(learning_rate=5e-4, learning_rate_batch=512).peak_learning_rate, 1e-3)
+    assert math.isclose(recipe.changed(learning_rate=5e-4).peak_learning_rate, 5e-4)

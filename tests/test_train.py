@@ -9,7 +9,6 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.conftest import write_images
+from tests.conftest import settled, write_images
 from tests.test_resume import Crash, CrashAt
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.data.dataset import Batch, ImageData, open_data, seeded
@@ -29,7 +28,9 @@ from vitral.evaluation.multilabel import MultiLabelEvaluation
 from vitral.images.preprocess import Preprocess
 from vitral.model.blocks import ConvStem
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe, resolve, start
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.resolve import load_base, start
+from vitral.recipes.schema import Optimization, Rate
 from vitral.runtime import process
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
@@ -82,14 +83,14 @@ def data(image_folder: Path) -> ImageData:
 def small(base: str, **settings: Any) -> Recipe:
     """A run of less than a second; three steps of eight images an epoch."""
     quick = Recipe(model=base, steps=6, batch_size=8, workers=0, device="cpu", precision="float32")
-    return replace(quick, **settings)
+    return quick.changed(**settings)
 
 
 def opened(data: ImageData, recipe: Recipe) -> Run:
     """A run that the test steps through itself."""
-    resolved = resolve(recipe, data, cpu_count=1)
-    with seeded(resolved.seed):
-        checkpoint = start(resolved, data.classes)
+    resolved = settled(data, recipe)
+    with seeded(resolved.course.seed):
+        checkpoint = start(resolved, data.classes, load_base(recipe))
     return Run(resolved, Path(), data, checkpoint, Placement.choose("cpu", "float32"), Reporter())
 
 
@@ -365,7 +366,7 @@ def test_dropout_differs_from_step_to_step(base: str, data: ImageData) -> None:
     ],
 )
 def test_the_rate_rises_linearly_and_falls_as_a_cosine(progress: float, warmup: float, share: float) -> None:
-    rate = learning_rate_at(progress, Recipe(learning_rate=0.02, warmup=warmup, schedule="cosine"))
+    rate = learning_rate_at(progress, Rate(0.02, "cosine", warmup), 0.02)
     assert rate == pytest.approx(0.02 * share, abs=1e-12)
 
 
@@ -412,7 +413,7 @@ FATES = [
 def test_each_parameter_has_the_rate_and_decay_of_its_place(
     options: dict[str, Any], fates: dict[str, tuple[int, bool]]
 ) -> None:
-    groups = parameter_groups(tiny(**options), Recipe(layer_decay=0.5, weight_decay=0.3))
+    groups = parameter_groups(tiny(**options), Optimization("adamw", 0.3, 0.5, 0.9))
     found = {name: (group["scale"], group["weight_decay"]) for group in groups for name in group["names"]}
     assert found == {name: (0.5**level, 0.3 if decays else 0.0) for name, (level, decays) in fates.items()}
 
@@ -420,15 +421,15 @@ def test_each_parameter_has_the_rate_and_decay_of_its_place(
 @pytest.mark.parametrize("options", [options for options, _ in FATES], ids=str)
 def test_each_parameter_is_in_one_group(options: dict[str, Any]) -> None:
     model = tiny(**options)
-    groups = parameter_groups(model, Recipe(layer_decay=0.5, weight_decay=0.05))
+    groups = parameter_groups(model, Optimization("adamw", 0.05, 0.5, 0.9))
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
 
 
 def test_layer_decay_of_one_gives_every_layer_the_same_rate() -> None:
-    assert {
-        group["scale"] for group in parameter_groups(tiny(), Recipe(layer_decay=1.0, weight_decay=0.05))
-    } == {1.0}
+    assert {group["scale"] for group in parameter_groups(tiny(), Optimization("adamw", 0.05, 1.0, 0.9))} == {
+        1.0
+    }
 
 
 def test_lower_layers_move_less(base: str, data: ImageData) -> None:

@@ -98,19 +98,18 @@ def train(
     from vitral.data.dataset import open_data
     from vitral.recipes import packaged as recipes
     from vitral.recipes.recipe import Recipe
-    from vitral.runtime import settings as config
     from vitral.training.choose import train as run_training
     from vitral.training.run import groups_of
     from vitral.training.run_folder import RunFolder, changed
 
-    values = recipes.read(recipe) if recipe else {}
-    words = config.nested(config.parse_overrides(settings or []))
-    wanted = config.build(Recipe, config.merged(values, words))
+    wanted = Recipe(**recipes.read(recipe) if recipe else {}).with_words(settings or [])
     if out is None and not show_groups:
         raise typer.BadParameter("name a folder for the run", param_hint="--out")
     if resume and out is not None:
-        wanted = changed(RunFolder(out).recipe(), wanted)
-    images = open_data(data, val_fraction=wanted.val_fraction, seed=wanted.seed)
+        settled = changed(RunFolder(out).recipe(), wanted).settings()
+    else:
+        settled = {name: wanted.get(name) for name in ("val_fraction", "seed")}
+    images = open_data(data, val_fraction=settled["val_fraction"], seed=settled["seed"])
     if show_groups:
         print_groups(*groups_of(wanted, images))
         return

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe
+from vitral.recipes.schema import Optimization, Rate
 from vitral.runtime.devices import multiplies_bfloat16
 from vitral.runtime.errors import VitralError
 
@@ -18,7 +18,7 @@ Group = dict[str, Any]
 # --- Groups of parameters ------------------------------------------------------------------------
 
 
-def parameter_groups(model: VisionTransformer, recipe: Recipe) -> list[Group]:
+def parameter_groups(model: VisionTransformer, recipe: Optimization) -> list[Group]:
     """The parameters that are trained, by depth, decay and kind, the head's first.
 
     Weight matrices decay; biases, norms, scales, tokens and positions do not (BEiT,
@@ -26,8 +26,6 @@ def parameter_groups(model: VisionTransformer, recipe: Recipe) -> list[Group]:
     the rate: the head is level 0, the last layer 1, the embedding `num_layers + 1`. Under Muon the
     matrices inside the encoder (and the stem's filters but the first) are groups of their own.
     """
-    assert recipe.layer_decay is not None
-    assert recipe.weight_decay is not None
     groups: dict[tuple[int, bool, bool], Group] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -112,14 +110,14 @@ class Joint:
                 averages()
 
 
-def build_optimizer(model: VisionTransformer, recipe: Recipe) -> Joint:
+def build_optimizer(model: VisionTransformer, recipe: Optimization) -> Joint:
     """The recipe's optimizer over `parameter_groups`.
 
     Raises:
         VitralError: if it needs a package that is not installed.
     """
     groups = parameter_groups(model, recipe)
-    build = _OPTIMIZERS[recipe.optimizer or "adamw"]
+    build = _OPTIMIZERS[recipe.optimizer]
     matrices = [group for group in groups if group["orthogonal"]]
     others = [group for group in groups if not group["orthogonal"]]
     parts: list[torch.optim.Optimizer] = [build(others, recipe)] if others else []
@@ -128,16 +126,16 @@ def build_optimizer(model: VisionTransformer, recipe: Recipe) -> Joint:
     return Joint(parts)
 
 
-def _adamw(groups: list[Group], recipe: Recipe) -> torch.optim.Optimizer:
+def _adamw(groups: list[Group], recipe: Optimization) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=0.0, betas=recipe.betas, fused=True)
 
 
-def _sgd(groups: list[Group], recipe: Recipe) -> torch.optim.Optimizer:
+def _sgd(groups: list[Group], recipe: Optimization) -> torch.optim.Optimizer:
     """Coupled weight decay, as the paper's fine-tuning (which has none) and torch's SGD."""
     return torch.optim.SGD(groups, lr=0.0, momentum=recipe.betas[0], fused=True)
 
 
-def _lion(groups: list[Group], recipe: Recipe) -> torch.optim.Optimizer:
+def _lion(groups: list[Group], recipe: Optimization) -> torch.optim.Optimizer:
     try:
         from lion_pytorch import Lion
     except ImportError:
@@ -145,7 +143,7 @@ def _lion(groups: list[Group], recipe: Recipe) -> torch.optim.Optimizer:
     return Lion(groups, lr=1.0, betas=recipe.betas)  # it refuses a rate of 0; the schedule sets it
 
 
-def _schedule_free(groups: list[Group], recipe: Recipe) -> torch.optim.Optimizer:
+def _schedule_free(groups: list[Group], recipe: Optimization) -> torch.optim.Optimizer:
     """AdamW whose average takes the schedule's place (The Road Less Scheduled, arXiv:2405.15682)."""
     try:
         from schedulefree import AdamWScheduleFree
@@ -162,7 +160,7 @@ def _missing(optimizer: str) -> VitralError:
     )
 
 
-_OPTIMIZERS: dict[str, Callable[[list[Group], Recipe], torch.optim.Optimizer]] = {
+_OPTIMIZERS: dict[str, Callable[[list[Group], Optimization], torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "muon": _adamw,  # for what is no hidden matrix
     "sgd": _sgd,
@@ -262,16 +260,13 @@ def orthogonalize(matrices_GMN: Tensor, dtype: torch.dtype = torch.float32) -> T
 # --- The learning rate -----------------------------------------------------------------------------
 
 
-def learning_rate_at(progress: float, recipe: Recipe) -> float:
+def learning_rate_at(progress: float, recipe: Rate, peak: float) -> float:
     """The rate when the share `progress` of the budget is spent: a linear rise, then the schedule.
 
     "cosine": half a cosine (arXiv:1608.03983); "linear": a straight line; "wsd", warm-up, stable, decay
     (arXiv:2404.06395): level, then a line over the last `decay` of the budget; "constant": level. They
     fall to `final_share` of the peak.
     """
-    assert recipe.warmup is not None
-    assert recipe.schedule is not None
-    peak = peak_learning_rate(recipe)
     if progress < recipe.warmup:
         # From the second step's rate on; at exactly 0 the first batch would teach nothing.
         return peak * max(progress / recipe.warmup, 1e-3)
@@ -279,24 +274,12 @@ def learning_rate_at(progress: float, recipe: Recipe) -> float:
     return peak * (recipe.final_share + (1 - recipe.final_share) * fallen)
 
 
-_SCHEDULES: dict[str, Callable[[float, float, Recipe], float]] = {
+_SCHEDULES: dict[str, Callable[[float, float, Rate], float]] = {
     "cosine": lambda spent, _, __: (1 + math.cos(math.pi * spent)) / 2,
     "linear": lambda spent, _, __: 1 - spent,
     "wsd": lambda _, progress, recipe: min((1 - progress) / recipe.decay, 1.0) if recipe.decay else 1.0,
     "constant": lambda _, __, ___: 1.0,
 }
-
-
-def peak_learning_rate(recipe: Recipe) -> float:
-    """`learning_rate`, scaled with the batch if the recipe names the batch that it is meant for.
-
-    Linear scaling (Goyal et al., arXiv:1706.02677, §2.1), as DeiT, MAE and BEiT do.
-    """
-    assert recipe.learning_rate is not None
-    if recipe.learning_rate_batch is None:
-        return recipe.learning_rate
-    assert recipe.batch_size is not None
-    return recipe.learning_rate * recipe.batch_size / recipe.learning_rate_batch
 
 
 def set_learning_rate(optimizer: Joint, learning_rate: float) -> None:

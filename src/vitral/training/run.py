@@ -50,7 +50,9 @@ from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference.classifier import Classifier
 from vitral.model.blocks import ConvStem
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe, resolve, start
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.resolve import load_base, resolve, start
+from vitral.recipes.schema import BUDGET, Resolved
 from vitral.runtime.devices import Placement, compiles, computing_threads, cpu_count
 from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import Stopped, StopSignal, stop_signal
@@ -63,10 +65,9 @@ from vitral.training.optimizers import (
     build_optimizer,
     learning_rate_at,
     parameter_groups,
-    peak_learning_rate,
     set_learning_rate,
 )
-from vitral.training.run_folder import BUDGET, Record, RunFolder, RunState, Saved, Summary, changed
+from vitral.training.run_folder import Record, RunFolder, RunState, Saved, Summary, changed
 
 EVALUATION_BATCH = 256
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -109,7 +110,7 @@ class Reporter:
 class Run:
     """Everything a step touches."""
 
-    recipe: Recipe
+    recipe: Resolved
     folder: Path
     data: ImageData
     checkpoint: Checkpoint
@@ -119,31 +120,35 @@ class Run:
     memory: MemoryNeed | None = None  # known once the run begins
 
     def __post_init__(self) -> None:
-        assert self.recipe.batch_size is not None
         self.files = RunFolder(self.folder)
         labels = self.checkpoint.labels
         self.model: VisionTransformer = self.placement.place(self.checkpoint.model).train()
-        choose_trained(self.model, self.recipe)
-        self.model.checkpoint_layers = self.recipe.checkpoint_layers
+        choose_trained(
+            self.model, self.recipe.tuning.trained, self.recipe.tuning.lora_rank, self.recipe.course.seed
+        )
+        self.model.checkpoint_layers = self.recipe.batches.checkpoint_layers
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.forward = self._forward()
-        self.optimizer = build_optimizer(self.model, self.recipe)
+        self.optimizer = build_optimizer(self.model, self.recipe.optimization)
         self.objective = build_objective(
-            self.recipe, self.data.split("train"), self.checkpoint.preprocess, labels, self.placement
+            self.recipe.criterion,
+            self.data.split("train"),
+            self.checkpoint.preprocess,
+            labels,
+            self.placement,
         )
-        assert self.recipe.cutmix is not None
-        self._mix = batch_mixer(self.recipe.mixup, self.recipe.cutmix, len(labels))
+        self._mix = batch_mixer(self.recipe.mixing.mixup, self.recipe.mixing.cutmix, len(labels))
         self._leave = batch_mixer(0.0, 0.0, len(labels))
-        self.steps_per_epoch = len(self.data.split("train")) // self.recipe.batch_size
+        self.steps_per_epoch = len(self.data.split("train")) // self.recipe.batches.batch_size
         self.damage = DamageCount(
-            sum(map(len, self.data.splits.values())), self.recipe.max_damaged, self.reporter.message
+            sum(map(len, self.data.splits.values())), self.recipe.images.max_damaged, self.reporter.message
         )
         self.recent = RunningMean()
         self.loss_watch = LossWatch(self.steps_per_epoch, self.placement.device)
         self.evaluation_seconds, self.evaluated_at = 0.0, 0.0
         self.told_of_chance = False
         self._held: dict[str, HeldImages] = {}
-        self.loading = Loading(self.recipe.workers or 0, self.reporter.message)
+        self.loading = Loading(self.recipe.machine.workers, self.reporter.message)
         self._resumed_at, self._earlier_seconds = time.monotonic(), self.state.seconds
 
     def _forward(self) -> Callable[[Tensor], list[Tensor]]:
@@ -152,17 +157,16 @@ class Run:
         Not compiled are parts of a size that damaged images left, for each size takes half a minute.
         """
         plain = self.model.heads
-        if not compiles(self.recipe.device, wanted=self.recipe.compile):
+        if not compiles(self.recipe.machine.device, wanted=self.recipe.machine.compile_wanted):
             return plain
-        options = self.placement.compile_options(replays=self.recipe.accumulate == 1)
+        options = self.placement.compile_options(replays=self.recipe.batches.accumulate == 1)
         compiled = torch.compile(plain, **options)
-        assert self.recipe.batch_size is not None
-        usual = self.images_at_a_time, self.recipe.batch_size % self.images_at_a_time
+        usual = self.images_at_a_time, self.recipe.batches.batch_size % self.images_at_a_time
         return lambda images_BCHW: (compiled if len(images_BCHW) in usual else plain)(images_BCHW)
 
     @property
     def steps_between_evaluations(self) -> int:
-        return self.recipe.eval_epochs * self.steps_per_epoch
+        return self.recipe.course.eval_epochs * self.steps_per_epoch
 
     @property
     def epoch(self) -> float:
@@ -170,8 +174,7 @@ class Run:
 
     @property
     def images_at_a_time(self) -> int:
-        assert self.recipe.batch_size is not None
-        return math.ceil(self.recipe.batch_size / self.recipe.accumulate)
+        return math.ceil(self.recipe.batches.batch_size / self.recipe.batches.accumulate)
 
     def held(self, name: str, stop: StopSignal | None = None) -> HeldImages | None:
         """The images of a split in memory, opened when first asked for; None if they are large or many."""
@@ -195,10 +198,9 @@ class Run:
 
         Detail teaches little at first, and a step on a quarter of the patches takes half the time.
         """
-        assert self.recipe.small_images is not None
-        if self.progress >= self.recipe.small_images:
+        if self.progress >= self.recipe.batches.small_images:
             return images_BCHW
-        share = 0.5 + 0.5 * self.progress / self.recipe.small_images
+        share = 0.5 + 0.5 * self.progress / self.recipe.batches.small_images
         patch = self.model.config.patch_size
         sides = [max(round(share * side / patch), 1) * patch for side in images_BCHW.shape[2:]]
         return F.interpolate(images_BCHW, sides, mode="bilinear", antialias=True)
@@ -208,7 +210,7 @@ class Run:
 
         The first passes learn more from images as they are; later ones would learn them by heart.
         """
-        passes = self.recipe.mix_passes
+        passes = self.recipe.mixing.mix_passes
         if passes and float(torch.rand(())) >= self.epoch / passes:
             return self._leave(images_BCHW, labels)
         return self._mix(images_BCHW, labels)
@@ -216,10 +218,9 @@ class Run:
     @property
     def total_steps(self) -> int | None:
         """The budget in steps; None if only time limits it."""
-        limits = [self.recipe.steps] if self.recipe.steps else []
-        if self.recipe.epochs:
-            limits.append(max(round(self.recipe.epochs * self.steps_per_epoch), 1))
-        return min(limits, default=None)
+        limits = self.recipe.limits
+        steps = min(limits.steps, limits.epochs * self.steps_per_epoch)
+        return max(round(steps), 1) if math.isfinite(steps) else None
 
     @property
     def progress(self) -> float:
@@ -227,15 +228,17 @@ class Run:
         shares = []
         if self.total_steps:
             shares.append(self.state.step / self.total_steps)
-        if self.recipe.minutes:
+        if self.recipe.limits.timed:
             start = self.state.start_seconds
-            shares.append((self.state.seconds - start) / max(60 * self.recipe.minutes - start, 1e-9))
+            shares.append((self.state.seconds - start) / max(60 * self.recipe.limits.minutes - start, 1e-9))
         return min(max(shares), 1.0)
 
     @property
     def learning_rate(self) -> float:
         """Of this step."""
-        return self.state.rate_share * learning_rate_at(self.progress, self.recipe)
+        return self.state.rate_share * learning_rate_at(
+            self.progress, self.recipe.rate, self.recipe.peak_learning_rate
+        )
 
     @property
     def is_tuning(self) -> bool:
@@ -249,12 +252,12 @@ class Run:
         In turns of the classes then, so that any first part is even over them.
         """
         split = self.data.split("val")
-        if not self.recipe.minutes:
+        if not self.recipe.limits.timed:
             return split
         if split.multi_label:
-            order = np.random.default_rng(self.recipe.seed).permutation(len(split))
+            order = np.random.default_rng(self.recipe.course.seed).permutation(len(split))
         else:
-            order = in_turns(split, self.recipe.seed)
+            order = in_turns(split, self.recipe.course.seed)
         return split.take(order[: self.state.val_images or None])
 
     def spend(self, seconds: float) -> None:
@@ -264,14 +267,14 @@ class Run:
 
     def tick(self) -> None:
         self.state.seconds = self._earlier_seconds + time.monotonic() - self._resumed_at
-        if self.state.step <= _STARTING_STEPS:  # compiling, where there is any
-            self.state.start_seconds = min(self.state.seconds, 30 * (self.recipe.minutes or 0))
+        if self.recipe.limits.timed and self.state.step <= _STARTING_STEPS:  # compiling, where there is any
+            self.state.start_seconds = min(self.state.seconds, 30 * self.recipe.limits.minutes)
 
     def watch(self, loss: Tensor) -> None:
         """Takes a step's loss, where it means the same from step to step."""
         recipe = self.recipe
-        grows = recipe.mix_passes or recipe.small_images
-        if self.is_tuning and not grows and recipe.optimizer != "schedule_free":
+        grows = recipe.mixing.mix_passes or recipe.batches.small_images
+        if self.is_tuning and not grows and recipe.optimization.optimizer != "schedule_free":
             self.loss_watch.add(loss)
 
 
@@ -309,22 +312,22 @@ def train(
     with _deterministic(), stop_signal() as stop, files.claimed():
         if not resume:
             files.refuse_to_begin(data, recipe)
-            with computing_threads(recipe.threads or torch.get_num_threads()):
+            with computing_threads(recipe.get("threads") or torch.get_num_threads()):
                 run = _begun(data, files, recipe, reporter)
                 run.spend(spent)
                 return _carry_out_new(run, stop)
         saved_recipe = files.recipe()
-        recipe = changed(saved_recipe, recipe)
-        with computing_threads(_threads(recipe, files)):
-            run = _resumed(data, files, recipe, saved_recipe, reporter)
+        settled = changed(saved_recipe, recipe)
+        with computing_threads(_threads(settled, files)):
+            run = _resumed(data, files, settled, saved_recipe, reporter)
             return _carry_out(run, stop)
 
 
 def _carry_out(run: Run, stop: StopSignal) -> Summary:
     with advice_when_out_of_memory(run.images_at_a_time):
         run.reporter.begin(run)
-        teacher = run.objective.teacher
-        for note in (*run.checkpoint.notes, *(teacher.classifier.notes if teacher else ())):
+        distillation = run.objective.distillation
+        for note in (*run.checkpoint.notes, *(distillation.teacher.classifier.notes if distillation else ())):
             run.reporter.message(note)
         try:
             _start(run, stop)
@@ -349,7 +352,7 @@ def _start(run: Run, stop: StopSignal) -> None:
     if run.state.step or not run.is_tuning:
         return
     with stop.raises():
-        if run.recipe.probe_head:
+        if run.recipe.tuning.probe_head:
             _start_head(run)
         _judge_start(run)
     run.tick()
@@ -357,17 +360,17 @@ def _start(run: Run, stop: StopSignal) -> None:
 
 def _start_head(run: Run) -> None:
     """A drawn head's first gradients spoil what the layers below have learnt (arXiv:2202.10054, §3)."""
-    train, minutes = run.data.split("train"), run.recipe.minutes
+    train, limits = run.data.split("train"), run.recipe.limits
     # Not the run's own seed, whose first epoch takes images in the same order: those that the head knows
     # would come first, and the loss would seem to rise after them.
-    seed = run.recipe.seed + 1
+    seed = run.recipe.course.seed + 1
     images = few_shot(train, max(_head_images(run) // len(run.data.classes), 1), seed)
     classifier = Classifier(run.model, run.checkpoint.preprocess, run.data.classes, run.placement)
     found = fitted_head(
         classifier,
         images,
         seed,
-        seconds=60 * minutes * _HEAD_SHARE if minutes else None,
+        seconds=60 * limits.minutes * _HEAD_SHARE if limits.timed else None,
         on_images=lambda done, total: run.reporter.preparing("the head's start", done, total),
         loading=run.loading,
     )
@@ -385,7 +388,7 @@ def _head_images(run: Run) -> int:
     """How many images a head may begin with: a step looks at an image three times as long."""
     if run.total_steps is None:
         return _PROBED_IMAGES
-    affordable = round(3 * _HEAD_SHARE * run.total_steps * (run.recipe.batch_size or 0))
+    affordable = round(3 * _HEAD_SHARE * run.total_steps * (run.recipe.batches.batch_size))
     return min(_PROBED_IMAGES, max(affordable, _LEAST_OF_A_CLASS * len(run.data.classes)))
 
 
@@ -430,7 +433,7 @@ def step(run: Run, batch: Batch) -> Tensor:
     Gives the mean loss of the batch, on the device.
     """
     mean_loss = torch.zeros((), device=run.placement.device)
-    with seeded(run.recipe.seed, run.state.step, device=run.placement.device):
+    with seeded(run.recipe.course.seed, run.state.step, device=run.placement.device):
         images_BCHW = run.sized(run.placement.put(batch.images))
         images_BCHW, targets_BL = run.mixed(images_BCHW, run.placement.put(batch.labels))
         for images_PCHW, targets_PL in zip(run.parts(images_BCHW), run.parts(targets_BL), strict=True):
@@ -441,8 +444,8 @@ def step(run: Run, batch: Batch) -> Tensor:
             (loss * share).backward()
             mean_loss += share * loss.detach()
             run.recent.add(loss.detach(), _hits(run, heads[0], targets_PL), len(targets_PL))
-    if run.recipe.clip_norm:
-        nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
+    if run.recipe.optimization.clip_norm:
+        nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.optimization.clip_norm)
     set_learning_rate(run.optimizer, run.learning_rate)
     run.optimizer.step()
     run.optimizer.zero_grad()
@@ -466,7 +469,7 @@ def _evaluation_is_due(run: Run) -> bool:
     if run.state.step % run.steps_between_evaluations:
         return False
     since = run.state.seconds - run.evaluated_at
-    return not run.recipe.minutes or since >= run.evaluation_seconds / _EVALUATIONS_SHARE
+    return not run.recipe.limits.timed or since >= run.evaluation_seconds / _EVALUATIONS_SHARE
 
 
 def _finish_epoch(run: Run) -> None:
@@ -493,7 +496,7 @@ def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
         run.reporter.message(
             f"after {run.progress:.0%} of the budget the model is no better than chance ({chance:.1%}): see "
             f"that the labels fit the images, give it more time, or lower learning_rate "
-            f"(now {run.recipe.learning_rate:g})"
+            f"(now {run.recipe.rate.learning_rate:g})"
         )
 
 
@@ -512,7 +515,7 @@ def _mind_the_loss(run: Run) -> None:
         return
     assert watch.lowest is not None
     assert watch.latest is not None
-    if run.progress < (run.recipe.warmup or 0) or run.state.best_merit < 0:
+    if run.progress < run.recipe.rate.warmup or run.state.best_merit < 0:
         return
     run.state.rate_share *= _LOWERED
     best = run.placement.place(run.files.best().model)
@@ -531,7 +534,7 @@ def _refuse_lost(run: Run) -> None:
         rounded = run.placement.precision != torch.float32
         raise VitralError(
             f"the loss is {run.recent.loss} after step {run.state.step}; lower learning_rate "
-            f"(it is {run.recipe.learning_rate})"
+            f"(it is {run.recipe.rate.learning_rate})"
             f"{' or set precision=float32' if rounded else ''}, and start again"
         )
 
@@ -561,7 +564,7 @@ def _conclude(run: Run, stop: StopSignal) -> Summary:
         _summary(run), finished=True, test=test, calibration=asdict(calibration) if calibration else None
     )
     run.files.conclude(summary)
-    if not run.recipe.keep_state:
+    if not run.recipe.course.keep_state:
         run.files.drop_optimizer(_saved(run, {"model": run.model.state_dict()}))
     return summary
 
@@ -587,7 +590,7 @@ def _evaluate_split(
     on_batch = on_batch or run.damage.add
     # The test images are looked at once.
     held = run.held(name) if name == "val" else None
-    limited = name == "val" and run.recipe.minutes and not run.state.val_images
+    limited = name == "val" and run.recipe.limits.timed and not run.state.val_images
     size = _FIRST_EVALUATION_BATCH if limited else EVALUATION_BATCH
     if held:
         batches = held.evaluation_batches(size)
@@ -611,7 +614,7 @@ def _evaluate_split(
 def _while_time_allows(run: Run, batches: Generator[Batch]) -> Generator[Batch]:
     """The first of the batches: as many as a share of the budget takes. Later evaluations take as many."""
     total, done = len(run.validation), 0
-    end = time.monotonic() + 60 * (run.recipe.minutes or 0) * _VALIDATION_SHARE
+    end = time.monotonic() + 60 * run.recipe.limits.minutes * _VALIDATION_SHARE
     with closing(batches):
         for batch in batches:
             yield batch
@@ -628,7 +631,7 @@ def _calibrate(run: Run, on_batch: Callable[[Batch], None]) -> Calibration | Non
     """Of the averaged weights, on the validation images; for softmax's probabilities only."""
     if run.data.multi_label:
         return None
-    images = sample(run.validation, CALIBRATION_IMAGES, run.recipe.seed)
+    images = sample(run.validation, CALIBRATION_IMAGES, run.recipe.course.seed)
     answers = answered(run.average, _evaluation_batches(run, images), run.placement, on_batch)
     return calibrate(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
 
@@ -640,44 +643,44 @@ def _evaluation_batches(run: Run, split: Split, size: int = EVALUATION_BATCH) ->
 def _training_batches(run: Run, stop: StopSignal | None = None) -> Generator[Batch]:
     """Without end; a `stop` that comes while one is waited for raises Stopped."""
     recipe = run.recipe
-    assert recipe.batch_size is not None
     pin_memory = run.placement.device.type == "cuda"
     loading = replace(run.loading, stop=stop, pin_memory=pin_memory)
-    draw = Draw(balanced=recipe.sampling == "balanced", repeats=recipe.repeats)
-    if recipe.augmentation.only_moves and (held := run.held("train", stop)):
+    draw = Draw(balanced=recipe.images.sampling == "balanced", repeats=recipe.images.repeats)
+    if recipe.alteration.augmentation.only_moves and (held := run.held("train", stop)):
         return held.training_batches(
-            recipe.augmentation,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
+            recipe.alteration.augmentation,
+            batch_size=recipe.batches.batch_size,
+            seed=recipe.course.seed,
             first_step=run.state.step,
             draw=draw,
         )
     split = run.data.split("train")
-    if not recipe.workers:  # each of them would keep images of its own
+    if not recipe.machine.workers:  # each of them would keep images of its own
         split = replace(split, images=KeptImages(split.images, open_image))
     return training_batches(
         split,
-        training_transform(run.checkpoint.preprocess, recipe.augmentation),
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
+        training_transform(run.checkpoint.preprocess, recipe.alteration.augmentation),
+        batch_size=recipe.batches.batch_size,
+        seed=recipe.course.seed,
         first_step=run.state.step,
         draw=draw,
         loading=loading,
     )
 
 
-def groups_of(recipe: Recipe, data: ImageData) -> tuple[list[Group], list[str]]:
+def groups_of(asked: Recipe, data: ImageData) -> tuple[list[Group], list[str]]:
     """The parameter groups of a run that is not begun, and the names of what it would not train.
 
     Raises:
         VitralError: as `train`.
     """
-    recipe = resolve(recipe, data, cpu_count())
-    model = start(recipe, data.classes).model
-    choose_trained(model, recipe)
+    base = load_base(asked)
+    recipe = resolve(asked, data, base, cpu_count())
+    model = start(recipe, data.classes, base).model
+    choose_trained(model, recipe.tuning.trained, recipe.tuning.lora_rank, recipe.course.seed)
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    rate = peak_learning_rate(recipe)
-    return [{**group, "lr": rate * group["scale"]} for group in parameter_groups(model, recipe)], frozen
+    groups = parameter_groups(model, recipe.optimization)
+    return [{**group, "lr": recipe.peak_learning_rate * group["scale"]} for group in groups], frozen
 
 
 # --- Averages --------------------------------------------------------------------------------
@@ -686,10 +689,9 @@ def groups_of(recipe: Recipe, data: ImageData) -> tuple[list[Group], list[str]]:
 @torch.no_grad()
 def update_average(run: Run) -> None:
     """An exponential moving average with a memory that starts short, so that early weights fade."""
-    if run.recipe.optimizer == "schedule_free":  # see `_take_optimizers_average`
+    if run.recipe.optimization.optimizer == "schedule_free":  # see `_take_optimizers_average`
         return
-    assert run.recipe.ema_decay is not None
-    decay = min(run.recipe.ema_decay, (1 + run.state.step) / (10 + run.state.step))
+    decay = min(run.recipe.optimization.ema_decay, (1 + run.state.step) / (10 + run.state.step))
     averages: list[Tensor] = list(run.average.parameters())
     currents: list[Tensor] = list(run.model.parameters())
     torch._foreach_lerp_(averages, currents, 1 - decay)
@@ -698,7 +700,7 @@ def update_average(run: Run) -> None:
 @torch.no_grad()
 def _take_optimizers_average(run: Run) -> None:
     """A schedule-free optimizer keeps the average itself; the weights are left to the bit as they were."""
-    if run.recipe.optimizer != "schedule_free":
+    if run.recipe.optimization.optimizer != "schedule_free":
         return
     weights: list[Tensor] = list(run.model.parameters())
     before = [weight.clone() for weight in weights]
@@ -735,8 +737,9 @@ class RunningMean:
 
 def _begun(data: ImageData, files: RunFolder, recipe: Recipe, reporter: Reporter) -> Run:
     """A new run; nothing is written before all is accepted."""
-    recipe = resolve(recipe, data, cpu_count())
-    run = _opened(data, files, recipe, _first_checkpoint(recipe, data), reporter)
+    base = load_base(recipe)
+    resolved = resolve(recipe, data, base, cpu_count())
+    run = _opened(data, files, resolved, _first_checkpoint(resolved, data, base), reporter)
     run.state.data = fingerprint(data.split("train"))
     return run
 
@@ -754,15 +757,17 @@ def _carry_out_new(run: Run, stop: StopSignal) -> Summary:
 
 
 def _resumed(
-    data: ImageData, files: RunFolder, recipe: Recipe, saved_recipe: Recipe, reporter: Reporter
+    data: ImageData, files: RunFolder, recipe: Resolved, saved_recipe: Resolved, reporter: Reporter
 ) -> Run:
     """A run taken up again; nothing is written before all is accepted."""
     if files.finished and not files.has_state:
         raise _is_finished(files.path)
     steps_per_epoch = _steps_per_epoch(data, recipe)
-    device = Placement.choose(recipe.device, recipe.precision).device
-    saved = files.saved(recipe.checkpoint_steps or steps_per_epoch, device)
-    checkpoint = (files.checkpoint_of(saved) if saved else None) or _first_checkpoint(recipe, data)
+    device = Placement.choose(recipe.machine.device, recipe.machine.precision).device
+    saved = files.saved(recipe.course.checkpoint_steps or steps_per_epoch, device)
+    checkpoint = files.checkpoint_of(saved) if saved else None
+    if checkpoint is None:
+        checkpoint = _first_checkpoint(recipe, data, load_base(Recipe(**recipe.settings())))
     run = _opened(data, files, recipe, checkpoint, reporter)
     contents = Contents.of(data)
     if saved is None:
@@ -780,10 +785,15 @@ def _resumed(
 
 
 def _opened(
-    data: ImageData, files: RunFolder, recipe: Recipe, checkpoint: Checkpoint, reporter: Reporter
+    data: ImageData, files: RunFolder, recipe: Resolved, checkpoint: Checkpoint, reporter: Reporter
 ) -> Run:
     run = Run(
-        recipe, files.path, data, checkpoint, Placement.choose(recipe.device, recipe.precision), reporter
+        recipe,
+        files.path,
+        data,
+        checkpoint,
+        Placement.choose(recipe.machine.device, recipe.machine.precision),
+        reporter,
     )
     run.files = files
     with advice_when_out_of_memory(run.images_at_a_time):
@@ -791,13 +801,13 @@ def _opened(
     return run
 
 
-def _first_checkpoint(recipe: Recipe, data: ImageData) -> Checkpoint:
+def _first_checkpoint(recipe: Resolved, data: ImageData, base: Checkpoint | None) -> Checkpoint:
     """What a run begins with."""
-    with seeded(recipe.seed):
-        checkpoint = start(recipe, data.classes)
-    if recipe.whiten and isinstance(checkpoint.model.embedding.stem, ConvStem):
+    with seeded(recipe.course.seed):
+        checkpoint = start(recipe, data.classes, base)
+    if recipe.start.whiten and isinstance(checkpoint.model.embedding.stem, ConvStem):
         _whiten(checkpoint.model.embedding.stem, data, checkpoint.preprocess)
-    split: dict[str, Any] = {"val_fraction": recipe.val_fraction, "seed": recipe.seed}
+    split: dict[str, Any] = {"val_fraction": recipe.images.val_fraction, "seed": recipe.course.seed}
     if data.held_out:
         split["held_out"] = fingerprint(data.split("val"))
     metadata = {**checkpoint.metadata, "data": data.source, **split}
@@ -814,24 +824,23 @@ def _whiten(stem: ConvStem, data: ImageData, preprocess: Preprocess) -> None:
         stem.whiten(torch.cat(readable))
 
 
-def _steps_per_epoch(data: ImageData, recipe: Recipe) -> int:
+def _steps_per_epoch(data: ImageData, recipe: Resolved) -> int:
     """Of a run that is resumed."""
     images = len(data.split("train"))
-    assert recipe.batch_size is not None
-    if recipe.batch_size > images:
+    if recipe.batches.batch_size > images:
         raise VitralError(
             f"{data.source} has only {images} training images now, and the run began with "
-            f"batch_size={recipe.batch_size}; put them back"
+            f"batch_size={recipe.batches.batch_size}; put them back"
         )
-    return images // recipe.batch_size
+    return images // recipe.batches.batch_size
 
 
-def _threads(recipe: Recipe, files: RunFolder) -> int:
+def _threads(recipe: Resolved, files: RunFolder) -> int:
     """As many as the run began with, unless the recipe says otherwise or a GPU computes."""
     here = torch.get_num_threads()
-    on_cpu = Placement.choose(recipe.device, recipe.precision).device.type == "cpu"
-    if recipe.threads or files.record is None or not on_cpu:
-        return recipe.threads or here
+    on_cpu = Placement.choose(recipe.machine.device, recipe.machine.precision).device.type == "cpu"
+    if recipe.machine.threads or files.record is None or not on_cpu:
+        return recipe.machine.threads or here
     began = files.record.threads
     if began != here:
         files.tell(
@@ -841,7 +850,7 @@ def _threads(recipe: Recipe, files: RunFolder) -> int:
     return began
 
 
-def _take_up(run: Run, saved: Saved, saved_recipe: Recipe) -> None:
+def _take_up(run: Run, saved: Saved, saved_recipe: Resolved) -> None:
     """Puts a checkpoint into the run.
 
     Raises:
@@ -850,9 +859,10 @@ def _take_up(run: Run, saved: Saved, saved_recipe: Recipe) -> None:
     run.state, run._earlier_seconds = saved.state, saved.state.seconds
     if run.files.finished and (run.progress >= 1 or not saved.can_go_on):
         raise _is_finished(run.folder, run.recipe if saved.can_go_on else None)
-    changes = [name for name in BUDGET if getattr(run.recipe, name) != getattr(saved_recipe, name)]
+    now, before = vars(run.recipe.limits), vars(saved_recipe.limits)
+    changes = [name for name in BUDGET if now[name] != before[name] and math.isfinite(now[name])]
     if run.progress >= 1 and changes:
-        asked = f"{changes[0]}={getattr(run.recipe, changes[0]):g}"
+        asked = f"{changes[0]}={now[changes[0]]:g}"
         raise VitralError(
             f"{run.folder} is at step {run.state.step} already, past {asked}; name a larger budget, or none"
         )
@@ -881,12 +891,11 @@ def _replace_best(run: Run, saved: Saved) -> None:
     run.reporter.message(f"{lost}; the best of those from here on take their place")
 
 
-def _is_finished(folder: Path, budget_of: Recipe | None = None) -> VitralError:
+def _is_finished(folder: Path, budget_of: Resolved | None = None) -> VitralError:
     """What to say; a run whose state is there can go on with more than the budget of its recipe."""
     if budget_of is not None:
         # A second limit beside the one that was reached would change nothing.
-        had = ", ".join(f"{name}={value:g}" for name in BUDGET if (value := getattr(budget_of, name)))
-        return VitralError(f"{folder} is finished; name a larger budget to go on (it had {had})")
+        return VitralError(f"{folder} is finished; name a larger budget to go on (it had {budget_of.limits})")
     return VitralError(
         f"{folder} is finished, and the optimizer's state was dropped then (keep_state=true keeps it for a "
         f"larger budget); to train on from its weights, begin a new run with model={folder}"
@@ -910,7 +919,7 @@ def _averaged_checkpoint(run: Run) -> Checkpoint:
 
 
 def _checkpoint_is_due(run: Run) -> bool:
-    return run.state.step % (run.recipe.checkpoint_steps or run.steps_per_epoch) == 0
+    return run.state.step % (run.recipe.course.checkpoint_steps or run.steps_per_epoch) == 0
 
 
 def save(run: Run) -> None:
