@@ -100,7 +100,8 @@ def compare(name: str) -> float:
                 features = ours.features(images)
                 errors.append(
                     relative_error(
-                        features.patch_tokens, theirs.forward_features(images)[:, ours.config.prefix :]
+                        features.patch_tokens,
+                        theirs.forward_features(images)[:, ours.config.num_prefix_tokens :],
                     )
                 )
                 errors.append(relative_error(ours(images), theirs(images)))

@@ -23,9 +23,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from vitral.bench.measure import synchronizer
+from vitral.bench.rounds import synchronizer
 from vitral.data.dataset import Batch, open_data
-from vitral.model.blocks import height_and_width
+from vitral.model.config import height_and_width
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import resolve
 from vitral.runtime.devices import cpu_count

@@ -16,7 +16,7 @@ from PIL import Image
 
 import vitral
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
-from vitral.cli import commands as cli
+from vitral.cli import app as cli
 from vitral.images.preprocess import Preprocess
 
 SMALL: dict[str, Any] = {

@@ -14,12 +14,12 @@ from torch import nn
 
 from tests.test_cli import Vitral
 from tests.test_cli import vitral as vitral  # the fixture
-from vitral.bench import measure as bench
-from vitral.bench import models, start, work
-from vitral.bench.apart import processes
-from vitral.bench.measure import Report, Row, Settings, interleaved
+from vitral.bench import rounds, speed, start, steps
+from vitral.bench.processes import processes
+from vitral.bench.report import Report, Row, with_ratios
+from vitral.bench.rounds import Settings, interleaved
 from vitral.bench.run import run
-from vitral.bench.subject import choose_subject
+from vitral.bench.workload import choose_workload
 from vitral.checkpoints import peers
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.images.preprocess import Preprocess
@@ -38,8 +38,8 @@ SHARING = ("timm", "transformers", "torchvision")
 def small_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """The GEMM is not what is tested."""
     a = torch.ones(2, 2)
-    monkeypatch.setattr(models, "matrix_product", lambda _: (lambda: a @ a, 16))
-    monkeypatch.setattr(bench, "_SECONDS_A_READING", 0.0)
+    monkeypatch.setattr(speed, "matrix_product", lambda _: (lambda: a @ a, 16))
+    monkeypatch.setattr(rounds, "_SECONDS_A_READING", 0.0)
 
 
 # --- Rounds ----------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_rounds_warm_up_then_run_forwards_and_backwards_in_turn() -> None:
 def test_a_quick_contender_is_called_often_in_a_reading_and_the_device_waited_for_around_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bench, "_SECONDS_A_READING", 0.2)
+    monkeypatch.setattr(rounds, "_SECONDS_A_READING", 0.2)
     clock = Clock()
     quick, slow = clock.contender("quick", *[0.0625] * 9), clock.contender("slow", *[0.5] * 3)
 
@@ -96,7 +96,7 @@ def test_median_spread_images_and_ratio_by_hand() -> None:
         Row("t", "fast", "best documented", seconds=(0.5, 0.5, 0.5), images=8),
         Row("t", "gone", "default", reason="not installed"),
     ]
-    ours, slow, fast, best, gone = models.with_ratios(rows)
+    ours, slow, fast, best, gone = with_ratios(rows)
     assert (ours.median, ours.spread, ours.images_per_second) == (2, 2, 4)
     ratios = [row.speed_ratio for row in (ours, slow, fast, best, gone)]
     assert ratios == [2, pytest.approx(4 / 9), 1, 8, None]
@@ -144,14 +144,14 @@ def test_vit_pytorch_runs_with_weights_of_its_own(reports: dict[str, Report], wh
 
 
 def test_agreement_tells_another_model_from_ours() -> None:
-    subject = choose_subject("infer", TINY, CPU)
-    other = choose_subject("infer", TINY, CPU).checkpoint.model
+    workload = choose_workload("infer", TINY, CPU)
+    other = choose_workload("infer", TINY, CPU).checkpoint.model
     with torch.no_grad():
         other.layers[1].attention.qkv.bias.add_(0.1)  # pyrefly: ignore
-    forward = work.Forward(torch.ones(2, 3, 8, 8), CPU)
-    ours, theirs = (forward.outcome(model, CPU) for model in (subject.checkpoint.model, other))
-    assert models._agreement(ours, ours) == {"logits": 0, "top1": 1}
-    assert models._agreement(theirs, ours)["logits"] > 1e-4
+    forward = steps.Forward(torch.ones(2, 3, 8, 8), CPU)
+    ours, theirs = (forward.outcome(model, CPU) for model in (workload.checkpoint.model, other))
+    assert speed._agreement(ours, ours) == {"logits": 0, "top1": 1}
+    assert speed._agreement(theirs, ours)["logits"] > 1e-4
 
 
 def test_share_of_peak_is_of_flops_counted_by_hand(reports: dict[str, Report]) -> None:
@@ -173,7 +173,7 @@ def test_a_training_step_is_one_of_adamw_by_hand() -> None:
     model = nn.Sequential(nn.Flatten(), linear)
     before = linear.weight.detach().clone()
     images, labels = torch.tensor([[[[1.0, 2], [3, 4]]]]), torch.tensor([1])
-    work.TrainingStep(images, labels, CPU).call(model)()
+    steps.TrainingStep(images, labels, CPU).call(model)()
     signs = torch.tensor([[1.0], [-1.0]])  # softmax - one-hot, times positive pixels
     expected = before * (1 - 1e-4 * 0.05) - 1e-4 * signs
     torch.testing.assert_close(linear.weight.detach(), expected, rtol=0, atol=1e-7)
@@ -197,11 +197,11 @@ def test_what_cannot_compile_is_listed_with_its_reason(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["infer", "train"])
-def test_apart_the_same_contenders_give_the_same(
+def test_isolated_the_same_contenders_give_the_same(
     what: str, reports: dict[str, Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers, "LIBRARIES", ("timm",))
-    report = run(what, TINY, Settings(CPU, rounds=1, compiled=False, apart=True))
+    report = run(what, TINY, Settings(CPU, rounds=1, compiled=False, isolated=True))
     for library, configuration in (("vitral", "eager"), ("timm", "default")):
         row, together = (row_of(r, library, configuration) for r in (report, reports[what]))
         assert row.agreement == pytest.approx(dict(together.agreement), abs=1e-6)
@@ -209,14 +209,14 @@ def test_apart_the_same_contenders_give_the_same(
     assert not multiprocessing.active_children()
 
 
-def test_apart_a_contender_that_fails_says_why_and_another_s_process_is_not_ours(
+def test_isolated_a_contender_that_fails_says_why_and_another_s_process_is_not_ours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("GOMP_SPINCOUNT", "5000")
-    task = work.Task("infer", 1, choose_subject("infer", TINY, CPU).checkpoint.model.config, CPU)
+    task = steps.Task("infer", 1, choose_workload("infer", TINY, CPU).checkpoint.model.config, CPU)
     for library, expected in (("vitral", "5000"), ("timm", "None")):
         with processes(task) as begin, pytest.raises(VitralError, match=f"KeyError: '{expected}'"):
-            begin(work.Contender(library, "", "", tell_spinning))
+            begin(steps.Contender(library, "", "", tell_spinning))
     assert os.environ["GOMP_SPINCOUNT"] == "5000"
 
 
@@ -240,11 +240,11 @@ def test_libraries_that_are_absent_or_cannot_hold_the_model_are_named(
 def test_a_checkpoint_is_measured_with_its_own_weights(tmp_path: Path) -> None:
     model = VisionTransformer(8, 4, 3, 12, 1, 3, 2, 7, 0.5)
     save_checkpoint(tmp_path / "saved", Checkpoint(model, Preprocess((8, 8)), tuple("abcdefg")))
-    subject = choose_subject("train", [str(tmp_path / "saved"), "batch_size=[2, 5]"], CPU)
-    assert subject.batch_sizes == (2, 5)
-    assert subject.checkpoint.labels == tuple("abcdefg")
-    assert subject.checkpoint.model.config.dropout == 0
-    read = subject.checkpoint.model.state_dict()
+    workload = choose_workload("train", [str(tmp_path / "saved"), "batch_size=[2, 5]"], CPU)
+    assert workload.batch_sizes == (2, 5)
+    assert workload.checkpoint.labels == tuple("abcdefg")
+    assert workload.checkpoint.model.config.dropout == 0
+    read = workload.checkpoint.model.state_dict()
     assert all(torch.equal(tensor, read[name]) for name, tensor in model.state_dict().items())
 
 
@@ -252,8 +252,8 @@ def test_a_checkpoint_is_measured_with_its_own_weights(tmp_path: Path) -> None:
 
 
 def test_our_program_predicts_in_a_fresh_process_what_a_classifier_does_in_this_one(tmp_path: Path) -> None:
-    subject = choose_subject("start", ("ViT-Ti/16", "img_size=32", "num_layers=1"), CPU)
-    process = next(start._processes(subject, tmp_path, EAGER, []))
+    workload = choose_workload("start", ("ViT-Ti/16", "img_size=32", "num_layers=1"), CPU)
+    process = next(start._processes(workload, tmp_path, EAGER, []))
     process.run()
     label, probability = (
         load(tmp_path / "vitral", device="cpu", precision="float32").predict(tmp_path / "photo.jpg")[0].top[0]
@@ -261,7 +261,7 @@ def test_our_program_predicts_in_a_fresh_process_what_a_classifier_does_in_this_
     (answer,) = process.answers
     assert answer["label"] == label
     assert answer["probability"] == pytest.approx(probability, rel=1e-4)
-    row = process.measured((60.0,), process.answers, subject.checkpoint.labels)
+    row = process.measured((60.0,), process.answers, workload.checkpoint.labels)
     assert row.agreement == {"probability": 0, "top1": 1}
     assert min(row.parts.values()) > 0
     if sys.platform == "linux":

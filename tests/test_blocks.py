@@ -13,20 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from vitral.model import blocks
-from vitral.model.blocks import (
-    EmbeddingOptions,
-    EncoderLayer,
-    FeedForward,
-    LayerOptions,
-    LearnedPositions,
-    MultiHeadAttention,
-    PatchEmbedding,
-    Position,
-    PositionalEncoding,
-    PositionalEncoding2d,
-    ViTEmbedding,
-)
+from vitral.model import attention as attention_module
+from vitral.model import kernels
+from vitral.model.attention import MultiHeadAttention
+from vitral.model.config import EmbeddingOptions, LayerOptions, Position
+from vitral.model.embedding import ConvStem, PatchEmbedding, ViTEmbedding
+from vitral.model.encoder import EncoderLayer, FeedForward
+from vitral.model.positions.tables import LearnedPositions, PositionalEncoding, PositionalEncoding2d
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -345,7 +338,7 @@ def test_stem_gives_as_many_tokens_as_patches_of_the_image(stem_embedding: ViTEm
 def test_stem_is_convolve_relu_pool_twice(stem_embedding: ViTEmbedding) -> None:
     maps = images = torch.randn(BATCH, CHANNELS, 24, 40)
     stem = stem_embedding.stem
-    assert isinstance(stem, blocks.ConvStem)
+    assert isinstance(stem, ConvStem)
     for convolution in stem.convolutions():
         maps = nn.functional.conv2d(maps, convolution.weight, padding=1)
         maps = nn.functional.max_pool2d(maps.clamp(min=0), 2)
@@ -355,7 +348,7 @@ def test_stem_is_convolve_relu_pool_twice(stem_embedding: ViTEmbedding) -> None:
 
 def test_stem_keeps_the_scale_of_its_input() -> None:
     stem = ViTEmbedding(64, 2, 64, DIM, stem=(512,)).stem
-    assert isinstance(stem, blocks.ConvStem)
+    assert isinstance(stem, ConvStem)
     [convolution] = stem.convolutions()
     # He et al., arXiv:1502.01852, eq. 10: variance 2 / fan-in.
     assert convolution.weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
@@ -364,7 +357,7 @@ def test_stem_keeps_the_scale_of_its_input() -> None:
 def test_a_whitened_stem_gives_uncorrelated_maps_of_variance_one_and_their_negatives() -> None:
     torch.manual_seed(0)
     stem = ViTEmbedding(32, 2, 2, DIM, stem=(40,)).stem
-    assert isinstance(stem, blocks.ConvStem)
+    assert isinstance(stem, ConvStem)
     [convolution] = stem.convolutions()
     drawn = convolution.weight.detach().clone()
     # Neighbours and channels alike, as in pictures, and far from a variance of one.
@@ -441,16 +434,16 @@ def test_explicit_and_fused_kernels_agree(
     attention: MultiHeadAttention, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fused = attention(tokens)
-    monkeypatch.setattr(blocks, "prefers_explicit_attention", lambda q: True)
+    monkeypatch.setattr(attention_module, "prefers_explicit_attention", lambda q: True)
     close(attention(tokens), fused)
 
 
 def test_bf16_on_the_cpu_mixes_by_the_explicit_kernel() -> None:
     q = torch.randn(BATCH, HEADS, TOKENS, HEAD_WIDTH)
-    assert not blocks.prefers_explicit_attention(q)
-    assert blocks.prefers_explicit_attention(q.bfloat16())
+    assert not kernels.prefers_explicit_attention(q)
+    assert kernels.prefers_explicit_attention(q.bfloat16())
     with bf16():
-        assert blocks.prefers_explicit_attention(q)
+        assert kernels.prefers_explicit_attention(q)
 
 
 def test_attention_ignores_the_order_of_its_tokens(attention: MultiHeadAttention, tokens: Tensor) -> None:

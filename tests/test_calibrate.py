@@ -15,7 +15,7 @@ from tests.conftest import settled, write_images
 from tests.test_resume import Crash, CrashAt
 from vitral.checkpoints.convert import convert
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.cli.commands import _about
+from vitral.cli.commands.info import _about
 from vitral.data.dataset import evaluation_batches, open_data
 from vitral.evaluation.calibration import LEAST_IMAGES, calibrate, fit_temperature
 from vitral.evaluation.metrics import evaluate_classifier

@@ -1,7 +1,6 @@
 """What is written is what is read, bit for bit; and a bad file is named, not loaded."""
 
 import json
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +16,9 @@ from vitral.checkpoints.folder import (
     is_model_folder,
     load_checkpoint,
     save_checkpoint,
-    write_atomically,
 )
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import LayerOptions
+from vitral.model.config import LayerOptions
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 
@@ -282,54 +280,3 @@ def test_a_size_that_the_patch_does_not_divide_is_refused(tmp_path: Path) -> Non
     folder = saved(tmp_path, tiny())
     with pytest.raises(VitralError, match=r"with img_size=25 cannot be used: .*patch_size 4 does not divide"):
         load_checkpoint(folder, img_size=25)
-
-
-# --- Atomic writing ------------------------------------------------------------------------------
-
-
-def test_writing_replaces_the_file_whole(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    for content in (b"old and long", b"new"):
-        write_atomically(file, content)
-        assert file.read_bytes() == content
-    assert os.listdir(tmp_path) == ["file"]
-
-
-@pytest.mark.parametrize("failing", ["fsync", "chmod", "replace"])
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(b"old")
-
-    def full_disk(*_: Any) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, failing, full_disk)
-    with pytest.raises(OSError, match="no space left"):
-        write_atomically(file, b"new")
-    assert file.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_until_the_last_moment_a_reader_sees_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(b"old")
-    seen = []
-    replace = os.replace
-
-    def watched(*names: Any) -> None:
-        seen.append(file.read_bytes())
-        replace(*names)
-
-    monkeypatch.setattr(os, "replace", watched)
-    write_atomically(file, b"new")
-    assert seen == [b"old"]
-
-
-def test_a_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "ours", b"")
-    (tmp_path / "plain").write_bytes(b"")
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -16,9 +16,9 @@ import pytest
 
 from tests.conftest import write_images
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.cli import commands as cli
-from vitral.cli.console import TrainingConsole
-from vitral.cli.demo import demo
+from vitral.cli import app as cli
+from vitral.cli.commands.demo import learn_digits
+from vitral.cli.training import TrainingConsole
 from vitral.evaluation.metrics import evaluate_classifier
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import load
@@ -121,9 +121,9 @@ def test_python_can_run_the_package() -> None:
 def test_help_does_not_wait_for_torch(words: list[str]) -> None:
     lines = [
         "import sys",
-        "import vitral.cli",
+        "import vitral.cli.app",
         f"sys.argv = ['vitral', *{words}]",
-        "try: vitral.cli.main()",
+        "try: vitral.cli.app.main()",
         "except SystemExit: pass",
         "sys.exit('torch' in sys.modules)",
     ]
@@ -490,7 +490,7 @@ def test_info_of_a_folder_tells_its_labels_and_size(vitral: Vitral, run: Path) -
 
 @pytest.mark.slow
 def test_the_demo_learns_to_read_digits(tmp_path: Path) -> None:
-    result = demo(tmp_path / "demo")
+    result = learn_digits(tmp_path / "demo")
     assert result.evaluation.n == 359
     assert result.evaluation.top1 >= 0.97
     assert result.picture.exists()

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from vitral.evaluation.probe import ProbeOptions
-from vitral.model.vit import ViTConfig
+from vitral.model.config import ViTConfig
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
-from vitral.runtime.settings import build, flat, merged, nested, parse_overrides, read_toml, to_toml
+from vitral.runtime.settings import build, deep_merge, flat, nested, parse_overrides, read_toml, to_toml
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def test_a_value_has_no_fields(words: list[str]) -> None:
 def test_changes_are_laid_over_groups_without_dropping_their_rest() -> None:
     file = {"seed": 1, "architecture": {"position": "none", "layer": {"layer_scale": 1e-4, "order": "post"}}}
     words = {"epochs": 2, "architecture": {"layer": {"layer_scale": 1e-5}}}
-    assert merged(file, words) == {
+    assert deep_merge(file, words) == {
         "seed": 1,
         "epochs": 2,
         "architecture": {"position": "none", "layer": {"layer_scale": 1e-5, "order": "post"}},

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitral.bench.measure import Report, Row
-from vitral.cli import console
+from vitral.bench.report import Report, Row
+from vitral.cli import training
+from vitral.cli.commands import bench, doctor, eval, info, probe, recipe, train
 from vitral.evaluation.doctor import Diagnosis, Finding
 from vitral.evaluation.metrics import Evaluation, Outcomes
 from vitral.evaluation.multilabel import MultiLabelEvaluation, MultiLabelOutcomes
@@ -19,7 +20,7 @@ from vitral.model.cost import PatchCost, stages
 from vitral.model.variants import parse
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.packaged import diff, read
-from vitral.recipes.schema import Optimization, Resolved
+from vitral.recipes.schema import Resolved
 from vitral.runtime.devices import Placement
 from vitral.runtime.plainjson import to_json
 from vitral.training.optimizers import parameter_groups
@@ -76,9 +77,9 @@ def report() -> Report:
 
 def groups() -> None:
     model = VisionTransformer.from_config(parse("ViT-Ti/16"))
-    recipe = Optimization("muon", weight_decay=0.05, layer_decay=0.75, ema_decay=0.9)
-    found = [{**group, "lr": 1e-4 * group["scale"]} for group in parameter_groups(model, recipe)]
-    console.print_groups(found, ["embedding.positions.table"])
+    groups = parameter_groups(model, layer_decay=0.75, weight_decay=0.05, orthogonal=True)
+    found = [{**group, "lr": 1e-4 * group["scale"]} for group in groups]
+    train.print_groups(found, ["embedding.positions.table"])
 
 
 def patch_costs() -> None:
@@ -86,19 +87,19 @@ def patch_costs() -> None:
         PatchCost(8, 784, 29 * 10**9, 130 * 10**9, 12345.6),
         PatchCost(16, 196, 14 * 10**8, 33 * 10**9, None),
     ]
-    console.print_patch_costs(parse("ViT-B/16"), costs, Placement.choose("cpu", "float32"))
+    info.print_patch_costs(parse("ViT-B/16"), costs, Placement.choose("cpu", "float32"))
 
 
 PRINTED: dict[str, Callable[[], None]] = {
-    "eval": lambda: console.print_evaluation(evaluation(), TITLE),
-    "eval, several labels": lambda: console.print_multi_label_evaluation(multi_label_evaluation(), TITLE),
-    "doctor": lambda: console.print_diagnosis(diagnosis(), TITLE),
-    "probe": lambda: console.print_probe(probed(), TITLE),
-    "bench": lambda: console.print_report(report()),
-    "info": lambda: console.print_stages(parse("Conv+ViT-Ti/16"), stages(parse("Conv+ViT-Ti/16"))),
+    "eval": lambda: eval.print_evaluation(evaluation(), TITLE),
+    "eval, several labels": lambda: eval.print_multi_label_evaluation(multi_label_evaluation(), TITLE),
+    "doctor": lambda: doctor.print_diagnosis(diagnosis(), TITLE),
+    "probe": lambda: probe.print_probe(probed(), TITLE),
+    "bench": lambda: bench.print_report(report()),
+    "info": lambda: info.print_stages(parse("Conv+ViT-Ti/16"), stages(parse("Conv+ViT-Ti/16"))),
     "info, patches": patch_costs,
     "train --show-groups": groups,
-    "recipe diff": lambda: console.print_recipe_diff(diff("deit", "deit3"), "deit", "deit3"),
+    "recipe diff": lambda: recipe.print_recipe_diff(diff("deit", "deit3"), "deit", "deit3"),
 }
 
 
@@ -119,7 +120,7 @@ def test_brackets_in_names_are_no_markup(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     few = Outcomes(*(np.array(column) for column in ([0, 1, 0], [1, 0, 1], [1, 1, 1], [0.5] * 3, [1.0] * 3)))
-    console.print_evaluation(Evaluation.of(few, ["a [/b] c", "[bold]red["]), "[/title]")
+    eval.print_evaluation(Evaluation.of(few, ["a [/b] c", "[bold]red["]), "[/title]")
     printed = capsys.readouterr().out
     assert printed.startswith("[/title]: 3 images")
     (first, second) = (line for line in printed.splitlines() if line.startswith((" a ", " [b")))
@@ -132,12 +133,7 @@ def test_brackets_in_names_are_no_markup(
 
 def a_run(**settings: Any) -> Any:
     """What the console reads of a run in its middle."""
-    resolved: dict[str, Any] = {
-        "model": "ViT-Ti/16",
-        "img_size": 128,
-        **read("small"),
-        "loss": "cross_entropy",
-    }
+    resolved = {**read("small"), "model": "ViT-Ti/16", "img_size": 128, "loss": "cross_entropy"}
     resolved |= {"epochs": 200.0, "batch_size": 64, "learning_rate": 5e-4, "weight_decay": 0.05}
     resolved |= {"cutmix": 0.0, "crop": "none", "flip": False, "rand_augment": 0.0}
     return SimpleNamespace(
@@ -157,7 +153,7 @@ def a_run(**settings: Any) -> Any:
 def test_lines_of_training_fit_eighty_columns(
     measured: Callable[[], Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, run = console.TrainingConsole(), a_run()
+    told, run = training.TrainingConsole(), a_run()
     told.step(run)
     run.progress, told.shown_at = 0.9, -math.inf
     run.state = SimpleNamespace(step=13_000, best_step=12_345, seconds=9500.0)
@@ -184,7 +180,7 @@ def test_lines_of_training_fit_eighty_columns(
     ids=str,
 )
 def test_what_training_does_to_images_is_told_where_it_does(settings: dict[str, Any], text: str) -> None:
-    assert console._how_altered(a_run(**settings)) == text
+    assert training._how_altered(a_run(**settings)) == text
 
 
 @pytest.mark.parametrize(
@@ -197,7 +193,7 @@ def test_what_training_does_to_images_is_told_where_it_does(settings: dict[str, 
     ids=str,
 )
 def test_the_rate_that_is_told_is_the_one_that_is_taken(settings: dict[str, Any], text: str) -> None:
-    assert console._peak_rate(a_run(**settings).recipe) == text
+    assert training._peak_rate(a_run(**settings).recipe) == text
 
 
 def test_json_has_no_number_that_json_has_not() -> None:

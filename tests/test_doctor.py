@@ -21,8 +21,9 @@ from vitral.evaluation.doctor import Diagnosis, Finding, diagnose, mcnemar, pair
 from vitral.evaluation.metrics import evaluate_classifier
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference.classifier import Classifier
-from vitral.model.positions import RESIZE
-from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.model.config import ViTConfig
+from vitral.model.positions.resize import RESIZE
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import write_images
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
-from vitral.cli import commands as cli
+from vitral.cli import app as cli
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.schema import FIELDS

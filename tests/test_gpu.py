@@ -25,6 +25,7 @@ from vitral.recipes.resolve import load_base
 from vitral.runtime.devices import Placement, cpu_count
 from vitral.training.run import Reporter, _first_checkpoint, _opened, _training_batches, step, train
 from vitral.training.run_folder import RunFolder
+from vitral.training.step import update_average
 
 pytestmark = [
     pytest.mark.gpu,
@@ -161,6 +162,31 @@ def test_a_compiled_run_learns(data: ImageData, tmp_path: Path) -> None:
     assert summary.finished
     assert summary.val_top1 is not None
     assert summary.val_top1 > 0.8
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+def test_a_captured_step_is_the_eager_one_to_the_bit(
+    data: ImageData, tmp_path: Path, optimizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, mixing, clipping, averages and a rate that changes; recorded at the fourth."""
+    found = {}
+    for name, warm_up in (("captured", 3), ("eager", 10**6)):
+        monkeypatch.setattr("vitral.training.step._WARM_UP", warm_up)
+        train(data, tmp_path / name, recipe(steps=12, optimizer=optimizer, compile=True))
+        found[name] = load_checkpoint(tmp_path / name / "last").model.state_dict()
+        torch.compiler.reset()
+    for part, expected in found["eager"].items():
+        assert torch.equal(found["captured"][part], expected), part
+
+
+def test_an_update_of_the_average_by_a_tensor_is_that_by_a_number() -> None:
+    averages, weights = ([images(5, 3).cuda(), images(7).cuda()] for _ in range(2))
+    others = [average.clone() for average in averages]
+    weights = [weight + 1 for weight in weights]
+    update_average(averages, weights, 0.3)
+    update_average(others, weights, torch.tensor(0.3, device="cuda"))
+    for ours, theirs in zip(averages, others, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_compiled_step_in_parts_is_the_step_of_the_whole(data: ImageData, tmp_path: Path) -> None:

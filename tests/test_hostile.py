@@ -340,7 +340,7 @@ def test_the_trap_works(tmp_path: Path) -> None:
 
 def test_what_would_execute_is_named(tmp_path: Path) -> None:
     path = write_pth(tmp_path, MODEL)
-    assert "vitral.model.VisionTransformer, which loading would have to execute" in refused(path)
+    assert "vitral.model.vit.VisionTransformer, which loading would have to execute" in refused(path)
 
 
 # --- safetensors ---------------------------------------------------------------------------------
@@ -859,14 +859,14 @@ MEASURE = """
 import json, resource, sys
 from pathlib import Path
 import torchvision.models  # asked for the names of ImageNet's classes, and 90 MB of code
-import vitral.checkpoints
+import vitral.checkpoints.folder
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
 
 before, anonymous = status("VmRSS"), status("RssAnon")
-model = vitral.checkpoints.load_checkpoint(sys.argv[1]).model
+model = vitral.checkpoints.folder.load_checkpoint(sys.argv[1]).model
 print(json.dumps({
     "anonymous": status("RssAnon") - anonymous,
     "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before,

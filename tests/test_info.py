@@ -8,8 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model_weights
 
 from vitral.model import cost as info
+from vitral.model.config import ViTConfig
 from vitral.model.variants import parse
-from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
 
 CHANNELS, PATCH, ROWS, COLUMNS = 3, 4, 5, 7

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.conftest import write_images
 from tests.test_evaluate import Tint, tint_classifier
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
-from vitral.cli import commands as cli
+from vitral.cli import app as cli
 from vitral.data.dataset import Split
 from vitral.evaluation.metrics import evaluate_classifier
 from vitral.evaluation.mistakes import Mistakes, find_mistakes

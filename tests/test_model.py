@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.models import VisionTransformer as TorchvisionViT
 
-from vitral.model.blocks import EncoderLayer
-from vitral.model.vit import Features, VisionTransformer, ViTConfig
+from vitral.model.config import ViTConfig
+from vitral.model.encoder import EncoderLayer
+from vitral.model.vit import Features, VisionTransformer
 
 BATCH, CHANNELS, PATCH, ROWS, COLUMNS = 2, 3, 4, 5, 7
 DIM, LAYERS, HEADS, MLP_RATIO, CLASSES = 44, 3, 11, 1.5, 13
@@ -312,7 +313,7 @@ def test_of_the_last_layer_only_what_the_head_reads_is_computed(
     whole = outcome(lambda: model.classify(model.encode(model.embedding(images))))
     for ours_part, whole_part in zip(ours, whole, strict=True):
         assert_close(ours_part, whole_part, rtol=1e-4, atol=1e-4)
-    assert given == [model._tokens_read(), PATCHES + model.config.prefix]
+    assert given == [model._tokens_read(), PATCHES + model.config.num_prefix_tokens]
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.3])
@@ -489,14 +490,14 @@ def test_initialize_leaves_nothing_of_the_old_weights() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
-    model.initialize()
+    model.reset_parameters()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_a_new_head_has_the_new_classes_and_leaves_the_body(images: Tensor) -> None:
     model = tiny_model()
     before = model.features(images).class_token
-    model.replace_head(23)
+    model.reset_classifier(23)
     assert model(images).shape == (BATCH, 23)
     assert model.config == config(num_classes=23)
     assert_close(model.features(images).class_token, before)
@@ -504,13 +505,13 @@ def test_a_new_head_has_the_new_classes_and_leaves_the_body(images: Tensor) -> N
 
 def test_replacing_the_head_by_none_gives_features(images: Tensor) -> None:
     model = tiny_model()
-    model.replace_head(0)
+    model.reset_classifier(0)
     assert_close(model(images), model.features(images).class_token)
 
 
 def test_a_new_head_computes_in_the_models_type(images: Tensor) -> None:
     model = tiny_model().to(torch.bfloat16)
-    model.replace_head(23)
+    model.reset_classifier(23)
     assert model(images.bfloat16()).dtype == torch.bfloat16
 
 

@@ -1,7 +1,6 @@
 """Optimizers do what their papers say, and schedules what their names say."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,19 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.packaged import read
-from vitral.recipes.schema import Optimization, Rate, Resolved
 from vitral.training.optimizers import (
-    Joint,
+    ChainedOptimizer,
     Muon,
+    OptimizerName,
     build_optimizer,
-    learning_rate_at,
     orthogonalize,
     parameter_groups,
-    set_learning_rate,
 )
-
-RECIPE = Optimization("adamw", weight_decay=0.1, layer_decay=1.0, ema_decay=0.9)
+from vitral.training.schedule import Schedule, scaled_rate
 
 
 def tiny(**options: Any) -> Any:
@@ -29,6 +24,11 @@ def tiny(**options: Any) -> Any:
     return VisionTransformer(
         16, 8, embed_dim=16, num_layers=2, num_heads=2, num_classes=2, dropout=0.0, **options
     )
+
+
+def built_for(model: Any, name: OptimizerName, **settings: Any) -> ChainedOptimizer:
+    groups = {"layer_decay": 1.0, "weight_decay": settings.pop("weight_decay", 0.1)}
+    return build_optimizer(name, parameter_groups(model, orthogonal=name == "muon", **groups), **settings)
 
 
 def with_gradients(model: nn.Module, seed: int = 1) -> None:
@@ -113,7 +113,7 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest() -> None:
     model = tiny(stem=(4, 8))
     orthogonal = {
         name
-        for group in parameter_groups(model, replace(RECIPE, optimizer="muon"))
+        for group in parameter_groups(model, layer_decay=1.0, weight_decay=0.1, orthogonal=True)
         if group["orthogonal"]
         for name in group["names"]
     }
@@ -121,7 +121,8 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest() -> None:
     assert orthogonal == {f"layers.{i}.{name}.weight" for i in (0, 1) for name in matrices} | {
         "embedding.stem.stages.1.0.weight"
     }
-    assert not any(group["orthogonal"] for group in parameter_groups(model, RECIPE))
+    plain = parameter_groups(model, layer_decay=1.0, weight_decay=0.1)
+    assert not any(group["orthogonal"] for group in plain)
 
 
 # --- The others ------------------------------------------------------------------------------------
@@ -130,12 +131,12 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest() -> None:
 def stepped(optimizer: Any, times: int, **settings: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The head's weight before and after, and its gradients."""
     model = tiny()
-    built = build_optimizer(model, replace(RECIPE, optimizer=optimizer, **settings))
+    built = built_for(model, optimizer, **settings)
     before, gradients = model.head.weight.detach().clone(), []
     for number in range(times):
         with_gradients(model, number)
         gradients.append(model.head.weight.grad.clone())
-        set_learning_rate(built, 0.01)
+        built.set_learning_rate(0.01)
         built.step()
         built.zero_grad()
     return before, model.head.weight.detach(), gradients
@@ -165,13 +166,13 @@ def test_schedule_free_steps_are_those_of_its_paper() -> None:
     # AdamW variant of arXiv:2405.15682, eq. 3 to 5: z by Adam's direction at y, x the average, y between.
     pytest.importorskip("schedulefree")
     model = tiny()
-    built = build_optimizer(model, replace(RECIPE, optimizer="schedule_free", weight_decay=0.0))
+    built = built_for(model, "schedule_free", weight_decay=0.0)
     z = x = y = model.head.weight.detach().clone()
     second = torch.zeros_like(y)
     for t in range(1, 4):
         with_gradients(model, t)
         gradient = model.head.weight.grad.clone()
-        set_learning_rate(built, 0.01)
+        built.set_learning_rate(0.01)
         built.step()
         second = 0.999 * second + 0.001 * gradient**2
         z = z - 0.01 * gradient / ((second / (1 - 0.999**t)).sqrt() + 1e-8)
@@ -186,31 +187,66 @@ def test_schedule_free_steps_are_those_of_its_paper() -> None:
 def test_an_optimizer_goes_on_where_its_state_was_saved(optimizer: Any) -> None:
     if package := {"lion": "lion_pytorch", "schedule_free": "schedulefree"}.get(optimizer):
         pytest.importorskip(package)
-    recipe = replace(RECIPE, optimizer=optimizer)
 
-    def run(model: nn.Module, built: Joint, steps: range) -> None:
+    def run(model: nn.Module, built: ChainedOptimizer, steps: range) -> None:
         for number in steps:
             with_gradients(model, number)
-            set_learning_rate(built, 0.01)
+            built.set_learning_rate(0.01)
             built.step()
 
     whole = tiny()
-    run(whole, build_optimizer(whole, recipe), range(5))
+    run(whole, built_for(whole, optimizer), range(5))
     model = tiny()
-    first = build_optimizer(model, recipe)
+    first = built_for(model, optimizer)
     run(model, first, range(3))
-    second = build_optimizer(model, recipe)
+    second = built_for(model, optimizer)
     second.load_state_dict(first.state_dict())
     run(model, second, range(3, 5))
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd", "lion"])
+def test_an_optimizer_that_forgets_is_a_new_one(optimizer: Any) -> None:
+    if optimizer == "lion":
+        pytest.importorskip("lion_pytorch")
+    used, new = tiny(), tiny()
+    forgetful = built_for(used, optimizer)
+    with_gradients(used)
+    forgetful.set_learning_rate(0.01)
+    forgetful.step()
+    used.load_state_dict(new.state_dict())
+    forgetful.forget()
+    for model, built in ((used, forgetful), (new, built_for(new, optimizer))):
+        for number in (2, 3):
+            with_gradients(model, number)
+            built.set_learning_rate(0.01)
+            built.step()
+    for name, tensor in new.state_dict().items():
+        assert torch.equal(tensor, used.state_dict()[name]), name
+
+
+def test_a_rate_in_a_tensor_is_that_of_a_number() -> None:
+    # As on a GPU, where a step is recorded once and the rate changes in place.
+    models = tiny(), tiny()
+    for model, capturable in zip(models, (False, True), strict=True):
+        groups = parameter_groups(model, layer_decay=0.5, weight_decay=0.1, orthogonal=True)
+        muon = Muon([group for group in groups if group["orthogonal"]])
+        chained = ChainedOptimizer([muon], torch.device("cpu"), capturable=capturable)
+        for number in range(3):
+            with_gradients(model, number)
+            rate = 0.01 / (1 + number)
+            chained.set_learning_rate(torch.tensor(rate) if capturable else rate)
+            chained.step()
+    for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_frozen_parameters_are_in_no_group() -> None:
     model = tiny()
     model.requires_grad_(False)
     model.head.requires_grad_(True)
-    groups = parameter_groups(model, RECIPE)
+    groups = parameter_groups(model, layer_decay=1.0, weight_decay=0.1)
     assert {name for group in groups for name in group["names"]} == {"head.weight", "head.bias"}
 
 
@@ -234,20 +270,18 @@ def test_frozen_parameters_are_in_no_group() -> None:
     ],
 )
 def test_schedules(schedule: Any, progress: float, share: float) -> None:
-    recipe = Rate(0.02, schedule, warmup=0.2, decay=0.25)
-    assert learning_rate_at(progress, recipe, 0.02) == pytest.approx(0.02 * share, abs=1e-12)
+    course = Schedule(schedule, 0.02, warmup=0.2, decay=0.25)
+    assert course.at(progress) == pytest.approx(0.02 * share, abs=1e-12)
 
 
 def test_the_rate_falls_to_its_final_share() -> None:
-    recipe = Rate(0.02, "cosine", warmup=0.0, final_share=0.1)
-    assert learning_rate_at(1.0, recipe, 0.02) == pytest.approx(0.002)
-    assert learning_rate_at(0.5, recipe, 0.02) == pytest.approx(0.002 + 0.018 / 2)
-    assert learning_rate_at(0.0, recipe, 0.02) == pytest.approx(0.02)
+    course = Schedule("cosine", 0.02, final_share=0.1)
+    assert course.at(1.0) == pytest.approx(0.002)
+    assert course.at(0.5) == pytest.approx(0.002 + 0.018 / 2)
+    assert course.at(0.0) == pytest.approx(0.02)
 
 
 def test_a_rate_for_another_batch_is_scaled_linearly() -> None:
     # DeiT: 5e-4 for a batch of 512, so 1e-3 for 1,024.
-    chosen = {"model": "ViT-Ti/16", "img_size": 32, "crop": "none", "flip": True, "rand_augment": 0.0}
-    recipe = Resolved.of({**read("small"), **chosen, "loss": "cross_entropy", "batch_size": 1024})
-    assert math.isclose(recipe.changed(learning_rate=5e-4, learning_rate_batch=512).peak_learning_rate, 1e-3)
-    assert math.isclose(recipe.changed(learning_rate=5e-4).peak_learning_rate, 5e-4)
+    assert math.isclose(scaled_rate(5e-4, 1024, 512), 1e-3)
+    assert math.isclose(scaled_rate(5e-4, 1024, 0), 5e-4)

@@ -15,19 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from vitral.model.blocks import LearnedPositions
-from vitral.model.positions import (
-    RESIZE,
-    Grid,
-    RelativeBias,
-    Resize,
-    RotaryOptions,
-    RotaryPositions,
-    Rotation,
-    resize_grid,
-    resize_patches,
-    rotate,
-)
+from vitral.model.config import Grid, Resize, RotaryOptions
+from vitral.model.positions.relation import Rotation, rotate
+from vitral.model.positions.relative import RelativeBias
+from vitral.model.positions.resize import RESIZE, resize_grid, resize_patches
+from vitral.model.positions.rotary import RotaryPositions
+from vitral.model.positions.tables import LearnedPositions
 
 CPU = torch.device("cpu")
 RULES: tuple[Resize, ...] = get_args(Resize)
@@ -357,7 +350,7 @@ def test_mixed_angles_equal_timm(indexing: str) -> None:
 def test_mixed_frequencies_start_as_axial_ones_turned_by_one_angle_per_head() -> None:
     """For each head two perpendicular directions in the plane, each with the lengths of the axial bands."""
     positions = RotaryPositions(HEAD_DIM, 50, 0, RotaryOptions(kind="mixed", temperature=10.0))
-    positions.draw()
+    positions.reset_parameters()
     assert positions.frequencies is not None
     vectors = torch.complex(*positions.frequencies.detach())
     first, second = vectors.chunk(2, dim=-1)
@@ -510,7 +503,7 @@ def test_resized_biases_equal_transformers(new: Grid) -> None:
 def test_a_local_start_looks_at_one_neighbour_a_head() -> None:
     # Attention of the bias alone, for the middle patch of 5x5: most of the weight on the head's neighbour.
     relation = RelativeBias((5, 5), 8, "geometric", "local")
-    relation.draw()
+    relation.reset_parameters()
     bias = relation((5, 5), torch.device("cpu")).bias_ATT
     assert bias is not None
     weights = bias[:, 1:, 1:].softmax(-1)[:, 12].unflatten(1, (5, 5))
@@ -524,4 +517,4 @@ def test_a_local_start_looks_at_one_neighbour_a_head() -> None:
 
 def test_a_grid_with_fewer_neighbours_than_heads_is_refused() -> None:
     with pytest.raises(ValueError, match="more than the neighbours"):
-        RelativeBias((1, 2), 4, "geometric", "local").draw()
+        RelativeBias((1, 2), 4, "geometric", "local").reset_parameters()

@@ -29,7 +29,8 @@ from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference import features as features_module
 from vitral.inference.classifier import Classifier, as_classifier, load
 from vitral.inference.features import PooledFeatures, cache_folder, extract
-from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.model.config import ViTConfig
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
 
@@ -434,7 +435,7 @@ def test_a_head_changes_no_features(
     features_of(classifier, split, cache)
     encoded.since()
     model = vit()
-    model.replace_head(5)
+    model.reset_classifier(5)
     assert features_of(classifier_of(model), split, cache).cached == 41
     assert encoded.since() == 0
 

@@ -128,9 +128,8 @@ def test_a_recipe_comes_back_from_the_file_that_a_run_writes(name: str, tmp_path
 )  # fmt: skip
 def test_the_rate_scaled_to_the_batch_is_the_papers(name: str, peak: float) -> None:
     recipe = built(name)
-    assert recipe.get("learning_rate") * recipe.get("batch_size") / recipe.get(
-        "learning_rate_batch"
-    ) == pytest.approx(peak)
+    scaled = recipe.get("learning_rate") * recipe.get("batch_size") / recipe.get("learning_rate_batch")
+    assert scaled == pytest.approx(peak)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +177,7 @@ def test_a_recipe_resolves_and_alters_images(name: str) -> None:
 def small_of(recipe: Recipe) -> dict[str, Any]:
     """The options of a recipe's model, with the sizes of a tiny one."""
     shrunk = {"img_size": 32, "embed_dim": 16, "num_layers": 2, "num_heads": 2, "num_classes": 3}
-    return config.merged({"pooling": recipe.get("pooling"), **recipe.get("architecture")}, shrunk)
+    return config.deep_merge({"pooling": recipe.get("pooling"), **recipe.get("architecture")}, shrunk)
 
 
 @every_recipe
@@ -389,7 +388,7 @@ def test_a_file_that_no_run_would_take_is_not_compared(text: str, tmp_path: Path
 @pytest.fixture
 def vitral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Runs the command in this process: status, standard output, standard error."""
-    from vitral.cli import commands as cli
+    from vitral.cli import app as cli
 
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -485,5 +484,5 @@ def test_a_word_changes_one_field_of_a_recipes_architecture(
     words = ["--recipe", "deit3", "architecture.layer.order=post"]
     assert vitral("train", "digits", "--out", tmp_path / "run", *words)[0] == 1
     expected = built("deit3").get("architecture")
-    assert asked[0].get("architecture") == config.merged(expected, {"layer": {"order": "post"}})
+    assert asked[0].get("architecture") == config.deep_merge(expected, {"layer": {"order": "post"}})
     assert asked[0].get("architecture")["layer"] == {"layer_scale": 1e-4, "order": "post"}

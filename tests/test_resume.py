@@ -208,7 +208,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_the_same(
     workers: int, data: ImageData, recipe: Recipe, tmp_path: Path
 ) -> None:
     train(data, tmp_path / "straight", recipe)
-    settings = {**vars(recipe), "workers": workers}
+    settings = {**recipe.given, "workers": workers}
     order = json.dumps([data.source, str(tmp_path / "killed"), settings, 5])
     killed = subprocess.run([sys.executable, "-c", _KILLED_RUN, order], timeout=120)
     assert killed.returncode == -signal.SIGKILL

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
-from vitral.cli import commands as cli
+from vitral.cli.commands.predict import _print_prediction
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference.classifier import Prediction
 from vitral.model.vit import VisionTransformer
@@ -120,11 +120,11 @@ def test_a_terminal_of_ascii_is_shown_escapes(how: dict[str, str]) -> None:
 
 def test_names_and_labels_are_printed_visibly(capsys: pytest.CaptureFixture[str]) -> None:
     name, label = "a\nb\x1b[31m.png", "x\x07"
-    cli._print_prediction(Prediction(name, ((label, 0.5),)), as_json=False)
+    _print_prediction(Prediction(name, ((label, 0.5),)), as_json=False)
     assert capsys.readouterr().out == "a\\nb\\x1b[31m.png: x\\x07 50.0%\n"
-    cli._print_prediction(Prediction(name, (), "no image"), as_json=False)
+    _print_prediction(Prediction(name, (), "no image"), as_json=False)
     assert capsys.readouterr().err == "vitral: a\\nb\\x1b[31m.png: no image\n"
-    cli._print_prediction(Prediction(name, ((label, 0.5),)), as_json=True)
+    _print_prediction(Prediction(name, ((label, 0.5),)), as_json=True)
     assert json.loads(capsys.readouterr().out)["image"] == name  # JSON is exact
 
 
@@ -163,7 +163,7 @@ def test_a_run_outlives_its_terminal(lost: str, image_folder: Path, tmp_path: Pa
 _WAITING = """
 import sys, time
 from vitral import __main__
-from vitral.cli import commands as cli
+from vitral.cli import app as cli
 from vitral.runtime import stopping
 stopping._SECONDS_TO_END = 2.0
 def app(**_):

@@ -26,16 +26,16 @@ from vitral.data.dataset import Batch, ImageData, open_data, seeded
 from vitral.evaluation.metrics import Evaluation
 from vitral.evaluation.multilabel import MultiLabelEvaluation
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import ConvStem
+from vitral.model.embedding import ConvStem
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import load_base, start
-from vitral.recipes.schema import Optimization, Rate
 from vitral.runtime import process
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
-from vitral.training.optimizers import learning_rate_at, parameter_groups
+from vitral.training.optimizers import parameter_groups
 from vitral.training.run import Reporter, Run, step, train
+from vitral.training.schedule import Schedule
 
 
 class Recorder(Reporter):
@@ -163,7 +163,7 @@ def test_steps_are_those_of_plain_pytorch(clip_norm: float, base: str, data: Ima
         ),
     )
     model = tiny(dropout=0.0)
-    model.replace_head(3)
+    model.reset_classifier(3)
     model.load_state_dict(run.model.state_dict())
     optimizer = PlainAdamW(model, undecayed=("bias", "norm.weight", "class_token", "positions.table"))
     # Three steps of warm-up (from a thousandth), then two of a cosine over the other seven.
@@ -306,8 +306,7 @@ def test_a_head_of_the_same_labels_is_kept(data: ImageData, tmp_path: Path) -> N
 def test_in_bfloat16_weights_and_moments_stay_float32_and_gradients_agree(base: str, data: ImageData) -> None:
     gradients = []
     for precision in ("float32", "bfloat16"):
-        run = opened(data, small(base, warmup=0.0))
-        run.placement = Placement.choose("cpu", precision)
+        run = opened(data, small(base, warmup=0.0, device="cpu", precision=precision))
         # Kept from being zeroed, to be compared.
         run.optimizer.zero_grad = lambda: None
         step(run, random_batches(1)[0])
@@ -366,7 +365,7 @@ def test_dropout_differs_from_step_to_step(base: str, data: ImageData) -> None:
     ],
 )
 def test_the_rate_rises_linearly_and_falls_as_a_cosine(progress: float, warmup: float, share: float) -> None:
-    rate = learning_rate_at(progress, Rate(0.02, "cosine", warmup), 0.02)
+    rate = Schedule("cosine", 0.02, warmup=warmup).at(progress)
     assert rate == pytest.approx(0.02 * share, abs=1e-12)
 
 
@@ -413,7 +412,7 @@ FATES = [
 def test_each_parameter_has_the_rate_and_decay_of_its_place(
     options: dict[str, Any], fates: dict[str, tuple[int, bool]]
 ) -> None:
-    groups = parameter_groups(tiny(**options), Optimization("adamw", 0.3, 0.5, 0.9))
+    groups = parameter_groups(tiny(**options), layer_decay=0.5, weight_decay=0.3)
     found = {name: (group["scale"], group["weight_decay"]) for group in groups for name in group["names"]}
     assert found == {name: (0.5**level, 0.3 if decays else 0.0) for name, (level, decays) in fates.items()}
 
@@ -421,15 +420,13 @@ def test_each_parameter_has_the_rate_and_decay_of_its_place(
 @pytest.mark.parametrize("options", [options for options, _ in FATES], ids=str)
 def test_each_parameter_is_in_one_group(options: dict[str, Any]) -> None:
     model = tiny(**options)
-    groups = parameter_groups(model, Optimization("adamw", 0.05, 0.5, 0.9))
+    groups = parameter_groups(model, layer_decay=0.5, weight_decay=0.05)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
 
 
 def test_layer_decay_of_one_gives_every_layer_the_same_rate() -> None:
-    assert {group["scale"] for group in parameter_groups(tiny(), Optimization("adamw", 0.05, 1.0, 0.9))} == {
-        1.0
-    }
+    assert {group["scale"] for group in parameter_groups(tiny(), layer_decay=1.0, weight_decay=0.05)} == {1.0}
 
 
 def test_lower_layers_move_less(base: str, data: ImageData) -> None:

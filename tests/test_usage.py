@@ -11,11 +11,12 @@ from tests.conftest import write_images
 from vitral.bench.run import _OF_MODELS
 from vitral.checkpoints.convert import LAYOUTS, TYPES
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
-from vitral.cli import commands as cli
+from vitral.cli import app as cli
 from vitral.data.dataset import SPLITS
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Augmentation
-from vitral.model.vit import Pooling, VisionTransformer, ViTConfig
+from vitral.model.config import Pooling, ViTConfig
+from vitral.model.vit import VisionTransformer
 from vitral.recipes.schema import FIELDS
 from vitral.runtime import devices, limits
 from vitral.runtime.spelling import meant, near

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from vitral.model import variants
-from vitral.model.blocks import AttentionOptions, EncoderLayer, LayerOptions
-from vitral.model.positions import RotaryOptions
-from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.model.config import AttentionOptions, LayerOptions, RotaryOptions, ViTConfig
+from vitral.model.encoder import EncoderLayer
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 
 # DeiT (Ti, S), the paper and timm, all with 1000 classes at 224 pixels.

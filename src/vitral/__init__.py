@@ -6,29 +6,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitral.images.preprocess import Preprocess
     from vitral.inference.classifier import Classifier, load
-    from vitral.model.blocks import (
-        EncoderLayer,
-        FeedForward,
-        MultiHeadAttention,
-        PatchEmbedding,
-        PositionalEncoding,
-        ViTEmbedding,
-    )
+    from vitral.model.attention import MultiHeadAttention
+    from vitral.model.config import ViTConfig
+    from vitral.model.embedding import PatchEmbedding, ViTEmbedding
+    from vitral.model.encoder import EncoderLayer, FeedForward
+    from vitral.model.positions.tables import PositionalEncoding
     from vitral.model.variants import create
-    from vitral.model.vit import Features, VisionTransformer, ViTConfig
+    from vitral.model.vit import Features, VisionTransformer
 
 # Where each public name lives. Resolved on first use, so that `vitral --help` need not import torch.
 _HOMES = {
     "Classifier": "inference.classifier",
-    "EncoderLayer": "model.blocks",
+    "EncoderLayer": "model.encoder",
     "Features": "model.vit",
-    "FeedForward": "model.blocks",
-    "MultiHeadAttention": "model.blocks",
-    "PatchEmbedding": "model.blocks",
-    "PositionalEncoding": "model.blocks",
+    "FeedForward": "model.encoder",
+    "MultiHeadAttention": "model.attention",
+    "PatchEmbedding": "model.embedding",
+    "PositionalEncoding": "model.positions.tables",
     "Preprocess": "images.preprocess",
-    "ViTConfig": "model.vit",
-    "ViTEmbedding": "model.blocks",
+    "ViTConfig": "model.config",
+    "ViTEmbedding": "model.embedding",
     "VisionTransformer": "model.vit",
     "create": "model.variants",
     "load": "inference.classifier",

@@ -8,9 +8,9 @@ from vitral.runtime.stopping import Interrupted, end_on_signals, leave_signals_t
 def main() -> None:
     end_on_signals()
     try:
-        from vitral.cli import commands as cli
+        from vitral.cli.app import main as command_line
 
-        cli.main()
+        command_line()
     except Interrupted as interrupted:
         sys.stderr.write(f"vitral: {interrupted}\n")
         sys.exit(interrupted.status)

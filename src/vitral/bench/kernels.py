@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitral.bench.measure import Call, Report, Row, Settings, describe_machine, interleaved, synchronizer
-from vitral.model.blocks import PatchEmbedding, attention_weights
+from vitral.bench.report import Report, Row, describe_machine
+from vitral.bench.rounds import Call, Settings, interleaved, synchronizer
+from vitral.model.attention import attention_weights
+from vitral.model.embedding import PatchEmbedding
 from vitral.runtime.devices import Placement
 
 # Batch, image side, patch, width: ViT-Ti/4 on small images, ViT-S/16, ViT-B/16, ViT-L/14.
@@ -19,7 +21,7 @@ _ATTENTION_TASKS = ((256, 3, 65, 64), (16, 6, 197, 64), (16, 12, 197, 64), (4, 1
 
 
 def kernels(settings: Settings) -> Report:
-    """A row a task and route."""
+    """Measure a row a task and route."""
     placement = settings.placement
     rows = []
     for backward in (False, True):

@@ -3,16 +3,17 @@
 from collections.abc import Callable, Sequence
 
 from vitral.bench.kernels import kernels
-from vitral.bench.measure import Report, Settings
-from vitral.bench.models import infer, train
+from vitral.bench.report import Report
+from vitral.bench.rounds import Settings
+from vitral.bench.speed import infer, train
 from vitral.bench.start import start
-from vitral.bench.subject import Subject, choose_subject
+from vitral.bench.workload import Workload, choose_workload
 from vitral.checkpoints import peers
 from vitral.runtime.errors import VitralError
 from vitral.runtime.limits import ROUNDS
 from vitral.runtime.ranges import refuse_beyond
 
-_OF_MODELS: dict[str, Callable[[Subject, Settings], Report]] = {
+_OF_MODELS: dict[str, Callable[[Workload, Settings], Report]] = {
     "train": train,
     "infer": infer,
     "start": start,
@@ -20,7 +21,7 @@ _OF_MODELS: dict[str, Callable[[Subject, Settings], Report]] = {
 
 
 def run(benchmark: str, words: Sequence[str], settings: Settings) -> Report:
-    """One of the benchmarks.
+    """Run one of the benchmarks.
 
     Args:
         benchmark: "train", "infer", "start" or "kernels".
@@ -36,7 +37,7 @@ def run(benchmark: str, words: Sequence[str], settings: Settings) -> Report:
     if unknown:
         raise VitralError(f"peer={unknown[0]}: it is one of {', '.join(peers.LIBRARIES)}")
     if benchmark in _OF_MODELS:
-        return _OF_MODELS[benchmark](choose_subject(benchmark, words, settings.placement), settings)
+        return _OF_MODELS[benchmark](choose_workload(benchmark, words, settings.placement), settings)
     if benchmark != "kernels":
         raise VitralError(f"there is no benchmark {benchmark!r}; there are train, infer, start and kernels")
     if words:

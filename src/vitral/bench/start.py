@@ -14,42 +14,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitral.bench.measure import Report, Row, Settings, describe_machine, interleaved
-from vitral.bench.models import with_ratios
-from vitral.bench.subject import Subject
+from vitral.bench import programs
+from vitral.bench.report import Report, Row, describe_machine, with_ratios
+from vitral.bench.rounds import Settings, interleaved
+from vitral.bench.workload import Workload
 from vitral.checkpoints import peers
 from vitral.checkpoints.convert import convert
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
-from vitral.checkpoints.peers import Program
 from vitral.runtime.errors import VitralError
 
-_OURS = Program(
-    "library",
-    "vitral.load(folder).predict(photo)",
-    "import vitral",
-    "classifier = vitral.load(folder, device=device, precision='float32')",
-    "label, probability = classifier.predict(photo)[0].top[0]",
-)
-_TEMPLATE = """import json, os, sys, time
-folder, photo, device, preprocess = sys.argv[1:]
-preprocess = json.loads(preprocess)
-began_at = time.perf_counter()
-{imports}
-{load}
-loaded_at = time.perf_counter()
-{predict}
-ended_at = time.perf_counter()
-answer = {{"label": label, "probability": probability, "load": loaded_at - began_at}}
-answer["predict"] = ended_at - loaded_at
-if os.path.exists("/proc/self/status"):  # Linux; getrusage would tell the larger parent's peak
-    lines = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
-    answer["peak_bytes"] = 1024 * int(lines["VmHWM"].split()[0])
-print(json.dumps(answer))
-"""
 _PYTHON = [sys.executable]
 _PIXELS = (375, 500)  # of the photograph, (height, width); ImageNet's commonest size
-
-
 _FIRST, _START = "first prediction", "start alone"
 
 
@@ -66,7 +41,7 @@ class _Process:
         return f"{self.row.contender}, {self.row.configuration}"
 
     def run(self) -> None:
-        """Raises VitralError with the last line of what it said if it fails."""
+        """Run it once; raise VitralError with the last line of what it said if it fails."""
         # Nothing is fetched: the hub's clients would ask whether there is something newer.
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(self.command, capture_output=True, text=True, env=environment, check=False)
@@ -79,7 +54,7 @@ class _Process:
     def measured(
         self, seconds: tuple[float, ...], reference: list[dict[str, Any]], labels: tuple[str, ...]
     ) -> Row:
-        """The row with numbers; agreement is with the answer of the contender `reference`."""
+        """Give the row with numbers; agreement is with the answer of the contender `reference`."""
         row = replace(self.row, seconds=seconds)
         if not self.answers:
             return row
@@ -100,8 +75,8 @@ def _index(label: str | int, labels: tuple[str, ...]) -> int:
     return labels.index(label) if label in labels else -1
 
 
-def start(subject: Subject, settings: Settings) -> Report:
-    """The first prediction of one photograph, a fresh process each; files are in the system's cache.
+def start(workload: Workload, settings: Settings) -> Report:
+    """Measure the first prediction of one photograph, a fresh process each; files are in the system's cache.
 
     All compute in float32. Beside it stands what `vitral --help` takes, and the import of torch, of which
     every prediction consists in part.
@@ -113,7 +88,7 @@ def start(subject: Subject, settings: Settings) -> Report:
     rows: list[Row] = []
     runnable: dict[str, _Process] = {}
     with tempfile.TemporaryDirectory(prefix="vitral-bench-") as folder:
-        for process in _processes(subject, Path(folder), settings, rows):
+        for process in _processes(workload, Path(folder), settings, rows):
             settings.say(f"{process.row.task}: {process.name}")
             try:
                 process.run()
@@ -126,26 +101,26 @@ def start(subject: Subject, settings: Settings) -> Report:
         calls = {name: process.run for name, process in runnable.items()}
         seconds = interleaved(calls, settings.rounds, warm_up=False)
     reference = next(iter(runnable.values())).answers
-    labels = subject.checkpoint.labels
+    labels = workload.checkpoint.labels
     measured = [runnable[name].measured(readings, reference, labels) for name, readings in seconds.items()]
     first = with_ratios([row for row in measured if row.task == _FIRST])
     alone = [row for row in measured if row.task != _FIRST]
-    title = f"{subject.name}, a JPEG of {_PIXELS[0]}x{_PIXELS[1]}"
+    title = f"{workload.name}, a JPEG of {_PIXELS[0]}x{_PIXELS[1]}"
     placement = f"{settings.placement.device.type}, float32"
     return Report("start", title, placement, (*first, *alone, *rows), machine)
 
 
-def _processes(subject: Subject, folder: Path, settings: Settings, absent: list[Row]) -> Iterator[_Process]:
+def _processes(workload: Workload, folder: Path, settings: Settings, absent: list[Row]) -> Iterator[_Process]:
     """Every contender's, Vitral's first; a row without numbers goes to `absent`."""
     photo = folder / "photo.jpg"
     pixels = np.random.default_rng(0).integers(0, 256, (*_PIXELS, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(photo)
-    checkpoint, device = subject.checkpoint, settings.placement.device.type
+    checkpoint, device = workload.checkpoint, settings.placement.device.type
     save_checkpoint(folder / "vitral", checkpoint)
-    yield _first_prediction("vitral", _OURS, folder, checkpoint, device)
+    yield _first_prediction("vitral", programs.OURS, folder, checkpoint, device)
     yield _Process(Row(_START, "vitral", "--help"), [*_PYTHON, "-m", "vitral", "--help"])
     yield _Process(Row(_START, "torch", "import"), [*_PYTHON, "-c", "import torch"])
-    for library, programs in peers.FIRST_PREDICTIONS.items():
+    for library, theirs in programs.THEIRS.items():
         if settings.peers and library not in settings.peers:
             continue
         try:
@@ -155,15 +130,15 @@ def _processes(subject: Subject, folder: Path, settings: Settings, absent: list[
         except VitralError as error:
             absent.append(Row(_FIRST, library, reason=str(error)))
             continue
-        for program in programs:
+        for program in theirs:
             yield _first_prediction(library, program, folder, checkpoint, device)
 
 
 def _first_prediction(
-    library: str, program: Program, folder: Path, checkpoint: Checkpoint, device: str
+    library: str, program: programs.Program, folder: Path, checkpoint: Checkpoint, device: str
 ) -> _Process:
     row = Row(_FIRST, library, program.configuration, program.detail)
-    code = _TEMPLATE.format(imports=program.imports, load=program.load, predict=program.predict)
+    code = programs.TEMPLATE.format(imports=program.imports, load=program.load, predict=program.predict)
     preprocess = json.dumps(asdict(checkpoint.preprocess))
     given = [str(folder / library), str(folder / "photo.jpg"), device, preprocess]
     return _Process(row, [*_PYTHON, "-c", code, *given])

@@ -5,8 +5,6 @@ import hashlib
 import io
 import json
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -19,13 +17,15 @@ import torch
 from torch import Tensor
 
 from vitral.checkpoints import peers, record
-from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.checkpoints.layouts import google, tables, timm, torchvision, transformers
 from vitral.checkpoints.layouts.layout import Writing
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import LearnedPositions, height_and_width
-from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.model.config import ViTConfig, height_and_width
+from vitral.model.positions.tables import LearnedPositions
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
+from vitral.runtime.files import new_folder, write_atomically
 
 CERTIFICATE_FILE = "parity.json"
 WRITERS = {layout.NAME: layout for layout in (timm, transformers, torchvision, google)}
@@ -87,19 +87,15 @@ def convert(source: str, out: Path, to: str, dtype: str | None = None, **overrid
         raise VitralError(f"{out} exists already; choose a new folder")
     checkpoint = _stored_as(dtype, load_checkpoint(source, **overrides))
     _refuse_inexpressible(checkpoint.model.config, source, to)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    staging = out
     try:
-        certificate = _convert_home(staging, checkpoint, source, to)
-        content = json.dumps(asdict(certificate), indent=1, allow_nan=False) + "\n"
-        write_atomically(staging / CERTIFICATE_FILE, content.encode())
-        staging.chmod(0o755)
-        staging.replace(out)
+        with new_folder(out) as staging:
+            certificate = _convert_home(staging, checkpoint, source, to)
+            content = json.dumps(asdict(certificate), indent=1, allow_nan=False) + "\n"
+            write_atomically(staging / CERTIFICATE_FILE, content.encode())
     except (VitralError, OSError) as error:
         # The folder's other name is no one's business.
         raise VitralError(str(error).replace(staging.name, out.name)) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return certificate
 
 
@@ -214,7 +210,7 @@ def _adapted(checkpoint: Checkpoint, to: str) -> Checkpoint:
     changes: dict[str, Any] = {}
     key = "embedding.positions.table"
     if config.position in ("sinusoidal", "sinusoidal_2d"):
-        zeros = torch.zeros(1, config.prefix + config.grid[0] * config.grid[1], config.embed_dim)
+        zeros = torch.zeros(1, config.num_prefix_tokens + config.grid[0] * config.grid[1], config.embed_dim)
         state[key] = model.embedding.positions(zeros.to(next(model.parameters())))[0]
         changes = {"position": "learned", "embedding": replace(config.embedding, positioned="all")}
     elif isinstance(model.embedding.positions, LearnedPositions) and config.embedding.register_tokens:
@@ -230,10 +226,10 @@ def _adapted(checkpoint: Checkpoint, to: str) -> Checkpoint:
     elif (
         to != "timm"
         and config.position == "learned"
-        and config.prefix
+        and config.num_prefix_tokens
         and config.embedding.positioned == "patches"
     ):
-        state[key] = torch.cat([state[key].new_zeros(config.prefix, config.embed_dim), state[key]])
+        state[key] = torch.cat([state[key].new_zeros(config.num_prefix_tokens, config.embed_dim), state[key]])
         changes = {"embedding": replace(config.embedding, positioned="all")}
     if to == "transformers" and transformers.takes_class_and_mean(config):
         # Its classifier reads both; of the one that the head does not read, it takes nothing.
@@ -291,9 +287,9 @@ def _meaning(config: ViTConfig) -> ViTConfig:
     """The config with everything that makes no difference at its default."""
     embedding, head, layer = config.embedding, config.head, config.layer
     as_all = embedding.positioned == "class" and not embedding.register_tokens
-    if as_all or not config.prefix or config.position != "learned":
+    if as_all or not config.num_prefix_tokens or config.position != "learned":
         embedding = replace(embedding, positioned="all")
-    if not config.prefix or config.pooling == "class":
+    if not config.num_prefix_tokens or config.pooling == "class":
         head = replace(head, pool_prefix=False)
     if config.pooling != "map":
         head = replace(head, pool_heads=None, pool_mlp_ratio=None)

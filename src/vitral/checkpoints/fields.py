@@ -9,8 +9,7 @@ from typing import Any
 
 from vitral.checkpoints.formats import Weights, one_line
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import height_and_width
-from vitral.model.vit import ViTConfig
+from vitral.model.config import ViTConfig, height_and_width
 from vitral.runtime.errors import VitralError
 
 _MAX_JSON = 2**24  # bytes; 21,843 classes with long names take two million
@@ -136,7 +135,9 @@ def refuse_costly(described: str, architecture: ViTConfig, weights: Weights) -> 
             f"and {weights.path} only {len(weights)} tensors"
         )
     height, width = height_and_width(architecture.img_size)
-    tokens = architecture.prefix + (height // architecture.patch_size) * (width // architecture.patch_size)
+    tokens = architecture.num_prefix_tokens + (height // architecture.patch_size) * (
+        width // architecture.patch_size
+    )
     fixed = 4 * tokens * architecture.embed_dim if architecture.position.startswith("sinusoidal") else 0
     stored = 4 * sum(math.prod(weights.shape(name)) for name in weights)
     if height * width > _MAX_PIXELS or fixed > max(_ALWAYS_FINE, _MAX_SHARE * stored):

@@ -5,10 +5,8 @@ executes what it reads, and files are replaced as a whole or not at all.
 """
 
 import json
-import os
 import re
-import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,16 @@ from torch import Tensor
 from vitral.checkpoints import fields, hub, names, record
 from vitral.checkpoints.formats import ENDINGS, one_line, open_weights, shown
 from vitral.checkpoints.layouts import adapter, google, originals, tables, timm, torchvision, transformers
-from vitral.checkpoints.layouts.layout import Checkpoint, Reading, Source, merge
+from vitral.checkpoints.layouts.layout import Checkpoint, Reading, Source
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import LearnedPositions, height_and_width
-from vitral.model.positions import RelativeBias, resize_patches
-from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.model.config import ViTConfig, height_and_width
+from vitral.model.positions.relative import RelativeBias
+from vitral.model.positions.resize import resize_patches
+from vitral.model.positions.tables import LearnedPositions
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
-from vitral.runtime.settings import build, merged
+from vitral.runtime.files import write_atomically
+from vitral.runtime.settings import build, deep_merge
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -35,8 +36,6 @@ _WEIGHTS_IN_FOLDERS = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
 )  # fmt: skip
 _MAX_FRONT = 2**16  # characters of a model card, whose front matter is its first lines
-# What `tempfile.mkstemp` makes of the prefix in `write_atomically`.
-_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
 _PATCHES = "embedding.patches.projection.weight"
 # Asked in this order; the first that recognises a source reads it.
 LAYOUTS = (timm, transformers, google, torchvision, originals)
@@ -95,7 +94,7 @@ def load_checkpoint(source: Path | str, **overrides: Any) -> Checkpoint:
             )
         found = _load(name, path, overrides, base)
         if prepared:
-            changed = build(Preprocess, merged(asdict(found.preprocess), prepared))
+            changed = build(Preprocess, deep_merge(asdict(found.preprocess), prepared))
             found = replace(found, preprocess=fields.preprocess(changed))
         return found
     except VitralError as error:
@@ -245,7 +244,7 @@ def _load_foreign(source: Source, overrides: dict[str, Any]) -> Checkpoint:
     sizes = {"img_size", "patch_size", "num_classes"}
     told = {name: value for name, value in overrides.items() if name not in sizes}
     try:
-        saved = ViTConfig(**merge(reading.draft, told))
+        saved = ViTConfig(**deep_merge(reading.draft, told))
         fields.refuse_costly(described, saved, reading.weights)
         # A head of another kind than Vitral's is no loss to who asks for another.
         optional = source.weights.beside if "num_classes" in overrides else ()
@@ -352,7 +351,7 @@ def _fill(
         raise VitralError(f"{weights} does not fit {described}: {tables.listing(problems)}")
     num_classes = overrides.pop("num_classes", None)
     try:
-        wanted = build(ViTConfig, merged(asdict(saved), overrides))
+        wanted = build(ViTConfig, deep_merge(asdict(saved), overrides))
     except VitralError as error:
         raise VitralError(f"{described} cannot be used: {error}") from error
     model = found.model if wanted == saved else _without_weights(described, wanted)
@@ -365,7 +364,7 @@ def _fill(
     model.requires_grad_().to(next(model.parameters()).dtype)
     found = replace(found, model=model, preprocess=_fitting(found.preprocess, saved, wanted))
     if num_classes is not None:
-        model.replace_head(num_classes)
+        model.reset_classifier(num_classes)
         found = replace(found, labels=(), temperature=1.0, multi_label=False)
     if found.labels and len(found.labels) != model.config.num_classes:
         raise VitralError(
@@ -410,32 +409,3 @@ def _misfits(model: VisionTransformer, state: Mapping[str, Tensor]) -> list[str]
         if wanted[name] != found[name]
     ]
     return sorted(problems)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """`path` holds either what it held or all of `content`, whenever the process is killed."""
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:  # under the name that the user knows
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; a model is as readable as any other file its user writes.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def remove_leftovers(folder: Path, names: Collection[str]) -> None:
-    """Removes what killed processes left of `write_atomically`; nobody may be writing these files."""
-    for file in folder.iterdir() if folder.is_dir() else ():
-        left = _TEMPORARY.fullmatch(file.name)
-        if left and left[1] in names:
-            file.unlink(missing_ok=True)

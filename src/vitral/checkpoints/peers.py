@@ -1,13 +1,14 @@
 """The other libraries' own models, to compare with where they are installed; no other module knows them.
 
-`vitral convert` certifies what it writes by loading it with the target's strict loader, and `vitral bench`
-measures the same weights in each library.
+`vitral convert` certifies what it writes by loading it with the target's strict loader; `vitral bench` (see
+`bench.contenders`) measures the same weights in each library.
 """
 
 import importlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,7 +32,7 @@ class Peer:
 
 
 def load(layout: str, folder: Path) -> Peer | None:
-    """The model in `folder`, loaded strictly by the library that `layout` is named after; None without it."""
+    """Load the model in `folder`, strictly by the library that `layout` is named after; None without it."""
     if layout not in _LOADERS or not is_installed(layout):
         return None
     with warnings.catch_warnings():
@@ -65,11 +66,9 @@ def _timm(folder: Path) -> Loaded:
 def _transformers(folder: Path) -> Loaded:
     transformers = importlib.import_module("transformers")
     name = json.loads((folder / "config.json").read_text())["architectures"][0]
-    logging = transformers.utils.logging
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    model, report = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
-    # A mask token is for pre-training only; no registers are a tensor of size nought.
+    with _quiet(transformers.utils.logging):
+        model, report = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+    # A mask token is for pre-training only; no registers are an empty tensor.
     empty = {key for key, tensor in model.state_dict().items() if not tensor.numel()}
     keys = [str(key) for kind in report.values() for key in kind]
     wrong = [key for key in keys if "mask_token" not in key and key not in empty]
@@ -86,6 +85,20 @@ def _transformers(folder: Path) -> Loaded:
         return output.get("last_hidden_state") if normed else None, pooled
 
     return model, answer
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Transformers says nothing inside, and all that it said before afterwards."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _unmasked(model: Any, images_BCHW: Tensor) -> dict[str, Tensor]:
@@ -116,128 +129,4 @@ _LOADERS: dict[str, Callable[[Path], Loaded]] = {
     "timm": _timm,
     "transformers": _transformers,
     "torchvision": _torchvision,
-}
-
-
-# --- For `vitral bench` ----------------------------------------------------------------------------
-
-
-class _Logits(nn.Module):
-    """A model of transformers as a function: images (B, C, H, W) -> logits (B, L)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self.model(pixel_values=images_BCHW).logits
-
-
-# What each library recommends for speed beyond its defaults.
-BEST_DOCUMENTED = {
-    "timm": "torch.compile",  # as in its published results (results/benchmark-*.csv, "dynamo")
-    "transformers": 'attn_implementation="sdpa", torch.compile',  # its documentation, perf_torch_compile
-    # These two name nothing; PyTorch's own documentation does.
-    "torchvision": "torch.compile",
-    "vit-pytorch": "torch.compile",
-}
-
-
-def classifier(library: str, folder: Path, *, best_documented: bool) -> nn.Module:
-    """The model that `vitral convert` wrote for `library`, as the library builds it: images -> logits.
-
-    `best_documented` sets what can be set on the model; compiling it is left to the caller.
-    """
-    loaded = load(library, folder)
-    if loaded is None:
-        raise RuntimeError(f"{library} is not installed")
-    if library != "transformers":
-        return loaded.model
-    model: Any = loaded.model
-    if best_documented:
-        model.set_attn_implementation("sdpa")
-    return _Logits(model)
-
-
-def vit_pytorch(**arguments: int | str) -> nn.Module:
-    """vit-pytorch's `ViT` with random weights: images -> logits."""
-    return importlib.import_module("vit_pytorch").ViT(**arguments)
-
-
-@dataclass(frozen=True)
-class Program:
-    """A whole program that predicts one photograph, as the library's documentation writes it.
-
-    `folder`, `photo`, `device` and `preprocess`, the fields of our `Preprocess`, are given. It ends with
-    `label`, a class's name or index, and `probability`.
-    """
-
-    configuration: str
-    detail: str
-    imports: str
-    load: str
-    predict: str
-
-
-FIRST_PREDICTIONS = {
-    "transformers": (
-        Program(
-            "default",
-            "pipeline",
-            "from transformers import pipeline",
-            "classify = pipeline('image-classification', model=folder, device=device)",
-            "best = classify(photo)[0]\nlabel, probability = best['label'], best['score']",
-        ),
-        Program(
-            "best documented",
-            "AutoModel and AutoImageProcessor",
-            """import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification""",
-            """processor = AutoImageProcessor.from_pretrained(folder)
-model = AutoModelForImageClassification.from_pretrained(folder).to(device)""",
-            """with torch.inference_mode():
-    inputs = processor(Image.open(photo).convert("RGB"), return_tensors="pt").to(device)
-    probability, label = (x.item() for x in model(**inputs).logits.softmax(1)[0].max(0))""",
-        ),
-    ),
-    "timm": (
-        Program(
-            "default",
-            "create_model and create_transform",
-            "import timm, torch\nfrom PIL import Image",
-            """model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(device)
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))""",
-            """with torch.inference_mode():
-    image = transform(Image.open(photo).convert("RGB"))[None].to(device)
-    probability, label = (x.item() for x in model(image).softmax(1)[0].max(0))""",
-        ),
-    ),
-    "torchvision": (
-        Program(
-            "default",
-            "VisionTransformer and ImageClassification",
-            """import json
-import torch
-from PIL import Image
-from torchvision.models import VisionTransformer
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms._presets import ImageClassification""",
-            """arguments = json.load(open(f"{folder}/vision_transformer.json"))
-model = VisionTransformer(**arguments).eval()
-model.load_state_dict(torch.load(f"{folder}/model.pth", weights_only=True))
-model.to(device)
-side = arguments["image_size"]
-transform = ImageClassification(
-    crop_size=side,
-    resize_size=int(side / preprocess["crop_fraction"]),
-    mean=preprocess["mean"],
-    std=preprocess["std"],
-    interpolation=InterpolationMode(preprocess["interpolation"]),
-)""",
-            """with torch.inference_mode():
-    image = transform(Image.open(photo).convert("RGB"))[None].to(device)
-    probability, label = (x.item() for x in model(image).softmax(1)[0].max(0))""",
-        ),
-    ),
 }

@@ -14,7 +14,7 @@ ParserError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__na
 
 
 class Commands(TyperGroup):
-    """A group whose unknown commands are answered with those that are near."""
+    """A group that answers an unknown command with those that are near."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
@@ -24,7 +24,7 @@ class Commands(TyperGroup):
 
 
 def line_of(error: Any) -> str:
-    """What is wrong, and where the right words are listed; "" where the help itself was shown."""
+    """Say what is wrong, and where the right words are listed; "" where the help itself was shown."""
     kind, context = type(error).__name__, getattr(error, "ctx", None)
     if kind == "NoArgsIsHelpError":
         return ""

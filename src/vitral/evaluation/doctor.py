@@ -21,8 +21,11 @@ from vitral.data.workers import Loading, worker_count
 from vitral.evaluation.metrics import choose_split
 from vitral.images.preprocess import ImageSource, Interpolation, Preprocess, Resize
 from vitral.inference.classifier import Classifier
-from vitral.model.blocks import ACTIVATIONS, FeedForward, Gated, LearnedPositions, patch_grid
-from vitral.model.positions import RESIZE, RelativeBias
+from vitral.model.config import patch_grid
+from vitral.model.encoder import ACTIVATIONS, FeedForward, Gated
+from vitral.model.positions.relative import RelativeBias
+from vitral.model.positions.resize import RESIZE
+from vitral.model.positions.tables import LearnedPositions
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 from vitral.runtime.limits import IMAGES, SEED

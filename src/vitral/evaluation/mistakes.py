@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitral.checkpoints.folder import write_atomically
 from vitral.data.dataset import Images, Split
 from vitral.images.preprocess import open_image
 from vitral.images.sheet import prediction_sheet
 from vitral.runtime.errors import ImageError, VitralError
+from vitral.runtime.files import write_atomically
 from vitral.runtime.limits import LIST_SUFFIXES, SHEET_SUFFIXES
 
 _PICTURED = 100

@@ -36,7 +36,8 @@ from vitral.evaluation.calibration import calibrate
 from vitral.evaluation.metrics import Evaluation, Outcomes
 from vitral.inference.classifier import Classifier
 from vitral.inference.features import PooledFeatures, cache_folder, extract, poolings
-from vitral.model.vit import Pooling, VisionTransformer
+from vitral.model.config import Pooling
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 from vitral.runtime.ranges import Images, Layer, Seed, Whole, Workers
 from vitral.runtime.settings import check
@@ -555,7 +556,7 @@ def _with_head(
     )
     if choice.features != "map":
         model.attention_pool = None
-    model.replace_head(len(classes))
+    model.reset_classifier(len(classes))
     head.put_into(model)
     return Checkpoint(model, classifier.preprocess, classes, metadata, _temperature(choice))
 

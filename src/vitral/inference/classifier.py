@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint
 from vitral.images.preprocess import ImageSource, Preprocess
-from vitral.model.blocks import Size
+from vitral.model.config import Size
 from vitral.model.vit import Features, VisionTransformer
 from vitral.runtime.devices import Device, Placement, Precision
 from vitral.runtime.errors import ImageError, VitralError

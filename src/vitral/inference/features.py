@@ -22,12 +22,13 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitral.checkpoints.folder import write_atomically
 from vitral.data.dataset import Batch, DamageCount, Split, evaluation_batches
 from vitral.data.workers import Loading, worker_count
 from vitral.inference.classifier import Classifier
-from vitral.model.vit import Pooling, VisionTransformer
+from vitral.model.config import Pooling
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import ImageError, VitralError
+from vitral.runtime.files import write_atomically
 
 SHARD_IMAGES = 1024
 _BATCH_SIZE = 64
@@ -80,7 +81,9 @@ def pooled(model: VisionTransformer, images_BCHW: Tensor, layers: Sequence[int])
 
 
 def _pooled_tokens(model: VisionTransformer, tokens_BTD: Tensor, layer: int) -> Tensor:
-    others_BTD = tokens_BTD if model.config.head.pool_prefix else tokens_BTD[:, model.config.prefix :]
+    others_BTD = (
+        tokens_BTD if model.config.head.pool_prefix else tokens_BTD[:, model.config.num_prefix_tokens :]
+    )
     vectors = []
     for pooling in poolings(model, layer):
         match pooling:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitral.model.blocks import height_and_width
-from vitral.model.positions import Relation
-from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.model.config import ViTConfig, height_and_width
+from vitral.model.positions.relation import Relation
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
 
 PATCH_SIZES = (8, 14, 16, 32)
@@ -86,7 +86,7 @@ def _can_be_built(config: ViTConfig) -> bool:
 
 def _patch_cost(config: ViTConfig, placement: Placement | None) -> PatchCost:
     rows, columns = config.grid
-    tokens = rows * columns + config.prefix
+    tokens = rows * columns + config.num_prefix_tokens
     attention = 4 * tokens**2 * config.embed_dim * config.num_layers
     total = sum(stage.flops for stage in stages(config))
     milliseconds = None if placement is None else 1e3 * _seconds_an_image(config, placement)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from vitral.model.blocks import patch_grid
-from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.model.config import ViTConfig, patch_grid
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
-from vitral.runtime.settings import build, merged
+from vitral.runtime.settings import build, deep_merge
 
 
 def _size(embed_dim: int, num_layers: int, num_heads: int, mlp_ratio: float = 4) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def create(name: str, **overrides: Any) -> VisionTransformer:
         ValueError: if the name or an override cannot be used.
         TypeError: if an override is no field of `ViTConfig`.
     """
-    return VisionTransformer(**merged(asdict(parse(name)), overrides))
+    return VisionTransformer(**deep_merge(asdict(parse(name)), overrides))
 
 
 def configure(name: str, overrides: Mapping[str, Any]) -> ViTConfig:
@@ -97,7 +97,7 @@ def configure(name: str, overrides: Mapping[str, Any]) -> ViTConfig:
     except ValueError as error:
         raise VitralError(f"{name} is no checkpoint, and {error}") from error
     try:
-        wanted = build(ViTConfig, merged(asdict(config), overrides))
+        wanted = build(ViTConfig, deep_merge(asdict(config), overrides))
         patch_grid(wanted.img_size, wanted.patch_size)
     except (ValueError, VitralError) as error:
         raise VitralError(f"{name}: {error}") from error

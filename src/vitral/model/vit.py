@@ -1,201 +1,26 @@
-"""`ViTConfig` and `VisionTransformer`: embed, encode, pool, classify (the paper, eq. 1 to 4).
+"""`VisionTransformer`: embed, encode, pool, classify (the paper, eq. 1 to 4).
 
-Axes in tensor names are those of `blocks`, and L classes.
+Axes in tensor names are those of `embedding`.
 """
 
 import dataclasses
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitral.model.blocks import (
-    AttentionPool,
-    EmbeddingOptions,
-    EncoderLayer,
-    LayerOptions,
-    Norm,
-    Position,
-    Size,
-    ViTEmbedding,
-    height_and_width,
-    initialize_weights,
-    patch_grid,
-    stream_dtype,
-)
-from vitral.model.positions import Grid, Relation, RelativeBias, RotaryOptions, RotaryPositions
-
-Pooling = Literal["class", "mean", "map", "class_mean"]
-
-
-@dataclass(frozen=True)
-class HeadOptions:
-    """What stands between the last layer and the logits; the defaults are the paper's."""
-
-    # Where the final norm stands: on all "tokens", on the "pooled" vector (DeiT's and MAE's mean
-    # pooling), or nowhere.
-    norm: Literal["tokens", "pooled", "none"] = "tokens"
-    bias: bool = True  # CLIP's projection has none
-    # Width of a tanh layer before the head: the paper's head in pre-training (§3.1), BERT's pooler.
-    hidden_dim: int | None = None
-    pool_prefix: bool = False  # "map" and "mean" see class and register tokens too
-    pool_heads: int | None = None  # of "map"; None: as many as a layer has
-    pool_mlp_ratio: float | None = None  # of "map"; None: as in a layer
-    distillation_head: bool = False  # a second head, on the distillation token (DeiT, §3)
-
-
-@dataclass(frozen=True)
-class ViTConfig:
-    """Everything that decides a `VisionTransformer`'s shapes and function.
-
-    The groups `norm`, `embedding`, `layer` and `head` may be given as mappings of the fields to change.
-
-    Raises:
-        ValueError: if a number is out of its range or a name unknown.
-    """
-
-    img_size: Size = 224  # pixels; one number or (height, width)
-    patch_size: int = 16  # pixels, a stem's reduction included
-    in_channels: int = 3
-    embed_dim: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4  # hidden width of the MLP over embed_dim
-    num_classes: int = 1000  # 0: no head, the model gives pooled features
-    dropout: float = 0.1
-    _: dataclasses.KW_ONLY
-    position: Position = "learned"
-    pooling: Pooling = "class"  # "mean": of the patch tokens; "class_mean": both, concatenated
-    stem: tuple[int, ...] = ()  # channels of each halving convolution before the patches
-    drop_path: float = 0.0  # stochastic depth of the last layer; the first has 0, linear between
-    norm: Norm = field(default_factory=Norm)  # of all norms in the model
-    embedding: EmbeddingOptions = field(default_factory=EmbeddingOptions)
-    layer: LayerOptions = field(default_factory=LayerOptions)
-    head: HeadOptions = field(default_factory=HeadOptions)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "img_size", height_and_width(self.img_size))
-        object.__setattr__(self, "stem", tuple(self.stem))
-        for group in ("norm", "embedding", "layer", "head"):
-            object.__setattr__(self, group, _changed(_GROUPS[group](), getattr(self, group)))
-        self._check_numbers()
-        self._check_sizes()
-        if self.num_classes < 0:
-            raise ValueError(f"num_classes is {self.num_classes}; 0 gives features, more a head")
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a probability below 1")
-        for name, choices in (("position", get_args(Position)), ("pooling", get_args(Pooling))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(choices)}")
-        self._check_tokens()
-
-    def _check_numbers(self) -> None:
-        for name, value in _numbers(self):
-            if not math.isfinite(value) or abs(value) > _LARGEST:
-                raise ValueError(f"{name} is {value}; it is a plain number")
-        if self.norm.eps < 0:
-            raise ValueError(f"norm.eps is {self.norm.eps}; it is added to variances, so not below 0")
-
-    def _check_sizes(self) -> None:
-        if min(height_and_width(self.img_size)) < 1:
-            raise ValueError(f"img_size is {self.img_size}; height and width must be at least 1")
-        if max(height_and_width(self.img_size)) > _MOST_PIXELS:
-            raise ValueError(f"img_size is {self.img_size}; height and width are from 1 to {_MOST_PIXELS:,}")
-        for name, most in _MOST.items():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-            if getattr(self, name) > most:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is from 1 to {most:,}")
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}")
-        height, width = (side // self.patch_size for side in height_and_width(self.img_size))
-        if height * width > _MOST_PATCHES:
-            raise ValueError(
-                f"img_size {self.img_size} has {height * width:,} patches of {self.patch_size} pixels; "
-                f"a model takes {_MOST_PATCHES:,} at most"
-            )
-        registers = self.embedding.register_tokens
-        if not 0 <= registers <= _MOST["embed_dim"]:
-            raise ValueError(
-                f"embedding.register_tokens is {registers}; it is from 0 to {_MOST['embed_dim']:,}"
-            )
-
-    def _check_tokens(self) -> None:
-        if self.pooling in ("class", "class_mean") and not self.class_token:
-            raise ValueError(f"pooling is {self.pooling!r} but embedding.class_token is off; it needs one")
-        if self.head.distillation_head and not (
-            self.pooling == "class" and self.embedding.distillation_token
-        ):
-            raise ValueError("a distillation head goes with pooling='class' and a distillation token")
-        if self.layer.attention.relative_bias != "none" and self.prefix != 1:
-            raise ValueError("relative biases go with a class token and no other token before the patches")
-
-    @property
-    def class_token(self) -> bool:
-        """Whether there is one: as `embedding` says, else where the pooling needs it."""
-        if self.embedding.class_token is None:
-            return self.pooling in ("class", "class_mean")
-        return self.embedding.class_token
-
-    @property
-    def prefix(self) -> int:
-        """How many tokens stand before the patches."""
-        options = self.embedding
-        return self.class_token + options.distillation_token + options.register_tokens
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return patch_grid(self.img_size, self.patch_size)
-
-    @property
-    def hidden_dim(self) -> int:
-        # Rounded where the ratio was hidden / embed_dim, which times embed_dim may fall just short.
-        return int(self.embed_dim * self.mlp_ratio + 1e-6)
-
-
-_LARGEST = 1e9  # of any number in a config
-# Several times what anyone has built; more is a slip of the keyboard, and takes the machine's memory.
-_MOST_PIXELS = 16_384
-_MOST_PATCHES = 2**18
-_MOST = {
-    "patch_size": _MOST_PIXELS, "in_channels": 4_096, "embed_dim": 65_536, "num_layers": 4_096,
-    "num_heads": 65_536, "hidden_dim": 2**20,
-}  # fmt: skip
-
-
-def _numbers(options: Any, group: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a config by their dotted names, those of groups too."""
-    for name, value in vars(options).items():
-        if dataclasses.is_dataclass(value):
-            yield from _numbers(value, f"{group}{name}.")
-        elif isinstance(value, int | float):
-            yield f"{group}{name}", value
-
-
-def _changed(options: Any, change: Any) -> Any:
-    """Options of a part with a mapping's fields changed, groups within groups too."""
-    if not isinstance(change, Mapping):
-        return change
-    fields = {}
-    for name, value in change.items():
-        if name not in vars(options):
-            raise ValueError(f"{name!r} is no part of {type(options).__name__}: {', '.join(vars(options))}")
-        old = getattr(options, name)
-        if old is None and isinstance(value, Mapping):
-            old = RotaryOptions()
-        fields[name] = _changed(old, value)
-        if isinstance(fields[name], list):
-            fields[name] = tuple(fields[name])
-    return dataclasses.replace(options, **fields)
-
-
-_GROUPS = {"norm": Norm, "embedding": EmbeddingOptions, "layer": LayerOptions, "head": HeadOptions}
+from vitral.model.config import Grid, Size, ViTConfig
+from vitral.model.embedding import ViTEmbedding
+from vitral.model.encoder import EncoderLayer
+from vitral.model.initialize import initialize_weights
+from vitral.model.kernels import stream_dtype
+from vitral.model.pooling import AttentionPool
+from vitral.model.positions.relation import Relation
+from vitral.model.positions.relative import RelativeBias
+from vitral.model.positions.rotary import RotaryPositions
 
 
 @dataclass(frozen=True)
@@ -269,7 +94,7 @@ class VisionTransformer(nn.Module):
         self.attention_pool = _attention_pool(config) if config.pooling == "map" else None
         self.pooled_norm = config.norm.build(embed_dim) if final == "pooled" else nn.Identity()
         self._build_head()
-        self.initialize()
+        self.reset_parameters()
 
     @classmethod
     def from_config(cls, config: ViTConfig) -> Self:
@@ -291,16 +116,17 @@ class VisionTransformer(nn.Module):
         self.head = linear()
         self.distillation_head = linear() if config.head.distillation_head else None
 
-    def initialize(self) -> None:
-        """Draws all weights afresh (`blocks.initialize_weights`)."""
-        initialize_weights(self)
+    def reset_parameters(self) -> None:
+        """Draws all weights afresh, by the rules of `model/initialize.py`."""
+        for part in self.children():
+            initialize_weights(part)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self.classify(self._tokens(images_BCHW))
-
-    def heads(self, images_BCHW: Tensor) -> list[Tensor]:
-        """Logits (B, L) of the head and, if there is one, of the distillation head: what training needs."""
-        return self._heads(self._tokens(images_BCHW))
+        """Logits (B, L); while a model with a distillation head trains, those of both heads, (2, B, L)."""
+        tokens_BTD = self._tokens(images_BCHW)
+        if self.training and self.distillation_head is not None:
+            return torch.stack(self._heads(tokens_BTD))
+        return self.classify(tokens_BTD)
 
     def _tokens(self, images_BCHW: Tensor) -> Tensor:
         x_BTD = self.embedding(images_BCHW)
@@ -345,7 +171,9 @@ class VisionTransformer(nn.Module):
 
     def pool(self, tokens_BTD: Tensor) -> Tensor:
         """One vector an image, y of eq. 4 for "class": (B, D), or (B, 2 D) for "class_mean"."""
-        others_BTD = tokens_BTD if self.config.head.pool_prefix else tokens_BTD[:, self.config.prefix :]
+        others_BTD = (
+            tokens_BTD if self.config.head.pool_prefix else tokens_BTD[:, self.config.num_prefix_tokens :]
+        )
         match self.config.pooling:
             case "class":
                 pooled = tokens_BTD[:, 0]
@@ -393,7 +221,7 @@ class VisionTransformer(nn.Module):
         return self._features(self.norm(x_BTD), grid, {index: outputs[index] for index in layers})
 
     def _features(self, tokens_BTD: Tensor, grid: Grid, layers: dict[int, Tensor]) -> Features:
-        options, prefix = self.config.embedding, self.config.prefix
+        options, prefix = self.config.embedding, self.config.num_prefix_tokens
         return Features(
             class_token=tokens_BTD[:, 0] if self.config.class_token else None,
             distillation_token=tokens_BTD[:, 1] if options.distillation_token else None,
@@ -404,7 +232,7 @@ class VisionTransformer(nn.Module):
         )
 
     @torch.no_grad()
-    def replace_head(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int) -> None:
         """A freshly drawn head for another set of classes, after the pooled vector; 0 removes it."""
         head = dataclasses.replace(self.config.head, hidden_dim=None, bias=True)
         self.config = dataclasses.replace(self.config, num_classes=num_classes, head=head)
@@ -422,7 +250,8 @@ def _relations(config: ViTConfig) -> list[nn.Module]:
         head_dim = config.embed_dim // config.num_heads
         count = config.num_layers if options.rotary.kind == "mixed" else 1
         return [
-            RotaryPositions(head_dim, config.num_heads, config.prefix, options.rotary) for _ in range(count)
+            RotaryPositions(head_dim, config.num_heads, config.num_prefix_tokens, options.rotary)
+            for _ in range(count)
         ]
     if options.relative_bias != "none":
         count = config.num_layers if options.relative_bias == "layer" else 1

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vitral.recipes import schema
-from vitral.runtime.settings import build, merged, nested, parse_overrides
+from vitral.runtime.settings import build, deep_merge, nested, parse_overrides
 
 # The word that takes a setting back, so that it is as if nobody had said anything: minutes=default.
 DEFAULT = "default"
@@ -44,7 +44,7 @@ class Recipe:
     def with_words(self, words: Iterable[str]) -> "Recipe":
         """With what ``["minutes=15", "architecture.layer.layer_scale=0.1", "steps=default"]`` say."""
         values = {name: None if value == DEFAULT else value for name, value in parse_overrides(words).items()}
-        return Recipe(**merged(self.settings, nested(values)))
+        return Recipe(**deep_merge(self.settings, nested(values)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.settings == other.settings

@@ -10,7 +10,7 @@ from vitral.checkpoints.folder import Checkpoint, is_checkpoint, load_checkpoint
 from vitral.data.dataset import ImageData, class_counts, image_sizes
 from vitral.data.workers import worker_count
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import height_and_width
+from vitral.model.config import height_and_width
 from vitral.model.variants import configure, parse
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
@@ -238,7 +238,7 @@ def start(recipe: Resolved, classes: tuple[str, ...], base: Checkpoint | None) -
         margin = crop_fraction or (0.9 if recipe.alteration.crop == "resized" else 1.0)
         return _from_scratch(recipe.start, classes, margin)
     if base.labels != classes:
-        base.model.replace_head(len(classes))
+        base.model.reset_classifier(len(classes))
     preprocess = _of_pictures(base.preprocess)
     if crop_fraction:
         preprocess = replace(preprocess, crop_fraction=crop_fraction)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 from pydantic import Field
 
 from vitral.images.augment import Augmentation, Crop
-from vitral.model.vit import Pooling, ViTConfig
+from vitral.model.config import Pooling, ViTConfig
 from vitral.runtime.devices import Device, Precision
 from vitral.runtime.errors import VitralError
 from vitral.runtime.ranges import (
@@ -96,9 +96,9 @@ class Limits:
         """Whether time is a limit."""
         return math.isfinite(self.minutes)
 
-    def __str__(self) -> str:
-        given = ((name, getattr(self, name)) for name in BUDGET)
-        return ", ".join(f"{value:g} {name}" for name, value in given if math.isfinite(value))
+    def given(self) -> list[tuple[str, float]]:
+        """The limits that there are, by name."""
+        return [(name, value) for name, value in vars(self).items() if math.isfinite(value)]
 
 
 BUDGET = tuple(limit.name for limit in dataclasses.fields(Limits))
@@ -271,17 +271,6 @@ class Resolved:
     def changed(self, **settings: Any) -> Self:
         """With other values, each checked already."""
         return type(self).of({**self.settings(), **settings})
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """`learning_rate`, scaled with the batch if the recipe names the batch that it is meant for.
-
-        Linear scaling (Goyal et al., arXiv:1706.02677, §2.1), as DeiT, MAE and BEiT do.
-        """
-        rate = self.rate
-        if not rate.learning_rate_batch:
-            return rate.learning_rate
-        return rate.learning_rate * self.batches.batch_size / rate.learning_rate_batch
 
 
 def _groups() -> Iterator[tuple[str, Any]]:

@@ -50,13 +50,14 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return grouped
 
 
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `changes` laid over them; groups that both have are merged in turn."""
-    result = dict(values)
-    for key, change in changes.items():
-        old = result.get(key)
-        both = isinstance(old, Mapping) and isinstance(change, Mapping)
-        result[key] = merged(old, change) if both else change
+def deep_merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Lays mappings over each other: later values win, key by key within groups that both have."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = result.get(key)
+            both = isinstance(old, Mapping) and isinstance(value, Mapping)
+            result[key] = deep_merge(old, value) if both else value
     return result
 
 

@@ -1,30 +1,38 @@
-"""How weights change: groups of parameters, optimizers and the course of the learning rate."""
+"""How weights change: groups of parameters, and the optimizers over them."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.schema import Optimization, Rate
 from vitral.runtime.devices import multiplies_bfloat16
 from vitral.runtime.errors import VitralError
 
 Group = dict[str, Any]
+OptimizerName = Literal["adamw", "muon", "lion", "sgd", "schedule_free"]
 
 
 # --- Groups of parameters ------------------------------------------------------------------------
 
 
-def parameter_groups(model: VisionTransformer, recipe: Optimization) -> list[Group]:
+def parameter_groups(
+    model: VisionTransformer, *, layer_decay: float, weight_decay: float, orthogonal: bool = False
+) -> list[Group]:
     """The parameters that are trained, by depth, decay and kind, the head's first.
 
     Weight matrices decay; biases, norms, scales, tokens and positions do not (BEiT,
     arXiv:2106.08254, appendix). A layer `d` levels below the head learns at `layer_decay ** d` times
-    the rate: the head is level 0, the last layer 1, the embedding `num_layers + 1`. Under Muon the
-    matrices inside the encoder (and the stem's filters but the first) are groups of their own.
+    the rate: the head is level 0, the last layer 1, the embedding `num_layers + 1`.
+
+    Args:
+        model: some of whose parameters may be frozen.
+        layer_decay: of the rate, from layer to layer down.
+        weight_decay: of weight matrices.
+        orthogonal: whether the matrices inside the encoder (and the stem's filters but the first) are groups
+            of their own, for Muon.
     """
     groups: dict[tuple[int, bool, bool], Group] = {}
     for name, parameter in model.named_parameters():
@@ -33,16 +41,16 @@ def parameter_groups(model: VisionTransformer, recipe: Optimization) -> list[Gro
         level = _levels_below_head(name, model)
         # Tokens, tables, scales and frequencies are no weights, whatever their number of axes.
         decays = parameter.ndim > 1 and name.endswith(".weight")
-        orthogonal = recipe.optimizer == "muon" and decays and _is_hidden(name, parameter)
+        hidden = orthogonal and decays and _is_hidden(name, parameter)
         group = groups.setdefault(
-            (level, decays, orthogonal),
+            (level, decays, hidden),
             {
                 "params": [],
                 "names": [],
                 "level": level,
-                "scale": recipe.layer_decay**level,
-                "weight_decay": recipe.weight_decay if decays else 0.0,
-                "orthogonal": orthogonal,
+                "scale": layer_decay**level,
+                "weight_decay": weight_decay if decays else 0.0,
+                "orthogonal": hidden,
             },
         )
         group["params"].append(parameter)
@@ -73,15 +81,45 @@ def _is_hidden(name: str, parameter: Tensor) -> bool:
 # --- Optimizers ----------------------------------------------------------------------------------
 
 
-class Joint:
-    """Several optimizers, each with parameters of its own, used as one."""
+class ChainedOptimizer:
+    """Several optimizers, each with parameters of its own, used as one.
 
-    def __init__(self, parts: Iterable[torch.optim.Optimizer]) -> None:
-        self.parts = list(parts)
+    Args:
+        parts: the optimizers; each group has a "scale" of the learning rate.
+        device: of the parameters.
+        capturable: whether rates are kept in tensors on the device, so that a step can be recorded as a
+            CUDA graph.
+    """
+
+    def __init__(
+        self, parts: Iterable[torch.optim.Optimizer], device: torch.device, *, capturable: bool = False
+    ) -> None:
+        self.parts, self.capturable = list(parts), capturable
+        self._scales_G = torch.tensor([group["scale"] for group in self.param_groups], device=device)
+        self._rates_G = torch.zeros_like(self._scales_G)
+        self._tie_rates()
 
     @property
     def param_groups(self) -> list[Group]:
         return [group for part in self.parts for group in part.param_groups]
+
+    def _tie_rates(self) -> None:
+        """Makes each group's rate an element of one tensor, so that one kernel sets all."""
+        for part in self.parts:
+            for group in part.param_groups:
+                if "capturable" in group:
+                    group["capturable"] = self.capturable
+        if self.capturable:
+            for group, rate in zip(self.param_groups, self._rates_G.unbind(), strict=True):
+                group["lr"] = rate
+
+    def set_learning_rate(self, rate: float | Tensor) -> None:
+        """Each group's rate becomes `rate`, a scalar on the device if capturable, times its scale."""
+        if isinstance(rate, Tensor):
+            torch.mul(self._scales_G, rate, out=self._rates_G)
+            return
+        for group in self.param_groups:
+            group["lr"] = rate * group["scale"]
 
     def step(self) -> None:
         for part in self.parts:
@@ -91,10 +129,14 @@ class Joint:
         for part in self.parts:
             part.zero_grad()
 
+    @torch.no_grad()
     def forget(self) -> None:
-        """Begins anew: moments and momentum of the steps so far are dropped."""
+        """Begins anew: moments and momentum of the steps so far are 0, in the tensors that they stand in."""
         for part in self.parts:
-            part.state.clear()
+            for state in part.state.values():
+                for value in state.values():
+                    if isinstance(value, Tensor):
+                        value.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}
@@ -102,6 +144,7 @@ class Joint:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
+        self._tie_rates()
 
     def average(self, on: bool) -> None:  # noqa: FBT001 - a switch, as in module.train(mode)
         """Schedule-free methods: puts their average into the weights, or takes it out again."""
@@ -110,46 +153,57 @@ class Joint:
                 averages()
 
 
-def build_optimizer(model: VisionTransformer, recipe: Optimization) -> Joint:
-    """The recipe's optimizer over `parameter_groups`.
+def build_optimizer(
+    name: OptimizerName,
+    groups: list[Group],
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    muon_momentum: float = 0.95,
+) -> ChainedOptimizer:
+    """An optimizer over `parameter_groups`.
+
+    Args:
+        name: "muon" takes the orthogonal groups, and AdamW the others.
+        groups: with "scale", "weight_decay" and "orthogonal".
+        betas: of Adam and Lion; SGD's momentum is the first.
+        muon_momentum: Nesterov's.
 
     Raises:
         VitralError: if it needs a package that is not installed.
     """
-    groups = parameter_groups(model, recipe)
-    build = _OPTIMIZERS[recipe.optimizer]
     matrices = [group for group in groups if group["orthogonal"]]
     others = [group for group in groups if not group["orthogonal"]]
-    parts: list[torch.optim.Optimizer] = [build(others, recipe)] if others else []
+    parts: list[torch.optim.Optimizer] = [_OPTIMIZERS[name](others, betas)] if others else []
     if matrices:
-        parts.append(Muon(matrices, momentum=recipe.muon_momentum))
-    return Joint(parts)
+        parts.append(Muon(matrices, momentum=muon_momentum))
+    device = groups[0]["params"][0].device
+    return ChainedOptimizer(parts, device, capturable=device.type == "cuda" and name in _CAPTURABLE)
 
 
-def _adamw(groups: list[Group], recipe: Optimization) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=0.0, betas=recipe.betas, fused=True)
+def _adamw(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
-def _sgd(groups: list[Group], recipe: Optimization) -> torch.optim.Optimizer:
+def _sgd(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optimizer:
     """Coupled weight decay, as the paper's fine-tuning (which has none) and torch's SGD."""
-    return torch.optim.SGD(groups, lr=0.0, momentum=recipe.betas[0], fused=True)
+    return torch.optim.SGD(groups, lr=0.0, momentum=betas[0], fused=True)
 
 
-def _lion(groups: list[Group], recipe: Optimization) -> torch.optim.Optimizer:
+def _lion(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optimizer:
     try:
         from lion_pytorch import Lion
     except ImportError:
         raise _missing("lion") from None
-    return Lion(groups, lr=1.0, betas=recipe.betas)  # it refuses a rate of 0; the schedule sets it
+    return Lion(groups, lr=1.0, betas=betas)  # it refuses a rate of 0; the schedule sets it
 
 
-def _schedule_free(groups: list[Group], recipe: Optimization) -> torch.optim.Optimizer:
+def _schedule_free(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optimizer:
     """AdamW whose average takes the schedule's place (The Road Less Scheduled, arXiv:2405.15682)."""
     try:
         from schedulefree import AdamWScheduleFree
     except ImportError:
         raise _missing("schedule_free") from None
-    optimizer = AdamWScheduleFree(groups, lr=1.0, betas=recipe.betas)
+    optimizer = AdamWScheduleFree(groups, lr=1.0, betas=betas)
     optimizer.train()
     return optimizer
 
@@ -160,13 +214,15 @@ def _missing(optimizer: str) -> VitralError:
     )
 
 
-_OPTIMIZERS: dict[str, Callable[[list[Group], Optimization], torch.optim.Optimizer]] = {
+_OPTIMIZERS: dict[str, Callable[[list[Group], tuple[float, float]], torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "muon": _adamw,  # for what is no hidden matrix
     "sgd": _sgd,
     "lion": _lion,
     "schedule_free": _schedule_free,
 }
+# The packages of the others take the rate as a number of the host.
+_CAPTURABLE = ("adamw", "muon", "sgd")
 
 
 class Muon(torch.optim.Optimizer):
@@ -189,6 +245,9 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # noqa: ARG002  # pyrefly: ignore[bad-override]
+        for group in self.param_groups:
+            if trained := [weight for weight in group["params"] if weight.grad is not None]:
+                torch._foreach_mul_(trained, 1 - group["lr"] * group["weight_decay"])
         for alike in _by_shape(self.param_groups):
             self._update(*alike)
 
@@ -202,14 +261,13 @@ class Muon(torch.optim.Optimizer):
         directions = torch._foreach_add(gradients, buffers, alpha=momentum)
         stacked = torch.stack([_wide(direction) for direction in directions])
         dtype = torch.bfloat16 if multiplies_bfloat16(stacked.device) else torch.float32
-        orthogonal = orthogonalize(stacked, dtype)
         size = 0.2 * math.sqrt(max(stacked.shape[1:]))
+        rates_G = _stacked_rates(groups).mul(-size).to(stacked)
+        scaled = orthogonalize(stacked, dtype) * rates_G[:, None, None]
         updates = [
             (update if update.shape == weight.flatten(1).shape else update.mT).reshape(weight.shape)
-            for update, weight in zip(orthogonal, weights, strict=True)
+            for update, weight in zip(scaled, weights, strict=True)
         ]
-        torch._foreach_mul_(weights, [1 - group["lr"] * group["weight_decay"] for group in groups])
-        torch._foreach_mul_(updates, [-size * group["lr"] for group in groups])
         torch._foreach_add_(weights, updates)
 
     def _buffer(self, weight: Tensor) -> Tensor:
@@ -223,6 +281,14 @@ def _wide(weight: Tensor) -> Tensor:
     """As a matrix with at least as many columns as rows."""
     matrix = weight.flatten(1)
     return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+
+
+def _stacked_rates(groups: list[Group]) -> Tensor:
+    """Numbers of the host in all their digits, tensors of the device as they are."""
+    rates = [group["lr"] for group in groups]
+    if isinstance(rates[0], Tensor):
+        return torch.stack(rates)
+    return torch.tensor(rates, dtype=torch.float64)
 
 
 def _by_shape(groups: list[Group]) -> Iterator[tuple[list[Tensor], list[Group]]]:
@@ -255,33 +321,3 @@ def orthogonalize(matrices_GMN: Tensor, dtype: torch.dtype = torch.float32) -> T
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.to(matrices_GMN.dtype)
-
-
-# --- The learning rate -----------------------------------------------------------------------------
-
-
-def learning_rate_at(progress: float, recipe: Rate, peak: float) -> float:
-    """The rate when the share `progress` of the budget is spent: a linear rise, then the schedule.
-
-    "cosine": half a cosine (arXiv:1608.03983); "linear": a straight line; "wsd", warm-up, stable, decay
-    (arXiv:2404.06395): level, then a line over the last `decay` of the budget; "constant": level. They
-    fall to `final_share` of the peak.
-    """
-    if progress < recipe.warmup:
-        # From the second step's rate on; at exactly 0 the first batch would teach nothing.
-        return peak * max(progress / recipe.warmup, 1e-3)
-    fallen = _SCHEDULES[recipe.schedule]((progress - recipe.warmup) / (1 - recipe.warmup), progress, recipe)
-    return peak * (recipe.final_share + (1 - recipe.final_share) * fallen)
-
-
-_SCHEDULES: dict[str, Callable[[float, float, Rate], float]] = {
-    "cosine": lambda spent, _, __: (1 + math.cos(math.pi * spent)) / 2,
-    "linear": lambda spent, _, __: 1 - spent,
-    "wsd": lambda _, progress, recipe: min((1 - progress) / recipe.decay, 1.0) if recipe.decay else 1.0,
-    "constant": lambda _, __, ___: 1.0,
-}
-
-
-def set_learning_rate(optimizer: Joint, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["scale"]

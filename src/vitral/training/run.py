@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vitral.checkpoints.folder import Checkpoint, description
@@ -48,7 +48,7 @@ from vitral.evaluation.probe import fitted_head
 from vitral.images.augment import batch_mixer, training_transform
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference.classifier import Classifier
-from vitral.model.blocks import ConvStem
+from vitral.model.embedding import ConvStem
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import load_base, resolve, start
@@ -60,14 +60,10 @@ from vitral.training.adapt import choose_trained, merged, put_into
 from vitral.training.loss_watch import LossWatch
 from vitral.training.memory import MemoryNeed, advice_when_out_of_memory, memory_need
 from vitral.training.objective import build_objective
-from vitral.training.optimizers import (
-    Group,
-    build_optimizer,
-    learning_rate_at,
-    parameter_groups,
-    set_learning_rate,
-)
+from vitral.training.optimizers import Group, build_optimizer, parameter_groups
 from vitral.training.run_folder import Record, RunFolder, RunState, Saved, Summary, changed
+from vitral.training.schedule import Schedule, scaled_rate
+from vitral.training.step import Computation, Step, StepResult, average_share
 
 EVALUATION_BATCH = 256
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -123,19 +119,32 @@ class Run:
         self.files = RunFolder(self.folder)
         labels = self.checkpoint.labels
         self.model: VisionTransformer = self.placement.place(self.checkpoint.model).train()
-        choose_trained(
-            self.model, self.recipe.tuning.trained, self.recipe.tuning.lora_rank, self.recipe.course.seed
-        )
+        tuning = self.recipe.tuning
+        choose_trained(self.model, tuning.trained, tuning.lora_rank, self.recipe.course.seed)
         self.model.checkpoint_layers = self.recipe.batches.checkpoint_layers
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.forward = self._forward()
-        self.optimizer = build_optimizer(self.model, self.recipe.optimization)
-        self.objective = build_objective(
-            self.recipe.criterion,
-            self.data.split("train"),
-            self.checkpoint.preprocess,
-            labels,
+        groups = groups_by_recipe(self.model, self.recipe)
+        self.optimizer = build_optimizer(
+            self.recipe.optimization.optimizer,
+            groups,
+            betas=self.recipe.optimization.betas,
+            muon_momentum=self.recipe.optimization.muon_momentum,
+        )
+        preprocess, train = self.checkpoint.preprocess, self.data.split("train")
+        self.objective = build_objective(self.recipe.criterion, train, preprocess, labels, self.placement)
+        compiled = compiles(self.recipe.machine.device, wanted=self.recipe.machine.compile_wanted)
+        captured = compiled and self.optimizer.capturable
+        # A schedule-free optimizer keeps the average itself; see `_take_optimizers_average`.
+        follows = self.recipe.optimization.optimizer != "schedule_free"
+        self.take = Step(
+            self.model,
+            self.average if follows else None,
+            self.objective,
+            partial(_hits, multi_label=self.data.multi_label),
+            self.optimizer,
+            Computation(self.recipe.batches.batch_size, self.recipe.batches.accumulate, compiled, captured),
             self.placement,
+            self.recipe.optimization.clip_norm,
         )
         self._mix = batch_mixer(self.recipe.mixing.mixup, self.recipe.mixing.cutmix, len(labels))
         self._leave = batch_mixer(0.0, 0.0, len(labels))
@@ -151,19 +160,6 @@ class Run:
         self.loading = Loading(self.recipe.machine.workers, self.reporter.message)
         self._resumed_at, self._earlier_seconds = time.monotonic(), self.state.seconds
 
-    def _forward(self) -> Callable[[Tensor], list[Tensor]]:
-        """Logits of each head of the model that is trained, compiled where that is faster.
-
-        Not compiled are parts of a size that damaged images left, for each size takes half a minute.
-        """
-        plain = self.model.heads
-        if not compiles(self.recipe.machine.device, wanted=self.recipe.machine.compile_wanted):
-            return plain
-        options = self.placement.compile_options(replays=self.recipe.batches.accumulate == 1)
-        compiled = torch.compile(plain, **options)
-        usual = self.images_at_a_time, self.recipe.batches.batch_size % self.images_at_a_time
-        return lambda images_BCHW: (compiled if len(images_BCHW) in usual else plain)(images_BCHW)
-
     @property
     def steps_between_evaluations(self) -> int:
         return self.recipe.course.eval_epochs * self.steps_per_epoch
@@ -174,7 +170,7 @@ class Run:
 
     @property
     def images_at_a_time(self) -> int:
-        return math.ceil(self.recipe.batches.batch_size / self.recipe.batches.accumulate)
+        return self.take.computation.images_at_a_time
 
     def held(self, name: str, stop: StopSignal | None = None) -> HeldImages | None:
         """The images of a split in memory, opened when first asked for; None if they are large or many."""
@@ -188,10 +184,6 @@ class Run:
             loading, opening = replace(self.loading, stop=stop), partial(self.reporter.preparing, "opening")
             self._held[name] = HeldImages.open(split, preprocess, self.placement.device, loading, opening)
         return self._held[name]
-
-    def parts(self, tensor_B: Tensor) -> tuple[Tensor, ...]:
-        """A batch in pieces of `images_at_a_time` or less."""
-        return tensor_B.split(self.images_at_a_time)
 
     def sized(self, images_BCHW: Tensor) -> Tensor:
         """The images, in whole patches from half their size to the whole while `small_images` passes.
@@ -236,9 +228,7 @@ class Run:
     @property
     def learning_rate(self) -> float:
         """Of this step."""
-        return self.state.rate_share * learning_rate_at(
-            self.progress, self.recipe.rate, self.recipe.peak_learning_rate
-        )
+        return self.state.rate_share * schedule_of(self.recipe).at(self.progress)
 
     @property
     def is_tuning(self) -> bool:
@@ -428,38 +418,23 @@ def _loop(run: Run, stop: StopSignal) -> bool:
 
 
 def step(run: Run, batch: Batch) -> Tensor:
-    """One update: forward, loss, backward for each part of the batch; clip, optimizer, averaged weights.
-
-    Gives the mean loss of the batch, on the device.
-    """
-    mean_loss = torch.zeros((), device=run.placement.device)
+    """One update on a batch; its mean loss, on the device."""
     with seeded(run.recipe.course.seed, run.state.step, device=run.placement.device):
         images_BCHW = run.sized(run.placement.put(batch.images))
         images_BCHW, targets_BL = run.mixed(images_BCHW, run.placement.put(batch.labels))
-        for images_PCHW, targets_PL in zip(run.parts(images_BCHW), run.parts(targets_BL), strict=True):
-            with run.placement.autocast():
-                heads = run.forward(images_PCHW)
-            loss = run.objective(heads, targets_PL, images_PCHW)
-            share = len(images_PCHW) / len(images_BCHW)
-            (loss * share).backward()
-            mean_loss += share * loss.detach()
-            run.recent.add(loss.detach(), _hits(run, heads[0], targets_PL), len(targets_PL))
-    if run.recipe.optimization.clip_norm:
-        nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.optimization.clip_norm)
-    set_learning_rate(run.optimizer, run.learning_rate)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-    update_average(run)
-    return mean_loss
+        share = average_share(run.state.step, run.recipe.optimization.ema_decay)
+        result = run.take(images_BCHW, targets_BL, run.learning_rate, share)
+    run.recent.add(result, len(targets_BL))
+    return result.loss
 
 
-def _hits(run: Run, logits_PL: Tensor, targets_PL: Tensor) -> Tensor:
+def _hits(logits_PL: Tensor, targets_PL: Tensor, *, multi_label: bool) -> Tensor:
     """How many images' likeliest class is the target's; of multi-label data, one that the image shows.
 
     An image of no class is never among them.
     """
     likeliest_P = logits_PL.argmax(1)
-    if run.data.multi_label:
+    if multi_label:
         return (targets_PL.gather(1, likeliest_P[:, None]) > 0).sum()
     return (likeliest_P == targets_PL.argmax(1)).sum()
 
@@ -679,22 +654,26 @@ def groups_of(asked: Recipe, data: ImageData) -> tuple[list[Group], list[str]]:
     model = start(recipe, data.classes, base).model
     choose_trained(model, recipe.tuning.trained, recipe.tuning.lora_rank, recipe.course.seed)
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    groups = parameter_groups(model, recipe.optimization)
-    return [{**group, "lr": recipe.peak_learning_rate * group["scale"]} for group in groups], frozen
+    rate = schedule_of(recipe).peak
+    return [{**group, "lr": rate * group["scale"]} for group in groups_by_recipe(model, recipe)], frozen
+
+
+def groups_by_recipe(model: VisionTransformer, recipe: Resolved) -> list[Group]:
+    return parameter_groups(
+        model,
+        layer_decay=recipe.optimization.layer_decay,
+        weight_decay=recipe.optimization.weight_decay,
+        orthogonal=recipe.optimization.optimizer == "muon",
+    )
+
+
+def schedule_of(recipe: Resolved) -> Schedule:
+    rate = recipe.rate
+    peak = scaled_rate(rate.learning_rate, recipe.batches.batch_size, rate.learning_rate_batch)
+    return Schedule(rate.schedule, peak, rate.warmup, rate.decay, rate.final_share)
 
 
 # --- Averages --------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def update_average(run: Run) -> None:
-    """An exponential moving average with a memory that starts short, so that early weights fade."""
-    if run.recipe.optimization.optimizer == "schedule_free":  # see `_take_optimizers_average`
-        return
-    decay = min(run.recipe.optimization.ema_decay, (1 + run.state.step) / (10 + run.state.step))
-    averages: list[Tensor] = list(run.average.parameters())
-    currents: list[Tensor] = list(run.model.parameters())
-    torch._foreach_lerp_(averages, currents, 1 - decay)
 
 
 @torch.no_grad()
@@ -718,9 +697,9 @@ class RunningMean:
         self._correct: Tensor | int = 0
         self._samples = 0
 
-    def add(self, mean_loss: Tensor, correct: Tensor, samples: int) -> None:
-        self._loss = self._loss + mean_loss * samples
-        self._correct = self._correct + correct
+    def add(self, result: StepResult, samples: int) -> None:
+        self._loss = self._loss + result.loss * samples
+        self._correct = self._correct + result.hits
         self._samples += samples
 
     @property
@@ -787,14 +766,8 @@ def _resumed(
 def _opened(
     data: ImageData, files: RunFolder, recipe: Resolved, checkpoint: Checkpoint, reporter: Reporter
 ) -> Run:
-    run = Run(
-        recipe,
-        files.path,
-        data,
-        checkpoint,
-        Placement.choose(recipe.machine.device, recipe.machine.precision),
-        reporter,
-    )
+    placement = Placement.choose(recipe.machine.device, recipe.machine.precision)
+    run = Run(recipe, files.path, data, checkpoint, placement, reporter)
     run.files = files
     with advice_when_out_of_memory(run.images_at_a_time):
         run.memory = memory_need(run.model, run.images_at_a_time, run.placement)
@@ -895,7 +868,8 @@ def _is_finished(folder: Path, budget_of: Resolved | None = None) -> VitralError
     """What to say; a run whose state is there can go on with more than the budget of its recipe."""
     if budget_of is not None:
         # A second limit beside the one that was reached would change nothing.
-        return VitralError(f"{folder} is finished; name a larger budget to go on (it had {budget_of.limits})")
+        had = ", ".join(f"{name}={value:g}" for name, value in budget_of.limits.given())
+        return VitralError(f"{folder} is finished; name a larger budget to go on (it had {had})")
     return VitralError(
         f"{folder} is finished, and the optimizer's state was dropped then (keep_state=true keeps it for a "
         f"larger budget); to train on from its weights, begin a new run with model={folder}"

@@ -36,9 +36,7 @@ from vitral.checkpoints.folder import (
     described_checkpoint,
     is_checkpoint,
     load_checkpoint,
-    remove_leftovers,
     save_checkpoint,
-    write_atomically,
 )
 from vitral.data.contents import Contents
 from vitral.data.dataset import ImageData, seeded
@@ -50,6 +48,7 @@ from vitral.recipes.schema import BUDGET, FIELDS, Resolved, default, missing
 from vitral.runtime import settings as config
 from vitral.runtime.devices import cpu_count
 from vitral.runtime.errors import VitralError
+from vitral.runtime.files import remove_leftovers, write_atomically
 from vitral.runtime.lock import LockedError, locked
 
 # Settings that may change when a run is taken up again, for they do not change what it computes; the budget

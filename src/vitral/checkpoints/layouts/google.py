@@ -17,13 +17,13 @@ from vitral.checkpoints.layouts.layout import (
     Writing,
     count_layers,
     labels_of,
-    merge,
     square,
 )
 from vitral.checkpoints.layouts.tables import SAME, TRANSPOSED, UNBATCHED, Row, Transform, each, joined, row
 from vitral.images.preprocess import Preprocess
-from vitral.model.vit import ViTConfig
+from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
+from vitral.runtime.settings import deep_merge
 
 NAME = "google"
 
@@ -125,7 +125,7 @@ def _draft(source: Source, weights: Weights) -> Draft:
     hidden = weights.shape(f"{_LAYER}/MlpBlock_3/Dense_0/kernel".replace("{i}", "0"))[1]
     length, has_class = weights.shape(needed[1])[1], "cls" in weights
     pooling = "map" if "MAPHead_0/probe" in weights else "class" if has_class else "mean"
-    return merge(
+    return deep_merge(
         {
             "patch_size": patch,
             "in_channels": channels,

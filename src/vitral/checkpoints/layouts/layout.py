@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 from vitral.checkpoints.formats import Weights
 from vitral.checkpoints.layouts.tables import Row
 from vitral.images.preprocess import Preprocess
-from vitral.model.vit import VisionTransformer, ViTConfig
+from vitral.model.config import ViTConfig
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
-from vitral.runtime.settings import merged
 
 Draft = dict[str, Any]  # fields of a ViTConfig, its groups as mappings
 
@@ -101,11 +100,6 @@ class Writing:
     descriptions: Mapping[str, Mapping[str, Any]]  # file name -> content, written as JSON
     prefix: str = ""  # before all keys but those of `beside`
     beside: str = "(?!)"  # a pattern of keys that have no prefix, such as those of a head
-
-
-def merge(*drafts: Mapping[str, Any]) -> Draft:
-    """Later ones win, field by field within groups."""
-    return reduce(merged, drafts, {})
 
 
 def usual_heads(source: Source, width: int, asked: Mapping[str, Any]) -> int:

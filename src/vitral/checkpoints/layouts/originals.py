@@ -20,7 +20,6 @@ from vitral.checkpoints.layouts.layout import (
     Source,
     count_layers,
     labels_of,
-    merge,
     no_preprocessing,
     per_channel,
     square,
@@ -28,8 +27,9 @@ from vitral.checkpoints.layouts.layout import (
 )
 from vitral.checkpoints.layouts.tables import TRANSPOSED, VECTOR, Row, Transform, joined, row
 from vitral.images.preprocess import Preprocess
-from vitral.model.vit import ViTConfig
+from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
+from vitral.runtime.settings import deep_merge
 
 NAME = "authors"
 OPEN_CLIP_FILE = "open_clip_config.json"
@@ -86,7 +86,7 @@ def _read_timm_names(source: Source, asked: Mapping[str, Any]) -> Reading:
     source = replace(source, weights=weights)
     activation = _activation(source, asked) if "norm_pre.weight" in weights else {}
     clip = "norm_pre.weight" in weights
-    draft = merge(
+    draft = deep_merge(
         timm.read_shapes(source, asked, _asked_size(asked)),
         {"embedding": {"resize": "bicubic"}, "norm": {"eps": 1e-5 if clip else 1e-6}},
         activation,
@@ -169,7 +169,9 @@ def _read_dinov2(source: Source, asked: Mapping[str, Any]) -> Reading:
     registers = "register_tokens" in weights
     # Registers came with antialiasing and without the offset (their hub/backbones.py).
     resize = "bicubic_antialias" if registers else "bicubic_offset"
-    draft = merge(timm.read_shapes(renamed, asked, _asked_size(asked)), {"embedding": {"resize": resize}})
+    draft = deep_merge(
+        timm.read_shapes(renamed, asked, _asked_size(asked)), {"embedding": {"resize": resize}}
+    )
     if draft["num_classes"] and weights.shape("head.weight")[1] == 2 * draft["embed_dim"]:
         draft["pooling"] = "class_mean"  # their linear evaluation's head
     return Reading(
@@ -217,7 +219,7 @@ def _read_dinov3(source: Source, asked: Mapping[str, Any]) -> Reading:
         names |= {n.replace("mlp.w1.", "mlp.fc1_g.").replace("mlp.w2.", "mlp.fc1_x."): n for n in weights}
     renamed = Source(source.name, source.path, Renamed(weights, names))
     masked = "blocks.0.attn.qkv.bias" in weights
-    draft = merge(
+    draft = deep_merge(
         timm.read_shapes(renamed, asked, _asked_size(asked)),
         {
             "norm": {"eps": 1e-5},
@@ -294,7 +296,7 @@ def _read_clip(source: Source, asked: Mapping[str, Any]) -> Reading:
         "layer": {"layer_scale": 1.0 if "transformer.resblocks.0.ls_1.gamma" in weights else None},
         "head": {"bias": False},
     }
-    draft = merge(draft, activation)
+    draft = deep_merge(draft, activation)
     return Reading(draft, _clip_rows, weights, lambda size: _clip_preprocess(source, size, draft), ())
 
 

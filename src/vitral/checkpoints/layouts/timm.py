@@ -20,7 +20,6 @@ from vitral.checkpoints.layouts.layout import (
     Writing,
     count_layers,
     labels_of,
-    merge,
     no_preprocessing,
     per_channel,
     square,
@@ -28,9 +27,9 @@ from vitral.checkpoints.layouts.layout import (
 )
 from vitral.checkpoints.layouts.tables import QKV, QV, UNBATCHED, Row, apart, joined, row, stacked
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import height_and_width
-from vitral.model.vit import ViTConfig
+from vitral.model.config import ViTConfig, height_and_width
 from vitral.runtime.errors import VitralError
+from vitral.runtime.settings import deep_merge
 
 NAME = "timm"
 
@@ -44,8 +43,8 @@ def _rotary(**options: Any) -> Draft:
 
 
 _DINOV3 = _rotary(places="centered", temperature=100.0, halves=True)
-_PE = merge({"norm": {"eps": 1e-5}}, _rotary(column_first=True, offset=1.0))
-_PE_GIGANTIC = merge({"num_heads": 16}, _rotary(offset=0.0, reference_grid=(32, 32)))
+_PE = deep_merge({"norm": {"eps": 1e-5}}, _rotary(column_first=True, offset=1.0))
+_PE_GIGANTIC = deep_merge({"num_heads": 16}, _rotary(offset=0.0, reference_grid=(32, 32)))
 
 # What an architecture's name says; all rows that match apply, later ones over earlier ones.
 FAMILIES: tuple[tuple[str, Draft], ...] = (
@@ -68,7 +67,7 @@ FAMILIES: tuple[tuple[str, Draft], ...] = (
     (r"^eva02_enormous", _layer(order="residual_post")),
     (r"_rope_(ape_)?\d", _rotary(column_first=True, temperature=100.0)),
     (r"_rope_mixed", _rotary(kind="mixed", column_first=True, temperature=10.0)),
-    (r"dinov3|lingbot", merge({"norm": {"eps": 1e-5}}, _DINOV3)),
+    (r"dinov3|lingbot", deep_merge({"norm": {"eps": 1e-5}}, _DINOV3)),
     (r"huge_plus_patch16_dinov3", {"num_heads": 20}),
     (r"vit_pe_", _PE),
     (r"vit_pe_core", {"head": {"pool_heads": 8, "pool_prefix": True}}),
@@ -195,11 +194,13 @@ def read(source: Source, asked: Mapping[str, Any]) -> Reading:
     if all(key.startswith(_WRAPPED) for key in weights):
         weights = Renamed(weights, {key.removeprefix(_WRAPPED): key for key in weights})
     source = replace(source, weights=weights)
-    family = merge(*(draft for pattern, draft in FAMILIES if re.search(pattern, name)))
+    family = deep_merge(*(draft for pattern, draft in FAMILIES if re.search(pattern, name)))
     size = arguments.get("img_size") or tuple(about.get("input_size", (3, 224, 224)))[1:]
     pooling = arguments.get("global_pool") or config.get("global_pool")
-    draft = merge(
-        read_shapes(source, merge(family, _arguments(arguments), asked), height_and_width(_as_size(size))),
+    draft = deep_merge(
+        read_shapes(
+            source, deep_merge(family, _arguments(arguments), asked), height_and_width(_as_size(size))
+        ),
         {"embedding": {"resize": "bicubic_antialias"}},
         family,
         {"pooling": _POOLING[pooling]} if pooling in _POOLING else {},
@@ -269,7 +270,7 @@ _PREPARED: tuple[tuple[str, Draft], ...] = (
 
 def published(name: str) -> Draft:
     """Fields of a ``pretrained_cfg`` that go with an architecture's name."""
-    return merge(*(draft for pattern, draft in _PREPARED if re.search(pattern, name)))
+    return deep_merge(*(draft for pattern, draft in _PREPARED if re.search(pattern, name)))
 
 
 def _as_size(size: Any) -> Any:
@@ -284,16 +285,16 @@ def _arguments(arguments: Mapping[str, Any]) -> Draft:
     if isinstance(arguments.get("act_layer"), str):
         if arguments["act_layer"] not in _ACTIVATIONS:
             raise VitralError(f"act_layer {arguments['act_layer']!r} is not among {', '.join(_ACTIVATIONS)}")
-        draft = merge(draft, _layer(feed_forward={"activation": _ACTIVATIONS[arguments["act_layer"]]}))
+        draft = deep_merge(draft, _layer(feed_forward={"activation": _ACTIVATIONS[arguments["act_layer"]]}))
     if "use_post_norm" in arguments:
-        draft = merge(draft, _layer(order="residual_post" if arguments["use_post_norm"] else "pre"))
+        draft = deep_merge(draft, _layer(order="residual_post" if arguments["use_post_norm"] else "pre"))
     if "pool_include_prefix" in arguments:
-        draft = merge(draft, {"head": {"pool_prefix": arguments["pool_include_prefix"]}})
+        draft = deep_merge(draft, {"head": {"pool_prefix": arguments["pool_include_prefix"]}})
     if arguments.get("attn_pool_num_heads"):
-        draft = merge(draft, {"head": {"pool_heads": arguments["attn_pool_num_heads"]}})
+        draft = deep_merge(draft, {"head": {"pool_heads": arguments["attn_pool_num_heads"]}})
     if "attn_pool_num_heads" in arguments:  # eva.py, whose pool sees all tokens
-        draft = merge(draft, {"head": {"pool_prefix": arguments.get("global_pool") == "map"}})
-    return merge(draft, _rotary_arguments(arguments))
+        draft = deep_merge(draft, {"head": {"pool_prefix": arguments.get("global_pool") == "map"}})
+    return deep_merge(draft, _rotary_arguments(arguments))
 
 
 def _rotary_arguments(arguments: Mapping[str, Any]) -> Draft:
@@ -333,7 +334,7 @@ def read_shapes(source: Source, known: Mapping[str, Any], img_size: tuple[int, i
     if depth == 0 or (not parallel and "blocks.0.attn.proj.weight" not in weights):
         raise VitralError(f"{source.name} has no layers as a plain ViT has them (blocks.0.attn.proj)")
     tokens = _tokens(weights)
-    draft = merge(
+    draft = deep_merge(
         {
             "patch_size": patch[0],
             "in_channels": channels,
@@ -354,10 +355,10 @@ def read_shapes(source: Source, known: Mapping[str, Any], img_size: tuple[int, i
         _layer_shapes(weights, width, parallel=parallel),
     )
     if "attn_pool.mlp.fc1.weight" in weights:
-        draft = merge(
+        draft = deep_merge(
             draft, {"head": {"pool_mlp_ratio": weights.shape("attn_pool.mlp.fc1.weight")[0] / width}}
         )
-    return merge(draft, _positions(source, draft, img_size))
+    return deep_merge(draft, _positions(source, draft, img_size))
 
 
 def _tokens(weights: Weights) -> Draft:
@@ -416,8 +417,8 @@ def _layer_shapes(weights: Weights, width: int, *, parallel: bool) -> Draft:
         },
     )
     if parallel:
-        draft = merge(draft, _layer(order="parallel"))
-    return merge(draft, {"mlp_ratio": hidden / width})
+        draft = deep_merge(draft, _layer(order="parallel"))
+    return deep_merge(draft, {"mlp_ratio": hidden / width})
 
 
 def _positions(source: Source, draft: Draft, img_size: tuple[int, int] | None) -> Draft:
@@ -456,7 +457,7 @@ def _positions(source: Source, draft: Draft, img_size: tuple[int, int] | None) -
         found["embedding"] = {"positioned": next(iter(fitting))}
         count = next(iter(fitting.values()))
     found["img_size"] = _img_size(patch, count, img_size)
-    return merge(found, _layer(attention=attention))
+    return deep_merge(found, _layer(attention=attention))
 
 
 def _img_size(patch: int, count: int | None, img_size: tuple[int, int] | None) -> tuple[int, int]:
@@ -559,9 +560,9 @@ def _home(checkpoint: Checkpoint, kind: str) -> str | None:
     name = checkpoint.metadata.get("origin", {}).get("architecture")
     if not isinstance(name, str) or not re.search(_CLASS_NAMES.get(kind, "(?!)"), name):
         return None
-    family = merge(*(draft for pattern, draft in FAMILIES if re.search(pattern, name)))
+    family = deep_merge(*(draft for pattern, draft in FAMILIES if re.search(pattern, name)))
     told = {"norm": {"eps": 1e-6}, "layer": {"order": "pre"}, "num_heads": checkpoint.model.config.num_heads}
-    return name if _holds(checkpoint.model.config, merge(told, family)) else None
+    return name if _holds(checkpoint.model.config, deep_merge(told, family)) else None
 
 
 def _written_rows(config: ViTConfig, kind: str, base: str) -> list[Row]:

@@ -16,8 +16,7 @@ from vitral.checkpoints.layouts.layout import (
 )
 from vitral.checkpoints.layouts.tables import UNBATCHED, Row, row
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import height_and_width
-from vitral.model.vit import ViTConfig
+from vitral.model.config import ViTConfig, height_and_width
 from vitral.runtime.errors import VitralError
 
 NAME = "torchvision"

@@ -19,16 +19,15 @@ from vitral.checkpoints.layouts.layout import (
     Source,
     Writing,
     labels_of,
-    merge,
     no_preprocessing,
     per_channel,
     square,
 )
 from vitral.checkpoints.layouts.tables import QKV, QV, UNBATCHED, VECTOR, Row, Transform, each, joined, row
 from vitral.images.preprocess import Preprocess
-from vitral.model.blocks import height_and_width
-from vitral.model.vit import ViTConfig
+from vitral.model.config import ViTConfig, height_and_width
 from vitral.runtime.errors import VitralError
+from vitral.runtime.settings import deep_merge
 
 NAME = "transformers"
 # Its `problem_type`s beside one class an image: pipelines take a sigmoid, or the numbers themselves.
@@ -357,7 +356,7 @@ def _draft(source: Source, config: Mapping[str, Any], kind: str, weights: Weight
         },
         "head": {"norm": "tokens"},
     }
-    return merge(
+    return deep_merge(
         draft,
         family.draft,
         _HIDDEN[family.keys](config, weights),

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitral.bench.measure import Call, Elsewhere
-from vitral.model.blocks import height_and_width
-from vitral.model.vit import ViTConfig
+from vitral.bench.rounds import Call, Elsewhere
+from vitral.model.config import ViTConfig, height_and_width
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
 
@@ -121,7 +120,7 @@ Begin = Callable[[Contender], tuple[Call | Elsewhere, dict[str, Tensor]]]
 
 
 def prepare(contender: Contender, work: Work) -> tuple[Call, dict[str, Tensor]]:
-    """What is to be timed, after the call of it that compiles, and what that gave."""
+    """Give what is to be timed, after the call of it that compiles, and what that gave."""
     model = contender.make().to(work.placement.device).train(work.training)
     if contender.compiled:
         if not work.training:
@@ -133,7 +132,7 @@ def prepare(contender: Contender, work: Work) -> tuple[Call, dict[str, Tensor]]:
 
 
 def reason(error: Exception) -> str:
-    """Why a contender could not be measured, in a line."""
+    """Say why a contender could not be measured, in a line."""
     if isinstance(error, VitralError):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

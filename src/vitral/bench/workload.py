@@ -1,4 +1,4 @@
-"""What a benchmark is run on: a model with weights, from the words of the command line."""
+"""What a benchmark is run on: a model with weights and batch sizes, from the words of the command line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ _BATCH_SIZES = {"train": ((64,), (256,)), "infer": ((1, 8), (1, 256)), "start": 
 
 
 @dataclass(frozen=True)
-class Subject:
+class Workload:
     """A model with a head, without dropout, its weights in float32."""
 
     name: str
@@ -41,10 +41,10 @@ class _Batches:
     batch_size: int | tuple[int, ...]
 
 
-def choose_subject(benchmark: str, words: Sequence[str], placement: Placement) -> Subject:
-    """From ``["ViT-Ti/4", "img_size=32", "batch_size=[1, 32]"]``; all words may be left out.
+def choose_workload(benchmark: str, words: Sequence[str], placement: Placement) -> Workload:
+    """Make it from ``["ViT-Ti/4", "img_size=32", "batch_size=[1, 32]"]``; all words may be left out.
 
-    A variant's name gives random weights, none of them nought, so that every bias counts in the
+    A variant's name gives random weights, none of them zero, so that every bias counts in the
     comparison of results.
 
     Raises:
@@ -66,7 +66,7 @@ def choose_subject(benchmark: str, words: Sequence[str], placement: Placement) -
         checkpoint = replace(checkpoint, labels=labels)
     checkpoint.model.float().eval()
     height, width = config.img_size  # pyrefly: ignore[not-iterable] - ViTConfig makes it a pair
-    return Subject(f"{named} at {height}x{width} pixels", checkpoint, _batch_sizes(batches))
+    return Workload(f"{named} at {height}x{width} pixels", checkpoint, _batch_sizes(batches))
 
 
 def _batch_sizes(value: Any) -> tuple[int, ...]:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitral.bench.measure import Call, Elsewhere, read_clock, synchronizer
-from vitral.bench.work import Begin, Contender, Task, prepare, reason
+from vitral.bench.rounds import Call, Elsewhere, read_clock, synchronizer
+from vitral.bench.steps import Begin, Contender, Task, prepare, reason
 from vitral.runtime.errors import VitralError
 from vitral.runtime.process import keep_freed_memory, threads_as_they_come
 
@@ -24,7 +24,7 @@ _SECONDS_TO_END = 10
 
 @contextmanager
 def processes(task: Task) -> Iterator[Begin]:
-    """What begins a contender's process and gives its first outcome; leaving the context ends them all.
+    """Give what begins a contender's process and gives its first outcome; leaving the context ends them all.
 
     It raises VitralError with the reason where a contender has no outcome.
     """

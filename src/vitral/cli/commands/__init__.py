@@ -1,0 +1,1 @@
+"""One file a command: its options, the one library call, and what it prints."""

@@ -1,0 +1,101 @@
+"""`vitral info`: a model's stages with shapes, parameters and FLOPs, and what its patch size costs."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitral.cli import options
+from vitral.cli.console import giga, print_table
+from vitral.runtime.streams import shown
+
+if TYPE_CHECKING:
+    from vitral.checkpoints.folder import Checkpoint
+    from vitral.model.config import ViTConfig
+    from vitral.model.cost import PatchCost, Stage
+    from vitral.runtime.devices import Placement
+
+
+def info(
+    model: Annotated[str, options.text("MODEL", "A variant's name, such as ViT-B/16, or any checkpoint.")],
+    settings: options.Settings = None,
+    measure: Annotated[bool, typer.Option(help="Time one image for each patch size.")] = True,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+) -> None:
+    """Every stage with its shape, parameters and FLOPs, and what the patch size costs."""
+    from vitral.model.cost import patch_costs, stages
+    from vitral.runtime.devices import Placement
+
+    config, about = _describe_model(model, settings or [])
+    placement = Placement.choose(device, precision)  # type: ignore[arg-type]
+    print(about)
+    print_stages(config, stages(config))
+    print_patch_costs(config, patch_costs(config, placement if measure else None), placement)
+
+
+def _describe_model(model: str, settings: list[str]) -> "tuple[ViTConfig, str]":
+    """The architecture of a name or a folder, and a line or more about it."""
+    from vitral.checkpoints.folder import is_checkpoint, load_checkpoint
+    from vitral.model.variants import configure
+    from vitral.runtime.settings import nested, parse_overrides
+
+    overrides = nested(parse_overrides(settings))
+    if is_checkpoint(model):
+        checkpoint = load_checkpoint(model, **overrides)
+        return checkpoint.model.config, _about(model, checkpoint)
+    return configure(model, overrides), model
+
+
+def _about(model: str, checkpoint: "Checkpoint") -> str:
+    """Labels, preprocessing, where the weights come from and under which licence."""
+    metadata, labels = checkpoint.metadata, checkpoint.labels
+    lines = [
+        shown(f"{model}: {len(labels)} labels ({', '.join(labels[:5])}, ...)")
+        if labels
+        else f"{model}: no labels"
+    ]
+    lines.append(f"images: {checkpoint.preprocess}")
+    lines += checkpoint.notes
+    options = checkpoint.model.config.embedding
+    lines.append(f"at another size: positions {options.resize}")
+    if checkpoint.multi_label:
+        lines.append("probabilities: sigmoid(logits), each label for itself (multi-label)")
+    if checkpoint.temperature != 1:
+        lines.append(f"probabilities: softmax(logits / {checkpoint.temperature:.3f})")
+    if "source" in metadata:
+        how = f"read as {metadata['layout']}'s layout" if "layout" in metadata else "trained further"
+        lines.append(f"weights: from {metadata['source']}, {how}")
+        lines.append(f"licence of the weights: {metadata.get('licence') or 'not stated'}")
+    return "\n".join(lines)
+
+
+def print_stages(config: "ViTConfig", stages: "list[Stage]") -> None:
+    """Print a row a stage; layers that are alike share one, with the numbers of each."""
+    height, width = config.img_size  # pyrefly: ignore[not-iterable] - ViTConfig makes it a pair
+    rows: list[Sequence[str]] = []
+    for _, alike in groupby(stages, key=lambda stage: (stage.shape, stage.parameters, stage.flops)):
+        group = list(alike)
+        first, last = group[0], group[-1]
+        name = first.name if first is last else f"{first.name} to {last.name}, {len(group)} alike, each"
+        shape = " x ".join(map(str, first.shape))
+        rows.append((name, shape, f"{first.parameters:,}", giga(first.flops)))
+    parameters = sum(stage.parameters for stage in stages)
+    rows.append(("total", "", f"{parameters:,}", giga(sum(stage.flops for stage in stages))))
+    headings = ("stage", "output shape", "parameters", "GFLOPs")
+    title = f"one image of {height}x{width} pixels, stage by stage"
+    print_table(title, headings, rows, headings[1:], total=True)
+
+
+def print_patch_costs(config: "ViTConfig", costs: "list[PatchCost]", placement: "Placement") -> None:
+    """Print a row a patch size, the model's own marked."""
+    rows = []
+    for cost in costs:
+        mark = "*" if cost.patch_size == config.patch_size else ""
+        parts = cost.attention_flops, cost.linear_flops, cost.attention_flops + cost.linear_flops
+        time_taken = "-" if cost.milliseconds is None else f"{cost.milliseconds:.1f}"
+        rows.append((f"{mark}{cost.patch_size}", f"{cost.patches:,}", *map(giga, parts), time_taken))
+    headings = ("patch size", "patches N", "attention, O(N²·D)", "linear, O(N·D²)", "total", "ms")
+    title = f"what the patch size costs: GFLOPs an image, and ms on {placement}"
+    print_table(title, headings, rows, headings)

@@ -1,0 +1,50 @@
+"""`vitral predict`: the likeliest labels of each image."""
+
+from typing import TYPE_CHECKING, Annotated
+
+from vitral.cli import options
+from vitral.cli.classifier import load_classifier
+from vitral.cli.console import warn
+from vitral.runtime import limits
+from vitral.runtime.errors import VitralError
+from vitral.runtime.plainjson import to_json
+from vitral.runtime.streams import shown
+
+if TYPE_CHECKING:
+    from vitral.inference.classifier import Prediction
+
+
+def predict(
+    model: options.Model,
+    images: Annotated[list[str], options.text("IMAGE...", "Files, folders or patterns.")],
+    top: Annotated[int, options.number(limits.LABELS, "Labels for each image.")] = 3,
+    json_output: options.Json = False,
+    batch_size: Annotated[int, options.number(limits.BATCH, "Images at a time.")] = 32,
+    tta: options.Tta = "none",
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+) -> None:
+    """The likeliest labels of each image, a line an image."""
+    from vitral.data.sources import find_images
+
+    found = find_images(images)
+    classifier = load_classifier(model, device, precision, tta)
+    for note in (*found.notes, *found.failures):
+        warn(note)
+    failed = 0
+    for prediction in classifier.predictions(found.files, top=top, batch_size=batch_size):
+        failed += prediction.error is not None
+        _print_prediction(prediction, as_json=json_output)
+    if failed or found.failures:
+        raise VitralError(found.summary(failed))
+
+
+def _print_prediction(prediction: "Prediction", *, as_json: bool) -> None:
+    if as_json:
+        top = [{"label": label, "probability": value} for label, value in prediction.top]
+        print(to_json({"image": prediction.image, "top": top, "error": prediction.error}))
+    elif prediction.error is None:
+        labels = "  ".join(f"{shown(label)} {value:.1%}" for label, value in prediction.top)
+        print(f"{shown(prediction.image)}: {labels}")
+    if prediction.error is not None:
+        warn(f"{prediction.image}: {prediction.error}")

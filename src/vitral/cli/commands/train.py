@@ -1,0 +1,107 @@
+"""`vitral train`: what is asked of a run, and what came of it."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitral.cli import options
+from vitral.cli.console import clock, say
+from vitral.runtime.process import keep_freed_memory
+from vitral.runtime.stopping import exit_status
+
+if TYPE_CHECKING:
+    from vitral.training.optimizers import Group
+    from vitral.training.run import Summary
+
+
+def train(
+    data: options.Data,
+    out: Annotated[Path | None, options.folder("Folder for the run.")] = None,
+    settings: options.Settings = None,
+    recipe: Annotated[
+        str | None, options.name("NAME_OR_FILE", "A recipe that comes with Vitral, or a file of settings.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run in --out; a setting=default takes a changed one back."
+        ),
+    ] = False,
+    show_groups: Annotated[
+        bool, typer.Option("--show-groups", help="Print what learns at which rate, and train nothing.")
+    ] = False,
+) -> None:
+    """Train or fine-tune on DATA; settings that you leave out are chosen from the data and printed.
+
+    \b
+    vitral train photos/ --out runs/photos minutes=30
+    vitral train photos/ --out runs/tuned model=runs/photos img_size=192
+    vitral train photos/ --out runs/tuned model=runs/photos --show-groups
+    vitral train imagenet/ --out runs/deit3 --recipe deit3 batch_size=512
+    """
+    from vitral.cli.training import TrainingConsole
+    from vitral.data.dataset import open_data
+    from vitral.recipes import packaged as recipes
+    from vitral.recipes.recipe import Recipe
+    from vitral.training.choose import train as run_training
+    from vitral.training.run import groups_of
+    from vitral.training.run_folder import RunFolder, changed
+
+    wanted = Recipe(**recipes.read(recipe) if recipe else {}).with_words(settings or [])
+    if out is None and not show_groups:
+        raise typer.BadParameter("name a folder for the run", param_hint="--out")
+    if resume and out is not None:
+        begun = changed(RunFolder(out).recipe(), wanted)
+        val_fraction, seed = begun.images.val_fraction, begun.course.seed
+    else:
+        val_fraction, seed = wanted.get("val_fraction"), wanted.get("seed")
+    images = open_data(data, val_fraction=val_fraction, seed=seed)
+    if show_groups:
+        print_groups(*groups_of(wanted, images))
+        return
+    assert out is not None
+    keep_freed_memory()
+    summary = run_training(images, out, wanted, resume=resume, reporter=TrainingConsole())
+    if not summary.finished:
+        command = shlex.join(["vitral", "train", data, "--out", str(out), "--resume"])
+        print(f"stopped after step {summary.steps}; go on with: {command}")
+        raise typer.Exit(exit_status(summary.stopped_by) if summary.stopped_by else 1)
+    _print_summary(summary)
+    print(f"model: {out}; try: vitral predict {shlex.quote(str(out))} IMAGE...")
+
+
+def _print_summary(summary: "Summary") -> None:
+    if summary.val_top1 is None:
+        score = f"mAP {summary.val_mean_average_precision:.2%}"
+    else:
+        score = f"accuracy {summary.val_top1:.2%}"
+    spent = f"trained {summary.epochs:.1f} epochs in {clock(summary.seconds)}"
+    print(f"{spent}; val {score} (step {summary.best_step})")
+    if summary.calibration:
+        print(
+            "val calibration error {raw_ece:.2%}, {ece:.2%} at temperature {temperature:.3f}".format_map(
+                summary.calibration
+            )
+        )
+    if summary.test and "top1" in summary.test:
+        low, high = summary.test["ci95"]
+        print(f"test accuracy {summary.test['top1']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+    elif summary.test:
+        print(f"test mAP {summary.test['mean_average_precision']:.2%}")
+
+
+def print_groups(groups: "list[Group]", frozen: list[str]) -> None:
+    """Print a paragraph a group, from the head down, every parameter named; then what is not trained."""
+    print("what learns, at its peak rate, from the head down")
+    for group in groups:
+        count = sum(parameter.numel() for parameter in group["params"])
+        update = "orthogonal updates" if group["orthogonal"] else "updates by element"
+        say(
+            f"level {group['level']}: learning rate {group['lr']:.3g}, "
+            f"weight decay {group['weight_decay']:g}, {update}, {count:,} parameters"
+        )
+        say(", ".join(group["names"]), indent="  ")
+    if frozen:
+        say(f"not trained: {', '.join(frozen)}")

@@ -1,0 +1,65 @@
+"""Decides which file may be written when: a file or a folder appears whole, or not at all.
+
+`write_atomically` replaces one file, `new_folder` makes one folder, `remove_leftovers` cleans up after
+processes that were killed in between. Nothing else in Vitral makes a file that others may read half-written.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# What `tempfile.mkstemp` makes of the prefix in `write_atomically`.
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces a file: `path` has either its old content or all of the new, whenever the process is killed.
+
+    Raises:
+        OSError: if it cannot be written; the old file is then as it was.
+    """
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:  # under the name that the user knows
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; a model is as readable as any other file its user writes.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Removes what killed processes left of `write_atomically`; nobody may be writing these files."""
+    for file in folder.iterdir() if folder.is_dir() else ():
+        left = _TEMPORARY.fullmatch(file.name)
+        if left and left[1] in names:
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a folder to write into, which becomes `path` at the end; if anything is raised, nothing remains.
+
+    `path` must not be there yet, or be empty.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield staging
+        staging.chmod(0o755)
+        staging.replace(path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
