@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitral.data.dataset import ImageData
+from vitral.data.image_data import ImageData
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import load_base, resolve
 from vitral.recipes.schema import FIELDS, Resolved

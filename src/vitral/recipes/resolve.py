@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from vitral.checkpoints.folder import Checkpoint, is_checkpoint, load_checkpoint
-from vitral.data.dataset import ImageData, class_counts, image_sizes
+from vitral.data.image_data import ImageData
+from vitral.data.split import class_counts
 from vitral.data.workers import worker_count
 from vitral.images.preprocess import Preprocess
 from vitral.model.config import height_and_width
@@ -158,7 +159,7 @@ def _batch_too_large(recipe: Resolved, images: int, usual: int) -> str:
 def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count: int) -> dict[str, Any]:
     """What a run takes where the user says nothing; `base` is the model to tune, if there is one."""
     train, asked = data.split("train"), recipe.get
-    side = float(np.median(image_sizes(train).min(axis=1)))
+    side = float(np.median(train.typical_sizes.min(axis=1)))
     if base:
         model, img_size = asked("model"), base.preprocess.img_size
     else:
