@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import write_images
 from vitral.bench.run import _OF_MODELS
-from vitral.checkpoints.convert import LAYOUTS, TYPES
+from vitral.checkpoints.convert import LAYOUTS
+from vitral.checkpoints.dtypes import STORABLE
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.cli import app as cli
 from vitral.data.split import SPLITS
@@ -276,7 +277,7 @@ def test_what_options_may_be_is_what_the_library_takes() -> None:
         (limits.FEATURES, get_args(Pooling)),
         (limits.BENCHMARKS, (*_OF_MODELS, "kernels")),
         (limits.LAYOUTS, LAYOUTS),
-        (limits.DTYPES, TYPES),
+        (limits.DTYPES, STORABLE),
     ]
     assert all(set(ours) == set(theirs) for ours, theirs in kinds)
 
