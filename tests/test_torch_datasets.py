@@ -1,7 +1,6 @@
 """Torch Datasets of (image, label) as data, against the same images in a folder."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +160,9 @@ def test_a_run_on_a_dataset_ends_with_the_same_bits_with_workers_and_taken_up_ag
     data = open_data(dataset, val_fraction=0.25, seed=3)
     recipe = Recipe(model="ViT-Pico/8", epochs=2, batch_size=4, img_size=72, workers=0, device="cpu")
     train(data, tmp_path / "whole", recipe)
-    train(data, tmp_path / "workers", replace(recipe, workers=2))
+    train(data, tmp_path / "workers", recipe.changed(workers=2))
     with pytest.raises(Crash):
-        train(data, tmp_path / "parts", replace(recipe, checkpoint_steps=2), reporter=CrashAt(5))
+        train(data, tmp_path / "parts", recipe.changed(checkpoint_steps=2), reporter=CrashAt(5))
     train(open_data(dataset, val_fraction=0.25, seed=3), tmp_path / "parts", Recipe(), resume=True)
     weights = [
         (tmp_path / name / "last" / "model.safetensors").read_bytes()
