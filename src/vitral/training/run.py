@@ -17,7 +17,7 @@ from vitral.data.randomness import seeded
 from vitral.data.split import Split
 from vitral.data.subsets import in_turns
 from vitral.data.workers import Loading
-from vitral.evaluation.task import Task, task_of
+from vitral.evaluation.task import SINGLE_LABEL, Task, task_of
 from vitral.images.augment import batch_mixer
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.schema import Resolved
@@ -181,7 +181,7 @@ class Run:
         split = self.data.split("val")
         if not self.recipe.limits.timed:
             return split
-        if split.multi_label:
+        if self.task is not SINGLE_LABEL:
             return split.take(np.random.default_rng(self.recipe.course.seed).permutation(len(split)))
         return split.take(in_turns(split, self.recipe.course.seed))
 

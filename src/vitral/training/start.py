@@ -1,7 +1,7 @@
 """What comes before the first step of a run from trained weights: a head, and how well the start does."""
 
 from vitral.data.subsets import few_shot
-from vitral.evaluation.probe import fitted_head
+from vitral.evaluation.probing.head_start import fitted_head
 from vitral.inference.classifier import Classifier
 from vitral.runtime.stopping import StopSignal
 from vitral.training.run import Run
