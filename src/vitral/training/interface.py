@@ -35,8 +35,8 @@ def train(
             settings say which are held out.
         out: a folder, which becomes a model folder: `vitral.load` reads it.
         recipe: a recipe that comes with Vitral, a file of settings, or a `Recipe`.
-        resume: go on with the run in `out`; callables are passed again, and a setting that is None goes back to
-            its default.
+        resume: go on with the run in `out`; callables are passed again, and None takes a setting back to its
+            default.
         listeners: functions of one event, told of the run's course (`vitral.training.events`).
         settings: of `vitral.recipes.schema`, such as ``minutes=30, model="ViT-S/16", batch_size=64``, laid
             over the recipe; `loss` and `optimizer` may be callables, and `transform` and `prepare` are, as
