@@ -21,7 +21,8 @@ from vitral.data.subsets import sample
 from vitral.evaluation import doctor
 from vitral.evaluation.doctor import Diagnosis, Finding, diagnose, mcnemar, paired
 from vitral.evaluation.evaluate import evaluate_classifier
-from vitral.images.preprocess import Preprocess, open_image
+from vitral.images.picture import open_image
+from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
 from vitral.model.config import ViTConfig
 from vitral.model.positions.resize import RESIZE

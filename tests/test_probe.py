@@ -28,7 +28,8 @@ from vitral.evaluation.probe import (
     probe,
     usual_features,
 )
-from vitral.images.preprocess import Preprocess, open_image
+from vitral.images.picture import open_image
+from vitral.images.preprocess import Preprocess
 from vitral.inference import features as features_module
 from vitral.inference.classifier import Classifier, as_classifier, load
 from vitral.inference.features import PooledFeatures, cache_folder, extract

@@ -22,7 +22,8 @@ from vitral.data.subsets import sample
 from vitral.data.workers import Loading, worker_count
 from vitral.evaluation.evaluate import choose_split
 from vitral.evaluation.task import SINGLE_LABEL, task_of
-from vitral.images.preprocess import ImageSource, Interpolation, Preprocess, Resize
+from vitral.images.picture import ImageSource
+from vitral.images.preprocess import Interpolation, Preprocess, Resize
 from vitral.inference.classifier import Classifier
 from vitral.model.config import patch_grid
 from vitral.model.encoder import ACTIVATIONS, FeedForward, Gated

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint
-from vitral.images.preprocess import ImageSource, Preprocess
+from vitral.images.picture import ImageSource
+from vitral.images.preprocess import Preprocess
 from vitral.inference.activation import log_activation
 from vitral.model.config import Size
 from vitral.model.vit import Features, VisionTransformer
