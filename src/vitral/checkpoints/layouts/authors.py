@@ -106,7 +106,7 @@ def _clip_activation(raw: RawCheckpoint, asked: Mapping[str, Any]) -> Draft:
 
 
 def _require_rotary(raw: RawCheckpoint, draft: Draft, asked: Mapping[str, Any]) -> None:
-    """RoPE-ViT and EVA-02 turn queries and keys by angles that are in no tensor."""
+    """Raises VitralError about RoPE-ViT and EVA-02, whose angles are in no tensor, unless they are given."""
     layer = draft["layer"]
     placeless = draft["position"] == "none" and "relative_bias" not in layer["attention"]
     eva02 = layer["feed_forward"]["gated"] and layer["attention"]["biases"] == "qv"

@@ -85,7 +85,7 @@ def _write(config: ViTConfig, kind: str) -> Draft:
 
 
 def without_registers(draft: Draft) -> str:
-    """A pattern of the registers' key, which is saved even where there are none, with no numbers."""
+    """Returns a pattern of the registers' key, which is saved even where there are none, with no numbers."""
     none = draft.get("embedding", {}).get("register_tokens") == 0
     return r"^embeddings\.register_tokens$" if none else "(?!)"
 
