@@ -18,7 +18,7 @@ from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Augmentation
 from vitral.model.config import Pooling, ViTConfig
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe
+from vitral.recipes.schema import FIELDS
 from vitral.runtime import devices, limits
 from vitral.runtime.spelling import meant, near
 
@@ -219,7 +219,7 @@ def test_a_model_that_cannot_be_meant_is_one_line(line: str, text: str, vitral: 
 
 # --- What is near ------------------------------------------------------------------------------------
 
-SETTINGS = [*vars(Recipe()), *(f"architecture.{name}" for name in vars(ViTConfig(num_classes=1)))]
+SETTINGS = [*FIELDS, *(f"architecture.{name}" for name in vars(ViTConfig(num_classes=1)))]
 
 
 @pytest.mark.parametrize(
