@@ -16,7 +16,7 @@ from torch import Tensor
 from vitral.data.batches import KEPT_BYTES, SMALL_PIXELS, Batch, ImageKey, ImageLoading, collate
 from vitral.data.split import Split
 from vitral.data.workers import Loading
-from vitral.images.augment import Moves
+from vitral.images.augmentation import Moves
 from vitral.images.preprocess import Preprocess
 from vitral.runtime.devices import put
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from vitral.data.batches import (
     Batch,
@@ -28,7 +27,7 @@ from vitral.data.in_memory import InMemory, fits_in_memory
 from vitral.data.randomness import ImageNumbers, Sampling, Step
 from vitral.data.split import Split
 from vitral.data.workers import Loading
-from vitral.images.augment import Augmentation, Moves, training_transform
+from vitral.images.augmentation import Augmentation, Moves
 from vitral.images.picture import open_image
 from vitral.images.preprocess import Preprocess
 
@@ -134,10 +133,12 @@ class Loader:
     def _altered(self, alter: Augmentation | Transform) -> Transform:
         """An encoded image -> the altered tensor."""
         if isinstance(alter, Augmentation):
+            from vitral.images.augment import training_transform  # and torchvision, which evaluation spares
+
             assert isinstance(self.preprocess, Preprocess)
             return training_transform(self.preprocess, alter)
         opening = self.preprocess.open if isinstance(self.preprocess, Preprocess) else open_image
-        return v2.Compose([opening, alter])
+        return partial(_composed, opening, alter)
 
     @property
     def _pictures(self) -> Split:
@@ -150,6 +151,10 @@ class Loader:
 
 def _places(step: Step) -> Iterator[tuple[int, int]]:
     return zip(step.rows.tolist(), step.copies.tolist(), strict=True)
+
+
+def _composed(opening: Callable[[Any], Any], transform: Transform, source: Any) -> Tensor:
+    return transform(opening(source))
 
 
 def _moved(preprocess: Preprocess, moves: Moves, source: Any, move: Move) -> Tensor:
