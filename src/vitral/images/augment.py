@@ -1,4 +1,4 @@
-"""What training adds to `Preprocess`, by torchvision: random crops, flips, colours, erasing; mixup and cutmix."""
+"""What training adds to `Preprocess`, by torchvision: crops, flips, colours and erasing; mixup and cutmix."""
 
 from collections.abc import Callable
 from dataclasses import replace
