@@ -24,7 +24,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from vitral.bench.rounds import synchronizer
-from vitral.data.dataset import Batch, open_data
+from vitral.data.batches import Batch
+from vitral.data.image_data import open_data
 from vitral.model.config import height_and_width
 from vitral.recipes.recipe import Recipe, resolve
 from vitral.runtime.devices import cpu_count

@@ -11,7 +11,7 @@ from tests.test_train import base as base
 from tests.test_train import copied, opened, random_batches, small
 from tests.test_train import data as data
 from vitral.checkpoints.folder import load_checkpoint
-from vitral.data.dataset import ImageData
+from vitral.data.image_data import ImageData
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError

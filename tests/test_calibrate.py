@@ -17,9 +17,10 @@ from tests.test_resume import Crash, CrashAt
 from vitral.checkpoints.convert import convert
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.cli.commands.info import _about
-from vitral.data.dataset import evaluation_batches, open_data
+from vitral.data.image_data import open_data
+from vitral.data.loader import Loader
 from vitral.evaluation.calibration import LEAST_IMAGES, calibrate, fit_temperature
-from vitral.evaluation.metrics import evaluate_classifier
+from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference.classifier import Classifier, load
 from vitral.model.vit import VisionTransformer
@@ -157,7 +158,7 @@ def rewritten(folder: Path, **changes: Any) -> Path:
 
 def test_a_folder_of_an_earlier_version_has_none(folder: Path) -> None:
     assert load_checkpoint(rewritten(folder, temperature=None)).temperature == 1
-    assert "softmax" not in _about("model", load_checkpoint(folder))
+    assert "probabilities: softmax(logits)" in _about("model", load_checkpoint(folder))
 
 
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan, True, "1.5", [1.5]])
@@ -304,7 +305,7 @@ def test_evaluation_averages_too(folder: Path, image_folder: Path) -> None:
 def test_a_mirrored_batch_has_the_same_answer(folder: Path, image_folder: Path) -> None:
     classifier = on_cpu(folder, tta="flip")
     split = open_data(str(image_folder)).split("val")
-    (batch,) = evaluation_batches(split, classifier.preprocess, batch_size=50)
+    (batch,) = Loader(split, classifier.preprocess).evaluation_batches(50)
     one, other = (classifier.log_probabilities(images) for images in (batch.images, batch.images.flip(3)))
     assert torch.allclose(one, other, atol=1e-6)
     assert torch.allclose(one.exp().sum(1), torch.ones(len(batch.labels)))

@@ -19,7 +19,7 @@ from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoi
 from vitral.cli import app as cli
 from vitral.cli.commands.demo import learn_digits
 from vitral.cli.training import TrainingConsole
-from vitral.evaluation.metrics import evaluate_classifier
+from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import load
 from vitral.model.vit import VisionTransformer

@@ -13,9 +13,9 @@ from vitral.bench.report import Report, Row
 from vitral.cli import training
 from vitral.cli.commands import bench, doctor, eval, info, probe, recipe, train
 from vitral.evaluation.doctor import Diagnosis, Finding
-from vitral.evaluation.metrics import Evaluation, Outcomes
-from vitral.evaluation.multilabel import MultiLabelEvaluation, MultiLabelOutcomes
+from vitral.evaluation.multi_label import MultiLabelEvaluation, MultiLabelOutcomes
 from vitral.evaluation.probe import LinearResult, NeighboursResult, ProbeResult
+from vitral.evaluation.single_label import SingleLabelEvaluation, SingleLabelOutcomes
 from vitral.model.cost import PatchCost, stages
 from vitral.model.variants import parse
 from vitral.model.vit import VisionTransformer
@@ -32,11 +32,11 @@ NAMES = [
 TITLE = "runs/photos on photos/, split val (cpu, float32)"
 
 
-def evaluation() -> Evaluation:
+def evaluation() -> SingleLabelEvaluation:
     draw = np.random.default_rng(0)
     labels, predictions = draw.integers(0, len(NAMES), (2, 3000))
     numbers = (draw.random(3000) < 0.3, draw.random(3000), draw.random(3000))
-    return Evaluation.of(Outcomes(labels, predictions, *numbers), NAMES)
+    return SingleLabelEvaluation.of(SingleLabelOutcomes(labels, predictions, *numbers), NAMES)
 
 
 def multi_label_evaluation() -> MultiLabelEvaluation:
@@ -92,7 +92,7 @@ def patch_costs() -> None:
 
 PRINTED: dict[str, Callable[[], None]] = {
     "eval": lambda: eval.print_evaluation(evaluation(), TITLE),
-    "eval, several labels": lambda: eval.print_multi_label_evaluation(multi_label_evaluation(), TITLE),
+    "eval, several labels": lambda: eval.print_evaluation(multi_label_evaluation(), TITLE),
     "doctor": lambda: doctor.print_diagnosis(diagnosis(), TITLE),
     "probe": lambda: probe.print_probe(probed(), TITLE),
     "bench": lambda: bench.print_report(report()),
@@ -119,8 +119,9 @@ def test_brackets_in_names_are_no_markup(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    few = Outcomes(*(np.array(column) for column in ([0, 1, 0], [1, 0, 1], [1, 1, 1], [0.5] * 3, [1.0] * 3)))
-    eval.print_evaluation(Evaluation.of(few, ["a [/b] c", "[bold]red["]), "[/title]")
+    columns = [0, 1, 0], [1, 0, 1], [1, 1, 1], [0.5] * 3, [1.0] * 3
+    few = SingleLabelOutcomes(*map(np.array, columns))
+    eval.print_evaluation(SingleLabelEvaluation.of(few, ["a [/b] c", "[bold]red["]), "[/title]")
     printed = capsys.readouterr().out
     assert printed.startswith("[/title]: 3 images")
     (first, second) = (line for line in printed.splitlines() if line.startswith((" a ", " [b")))

@@ -18,9 +18,14 @@ from torch import Tensor, nn
 
 from tests.conftest import write_images
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
-from vitral.data.dataset import Batch, Split, open_data
-from vitral.evaluation import metrics as evaluation_module
-from vitral.evaluation.metrics import Evaluation, Outcomes, calibration_error, evaluate, evaluate_classifier
+from vitral.data.batches import Batch
+from vitral.data.image_data import open_data
+from vitral.data.loader import Loader
+from vitral.data.split import Split
+from vitral.evaluation import evaluate as evaluation_module
+from vitral.evaluation.evaluate import evaluate_classifier
+from vitral.evaluation.single_label import SingleLabelEvaluation, SingleLabelOutcomes, calibration_error
+from vitral.evaluation.task import SINGLE_LABEL
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier, load
 from vitral.model.vit import VisionTransformer
@@ -42,8 +47,10 @@ def random_logits(count: int = 211, classes: int = 7) -> tuple[Tensor, Tensor]:
     return logits_BL, labels_B
 
 
-def evaluated(logits_BL: Tensor, labels_B: Tensor) -> Evaluation:
-    return Evaluation.of(Outcomes.of(logits_BL, labels_B), map(str, range(logits_BL.shape[1])))
+def evaluated(logits_BL: Tensor, labels_B: Tensor) -> SingleLabelEvaluation:
+    return SingleLabelEvaluation.of(
+        SingleLabelOutcomes.of(logits_BL, labels_B), map(str, range(logits_BL.shape[1]))
+    )
 
 
 # --- Measures ------------------------------------------------------------------------------------
@@ -120,7 +127,9 @@ def test_with_few_classes_all_are_in_the_top_five() -> None:
 
 
 def test_a_class_without_images_or_predictions_counts_nothing() -> None:
-    result = Evaluation.of(Outcomes.of(torch.eye(3)[:2], torch.tensor([0, 1])), ["a", "b", "c"])
+    result = SingleLabelEvaluation.of(
+        SingleLabelOutcomes.of(torch.eye(3)[:2], torch.tensor([0, 1])), ["a", "b", "c"]
+    )
     assert (result.per_class["c"].n, result.per_class["c"].accuracy, result.per_class["c"].precision) == (
         0,
         0.0,
@@ -131,23 +140,23 @@ def test_a_class_without_images_or_predictions_counts_nothing() -> None:
 @pytest.mark.parametrize("part", [1, 10, 200])
 def test_parts_merge_to_the_whole(part: int) -> None:
     logits_BL, labels_B = random_logits()
-    pieces = map(Outcomes.of, logits_BL.split(part), labels_B.split(part))
-    merged = Evaluation.of(Outcomes.merge(pieces), map(str, range(7)))
+    pieces = map(SingleLabelOutcomes.of, logits_BL.split(part), labels_B.split(part))
+    merged = SingleLabelEvaluation.of(SingleLabelOutcomes.merge(pieces), map(str, range(7)))
     whole = evaluated(logits_BL, labels_B)
     assert merged.confusion == whole.confusion
     assert (merged.loss, merged.ece) == pytest.approx((whole.loss, whole.ece), rel=1e-5)
 
 
-def random_outcomes(classes: int, count: int) -> Outcomes:
+def random_outcomes(classes: int, count: int) -> SingleLabelOutcomes:
     draw = np.random.default_rng(0)
     labels, predictions = draw.integers(0, classes, (2, count))
     in_top5, confidences, losses = draw.random(count) < 0.1, draw.random(count), draw.random(count)
-    return Outcomes(labels, predictions, in_top5, confidences, losses)
+    return SingleLabelOutcomes(labels, predictions, in_top5, confidences, losses)
 
 
 def test_the_matrix_and_the_commonest_mistakes_are_scikit_learns() -> None:
     outcomes = random_outcomes(13, 500)
-    result = Evaluation.of(outcomes, map(str, range(13)))
+    result = SingleLabelEvaluation.of(outcomes, map(str, range(13)))
     matrix = metrics.confusion_matrix(outcomes.labels, outcomes.predictions)
     assert result.confusion == result.to_dict()["confusion"] == matrix.tolist()
     np.fill_diagonal(matrix, 0)
@@ -158,7 +167,7 @@ def test_the_matrix_and_the_commonest_mistakes_are_scikit_learns() -> None:
 
 def test_two_classes_of_one_name_stay_two() -> None:
     outcomes = random_outcomes(4, 100)
-    result = Evaluation.of(outcomes, ["crane", "bird", "crane", "dog"])
+    result = SingleLabelEvaluation.of(outcomes, ["crane", "bird", "crane", "dog"])
     assert list(result.per_class) == ["crane", "bird", "crane (class 2)", "dog"]
     assert [row.n for row in result.per_class.values()] == np.bincount(outcomes.labels).tolist()
     assert np.array(result.confusion).shape == (4, 4)
@@ -167,10 +176,10 @@ def test_two_classes_of_one_name_stay_two() -> None:
 def test_twenty_thousand_classes_take_no_square_of_memory_or_time() -> None:
     outcomes = random_outcomes(21_843, 50_000)
     names = [f"class {index}" for index in range(21_843)]
-    Evaluation.of(random_outcomes(3, 10), "abc")  # imports what it needs
+    SingleLabelEvaluation.of(random_outcomes(3, 10), "abc")  # imports what it needs
     tracemalloc.start()
     try:
-        content = to_json(Evaluation.of(outcomes, names).to_dict())
+        content = to_json(SingleLabelEvaluation.of(outcomes, names).to_dict())
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -193,7 +202,7 @@ def test_answers_that_are_no_numbers_are_refused(value: float) -> None:
     logits_BL, labels_B = random_logits()
     logits_BL[3, 2] = value
     with pytest.raises(VitralError, match="the model's answers are not finite numbers"):
-        evaluate(nn.Identity(), [Batch(logits_BL, labels_B, ())], map(str, range(7)), CPU)
+        SINGLE_LABEL.evaluate(nn.Identity(), [Batch(logits_BL, labels_B, ())], map(str, range(7)), CPU)
 
 
 # --- A model over batches ------------------------------------------------------------------------
@@ -207,7 +216,7 @@ def test_batches_of_any_size_count_each_image_once() -> None:
         Batch(logits_BL[4:], labels_B[4:], ()),
     ]
     seen: list[Batch] = []
-    result = evaluate(nn.Identity(), batches, map(str, range(7)), CPU, on_batch=seen.append)
+    result = SINGLE_LABEL.evaluate(nn.Identity(), batches, map(str, range(7)), CPU, on_batch=seen.append)
     assert result.confusion == evaluated(logits_BL, labels_B).confusion
     assert seen == batches
 
@@ -216,7 +225,7 @@ def test_batches_of_any_size_count_each_image_once() -> None:
 def test_dropout_rests_while_a_model_is_evaluated(training: bool) -> None:
     logits_BL, labels_B = random_logits()
     model = nn.Dropout(0.9).train(training)
-    result = evaluate(model, [Batch(logits_BL, labels_B, ())], map(str, range(7)), CPU)
+    result = SINGLE_LABEL.evaluate(model, [Batch(logits_BL, labels_B, ())], map(str, range(7)), CPU)
     assert result.loss == pytest.approx(evaluated(logits_BL, labels_B).loss)
     assert model.training is training
 
@@ -264,13 +273,12 @@ def tint_classifier(labels: str = "ant bee cat", **metadata: Any) -> Classifier:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the images that were evaluated, in this process."""
     names: list[str] = []
-    load_batches = evaluation_module.evaluation_batches
 
-    def watched(split: Any, transform: Any, *, batch_size: int, loading: Any) -> Any:
+    def watched(split: Any, transform: Any, _: Any) -> Loader:
         names.extend(split.names)
-        return load_batches(split, transform, batch_size=batch_size)
+        return Loader(split, transform)
 
-    monkeypatch.setattr(evaluation_module, "evaluation_batches", watched)
+    monkeypatch.setattr(evaluation_module, "Loader", watched)
     return names
 
 

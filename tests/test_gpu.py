@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.conftest import write_images
-from tests.test_held import MOVES, held, split_of
+from tests.test_in_memory import MOVES, in_memory, split_of
 from tests.test_resume import Crash, CrashAt, assert_same_run
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import Draw, ImageData, open_data
+from vitral.data.image_data import ImageData, open_data
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
 from vitral.model.variants import create
@@ -29,11 +29,8 @@ from vitral.training.step import update_average
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-    # The compiler advises lower precision, or says what it did not do.
-    pytest.mark.filterwarnings("ignore::UserWarning:torch._inductor"),
-    # torch's own compiler, as it is imported under Python 3.12.
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
+    # Warnings of other libraries, of another version of Python too, are shown there and fail nothing.
+    pytest.mark.filterwarnings("default"),
 ]
 
 
@@ -252,11 +249,11 @@ def test_a_gpu_is_chosen_where_there_is_one() -> None:
     assert Placement.choose() == Placement(torch.device("cuda"), torch.bfloat16)
 
 
-def test_held_images_are_those_of_the_cpu() -> None:
+def test_images_in_memory_are_those_of_the_cpu() -> None:
     split = split_of(13, damaged=(3,))
-    course: dict[str, Any] = {"batch_size": 4, "seed": 1, "first_step": 2, "draw": Draw()}
-    there = held(split, device=torch.device("cuda")).training_batches(MOVES, **course)
-    here = held(split).training_batches(MOVES, **course)
+    course: dict[str, Any] = {"batch_size": 4, "seed": 1, "first_step": 2}
+    there = in_memory(split, device=torch.device("cuda")).training_batches(MOVES, **course)
+    here = in_memory(split).training_batches(MOVES, **course)
     for ours, theirs in islice(zip(there, here, strict=True), 5):
         assert ours.images.device.type == ours.labels.device.type == "cuda"
         torch.testing.assert_close(ours.images.cpu(), theirs.images)

@@ -22,8 +22,8 @@ from torch import nn
 import vitral
 from vitral.checkpoints.convert import convert
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import open_data
-from vitral.evaluation.metrics import choose_split
+from vitral.data.image_data import open_data
+from vitral.evaluation.evaluate import choose_split
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
@@ -419,7 +419,7 @@ def test_the_held_out_images_are_known_after_every_conversion(
     to: str, image_folder: Path, tmp_path: Path
 ) -> None:
     images = image_folder
-    from vitral.data.dataset import fingerprint
+    from vitral.data.split import fingerprint
 
     data = open_data(str(images), val_fraction=0.25, seed=5)
     record = {

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,9 +16,11 @@ from tests.conftest import write_images
 from tests.test_evaluate import Tint, tint_classifier
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.cli import app as cli
-from vitral.data.dataset import Split
-from vitral.evaluation.metrics import evaluate_classifier
+from vitral.data.split import Split
+from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.evaluation.mistakes import Mistakes, find_mistakes
+from vitral.evaluation.multi_label import MultiLabelOutcomes
+from vitral.evaluation.single_label import SingleLabelOutcomes
 from vitral.images.preprocess import Preprocess
 from vitral.images.sheet import prediction_sheet
 from vitral.inference.classifier import load
@@ -39,8 +42,17 @@ def split(tmp_path: Path) -> Split:
 @pytest.fixture
 def found(split: Split) -> Mistakes:
     """Of images 0, 2, 3 and 4 the last three are wrong; image 1 was damaged."""
-    answers, probabilities = np.array([0, 1, 1, 2]), np.array([0.9, 0.6, 0.8, 0.7])
-    return find_mistakes(split, np.array([0, 2, 3, 4]), answers, probabilities, LABELS)
+    rows = np.array([0, 2, 3, 4])
+    return find_mistakes(
+        split, rows, outcomes(split.labels[rows], [0, 1, 1, 2], [0.9, 0.6, 0.8, 0.7]), LABELS
+    )
+
+
+def outcomes(
+    labels: np.ndarray, answers: Sequence[int], probabilities: Sequence[float]
+) -> SingleLabelOutcomes:
+    unused = np.zeros(len(labels))
+    return SingleLabelOutcomes(labels, np.array(answers), unused, np.array(probabilities), unused)
 
 
 def test_mistakes_by_hand(found: Mistakes) -> None:
@@ -80,7 +92,8 @@ def test_several_labels_are_wrong_where_any_is(split: Split, tmp_path: Path) -> 
         [[0.9, 0.1, 0.2], [0.1, 0.2, 0.3], [0.8, 0.3, 0.6], [0.1, 0.95, 0.4], [0.2, 0.9, 0.1]]
     )
     several = Split(split.images, shown, split.names)
-    found = find_mistakes(several, np.arange(5), probabilities > 0.5, probabilities, LABELS)
+    judged = MultiLabelOutcomes(shown, np.log(probabilities), np.zeros(5))
+    found = find_mistakes(several, np.arange(5), judged, LABELS)
     # Image 3: "bee" at 0.95 is the surest of its two wrong answers; image 2: no "bee", at 1 - 0.3.
     assert [(row.index, row.truth, row.answer, row.probability) for row in found.rows] == [
         (3, ("cat, a; pet",), ("bee",), pytest.approx(0.95)),
@@ -101,7 +114,7 @@ def test_a_sheet_shows_every_wrong_image(found: Mistakes, tmp_path: Path) -> Non
 
 
 def test_no_mistake_is_a_list_and_a_sheet_too(split: Split, tmp_path: Path) -> None:
-    found = find_mistakes(split, np.arange(5), split.labels, np.ones(5), LABELS)
+    found = find_mistakes(split, np.arange(5), outcomes(split.labels, split.labels.tolist(), [1] * 5), LABELS)
     found.write(tmp_path / "wrong.csv")
     found.draw(tmp_path / "wrong.webp", "none")
     assert (tmp_path / "wrong.csv").read_text() == "path,truth,answer,probability\n"

@@ -1,5 +1,6 @@
 """Several classes an image, from parquet to probabilities, against hand-worked numbers and libraries."""
 
+import copy
 import io
 import json
 import os
@@ -24,10 +25,13 @@ from torch.nn import functional as F
 from tests.test_cli import Result, Vitral
 from tests.test_cli import vitral as vitral
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import Draw, Split, evaluation_batches, open_data, training_batches
-from vitral.evaluation.metrics import evaluate_classifier, evaluate_multi_label_classifier
-from vitral.evaluation.multilabel import MultiLabelEvaluation, MultiLabelOutcomes
-from vitral.images.augment import batch_mixer
+from vitral.data.image_data import open_data
+from vitral.data.loader import Loader
+from vitral.data.randomness import Sampling
+from vitral.data.split import Split
+from vitral.evaluation.evaluate import evaluate_classifier
+from vitral.evaluation.multi_label import MultiLabelEvaluation, MultiLabelOutcomes
+from vitral.images.augment import Augmentation, batch_mixer
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import load
 from vitral.model.vit import VisionTransformer
@@ -195,7 +199,7 @@ def test_what_is_found_is_described(tmp_path: Path) -> None:
 def test_a_balanced_draw_shows_each_class_its_share(tmp_path: Path) -> None:
     rows = rows_of({("a",): 80, ("a", "b"): 15, ("c",): 3, (): 2})
     labels = open_data(write_rows(tmp_path / "a.parquet", rows), val_fraction=0).split("train").labels
-    order = Draw(balanced=True).order(labels, np.random.default_rng(0))
+    order = Sampling(balanced=True).order(labels, np.random.default_rng(0))
     shown = labels[order]
     assert len(order) == 100
     # Four groups draw 25 each; a is shown by all of its own draws and of b's.
@@ -208,7 +212,7 @@ def test_a_balanced_draw_shows_each_class_its_share(tmp_path: Path) -> None:
 def test_batches_carry_a_column_a_class(squares: str) -> None:
     split = open_data(squares).split("train")
     preprocess = Preprocess((16, 16))
-    batches = list(evaluation_batches(split.take(np.arange(10)), preprocess, batch_size=4))
+    batches = list(Loader(split.take(np.arange(10)), preprocess).evaluation_batches(4))
     assert [batch.labels.shape for batch in batches] == [(4, 4), (4, 4), (2, 4)]
     assert torch.cat([batch.labels for batch in batches]).tolist() == split.labels[:10].astype(float).tolist()
     assert batches[0].labels.dtype == torch.float32
@@ -218,10 +222,10 @@ def test_damaged_images_leave_no_row_of_labels() -> None:
     labels = np.array([[1, 0], [0, 1], [1, 1]], dtype=bool)
     good = picture(["red"], np.random.default_rng(0))
     split = Split([good, b"no image", good], labels, ["one", "two", "three"])
-    (batch,) = evaluation_batches(split, Preprocess((16, 16)), batch_size=3)
+    (batch,) = Loader(split, Preprocess((16, 16))).evaluation_batches(3)
     assert batch.labels.tolist() == [[1, 0], [1, 1]]
     assert [name for name, _ in batch.damaged] == ["two"]
-    (empty,) = evaluation_batches(split.take(np.array([1])), Preprocess((16, 16)), batch_size=1)
+    (empty,) = Loader(split.take(np.array([1])), Preprocess((16, 16))).evaluation_batches(1)
     assert len(empty.labels) == 0
 
 
@@ -229,13 +233,8 @@ def test_a_training_batch_is_the_same_from_any_step(squares: str) -> None:
     split = open_data(squares).split("train")
 
     def stream(first_step: int, count: int) -> list[Tensor]:
-        batches = training_batches(
-            split,
-            Preprocess((16, 16)),
-            batch_size=50,
-            seed=0,
-            first_step=first_step,
-            draw=Draw(balanced=True),
+        batches = Loader(split, Preprocess((16, 16))).training_batches(
+            Augmentation(), batch_size=50, seed=0, first_step=first_step, sampling=Sampling(balanced=True)
         )
         return [batch.labels for batch in islice(batches, count)]
 
@@ -419,7 +418,7 @@ def test_the_evaluation_is_of_the_predictions_whatever_the_order_of_labels(
 ) -> None:
     model = save_model(tmp_path / "model", ("white", "other", *list(COLOURS)[:3]), multi_label=True)
     classifier = load(model, device="cpu", precision="float32")
-    name, found = evaluate_multi_label_classifier(classifier, squares)
+    name, found = evaluate_classifier(classifier, squares)
     assert name == "test"
     test = open_data(squares, val_fraction=0).split("test")
     images = [test.images[i] for i in range(len(test))]
@@ -587,11 +586,12 @@ def test_doctor_and_probe_say_that_they_take_one_class_an_image(
     assert "a probe takes one class an image" in one_line(vitral("probe", model, squares, "--device", "cpu"))
 
 
-def test_each_evaluation_refuses_the_other_kind_of_model(model: Path, single: Path, squares: str) -> None:
-    with pytest.raises(VitralError, match="has no accuracy"):
-        evaluate_classifier(load(model, device="cpu"), squares)
-    with pytest.raises(VitralError, match="gives one class an image"):
-        evaluate_multi_label_classifier(load(single, device="cpu"), squares)
+def test_an_evaluation_says_which_figures_it_has(squares: str, model: Path) -> None:
+    _, found = evaluate_classifier(load(model, device="cpu"), squares)
+    assert found.score == found.mean_average_precision
+    with pytest.raises(AttributeError, match="a MultiLabelEvaluation has no 'top1'; it has n, loss, "):
+        _ = found.top1
+    assert copy.deepcopy(found) == found
 
 
 def test_a_transformers_folder_keeps_the_sigmoid_and_others_say_that_they_do_not(

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import ImageData, Split
+from vitral.data.image_data import ImageData
+from vitral.data.split import Split
 from vitral.images.preprocess import Preprocess
 from vitral.model.variants import parse
 from vitral.model.vit import VisionTransformer

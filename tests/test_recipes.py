@@ -16,7 +16,9 @@ from PIL import Image
 from tests.conftest import write_images
 from vitral import create
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
-from vitral.data.dataset import ImageData, Split, open_data, seeded
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.randomness import seeded
+from vitral.data.split import Split
 from vitral.images.augment import training_transform
 from vitral.images.preprocess import Preprocess
 from vitral.model.variants import parse

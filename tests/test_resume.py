@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.conftest import write_images
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import ImageData, open_data
+from vitral.data.image_data import ImageData, open_data
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
@@ -189,7 +189,7 @@ def test_a_crash_between_the_files_of_a_checkpoint_does_no_harm(
 _KILLED_RUN = """
 import json, os, signal, sys
 from pathlib import Path
-from vitral.data.dataset import open_data
+from vitral.data.image_data import open_data
 from vitral.recipes.recipe import Recipe
 from vitral.training.run import Reporter, train
 

@@ -23,7 +23,8 @@ from tests.conftest import write_images
 from tests.test_resume import Crash, CrashAt, StopAt
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.data.contents import Contents
-from vitral.data.dataset import ImageData, Split, open_data
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.split import Split
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe, resolve

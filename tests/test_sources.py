@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from vitral.checkpoints.layouts.layout import imagenet_labels
-from vitral.data.dataset import ImageData, open_data
+from vitral.data.image_data import ImageData, open_data
 from vitral.data.sources import find_images
+from vitral.evaluation import evaluate as evaluation
 from vitral.evaluation import imagenet
-from vitral.evaluation import metrics as evaluation
 from vitral.runtime.errors import ImageError, VitralError
 
 

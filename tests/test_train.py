@@ -23,9 +23,10 @@ from torch.nn import functional as F
 from tests.conftest import write_images
 from tests.test_resume import Crash, CrashAt
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import Batch, ImageData, open_data, seeded
-from vitral.evaluation.metrics import Evaluation
-from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.data.batches import Batch
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.randomness import seeded
+from vitral.evaluation.evaluation import Evaluation
 from vitral.images.preprocess import Preprocess
 from vitral.model.embedding import ConvStem
 from vitral.model.vit import VisionTransformer
@@ -52,7 +53,7 @@ class Recorder(Reporter):
     def step(self, run: Run) -> None:
         self.steps.append(run.state.step)
 
-    def epoch(self, run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+    def epoch(self, run: Run, evaluation: Evaluation) -> None:
         self.averages[run.state.step] = copied(run.average)
 
 
@@ -504,7 +505,7 @@ def test_keeping_small_images_changes_nothing(
     base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for room in (0, 10**9):
-        monkeypatch.setattr("vitral.data.dataset.KEPT_BYTES", room)
+        monkeypatch.setattr("vitral.data.batches.KEPT_BYTES", room)
         train(data, tmp_path / str(room), small(base, flip=True, crop="padded", color_jitter=0.2))
     assert weights(tmp_path / "0") == weights(tmp_path / str(10**9))
 

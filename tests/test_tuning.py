@@ -15,10 +15,11 @@ import torch
 from tests.conftest import write_images
 from tests.test_train import Recorder, base, copied, data, metrics, opened, small
 from vitral.checkpoints.folder import load_checkpoint
-from vitral.data.dataset import ImageData, few_shot, in_turns, open_data, seeded
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.randomness import seeded
+from vitral.data.subsets import few_shot, in_turns
 from vitral.evaluation import probe
-from vitral.evaluation.metrics import Evaluation
-from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.evaluation.evaluation import Evaluation
 from vitral.evaluation.probe import PENALTIES, LinearHead
 from vitral.inference.classifier import Classifier
 from vitral.inference.features import extract
@@ -120,8 +121,10 @@ def test_where_time_is_short_fewer_images_validate_and_always_the_same(
     assert "time for 256 of the 400 validation images" in recorder.messages
     run = opened(images, small(base, steps=2, minutes=10))
     run.state.val_images = 256
-    assert np.bincount(run.validation.labels).tolist() == [128, 128]
-    assert run.validation.names == run.validation.names
+    validated = run.loader("val").split.take(run.validated)
+    assert np.bincount(validated.labels).tolist() == [128, 128]
+    again = opened(images, small(base, steps=2, minutes=10)).loader("val").split
+    assert again.names[:256] == validated.names
 
 
 # --- The head's start ----------------------------------------------------------------------------
@@ -175,7 +178,7 @@ def test_a_head_without_time_looks_at_one_batch_and_tries_one_penalty(
 def test_features_end_with_the_time_and_go_on_from_there(
     base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitral.data.dataset import DamageCount
+    from vitral.data.batches import DamageCount
 
     classifier, split = classifier_of(base, data), data.split("train")
     monkeypatch.setattr("vitral.inference.features._BATCH_SIZE", 8)
@@ -341,7 +344,7 @@ def test_scores_are_extrapolated_along_a_power_of_the_time() -> None:
 
 
 class _Told(Recorder):
-    def epoch(self, run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+    def epoch(self, run: Run, evaluation: Evaluation) -> None:
         self.averages[run.state.step] = copied(run.average)
         self.trained = run.recipe.trained
         self.model = run.recipe.model

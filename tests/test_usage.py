@@ -12,7 +12,7 @@ from vitral.bench.run import _OF_MODELS
 from vitral.checkpoints.convert import LAYOUTS, TYPES
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.cli import app as cli
-from vitral.data.dataset import SPLITS
+from vitral.data.split import SPLITS
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Augmentation
 from vitral.model.config import Pooling, ViTConfig

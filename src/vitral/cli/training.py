@@ -8,8 +8,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from vitral.cli.console import PLAIN_LINE_SECONDS, clock
-from vitral.evaluation.metrics import Evaluation
-from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.evaluation.evaluation import Evaluation
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.streams import shown, steady
 from vitral.training.run import Reporter, Run, schedule_of
@@ -81,21 +80,16 @@ class TrainingConsole(Reporter):
         else:
             self.console.print(f"{_epoch(run)}  {run.progress:4.0%}  {numbers}")
 
-    def epoch(self, run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+    def epoch(self, run: Run, evaluation: Evaluation) -> None:
         best = "  best" if run.state.best_step == run.state.step else ""
         self.console.print(
             f"{_epoch(run)}  train loss {run.recent.loss:.3f} {run.recent.accuracy:.1%}  "
-            f"val loss {evaluation.loss:.3f} {_score(evaluation)}  {clock(run.state.seconds)}{best}"
+            f"val loss {evaluation.loss:.3f} {evaluation.brief}  {clock(run.state.seconds)}{best}"
         )
         self.shown_at = time.monotonic()
 
     def end(self) -> None:
         self.progress.stop()
-
-
-def _score(evaluation: Evaluation | MultiLabelEvaluation) -> str:
-    name = "" if isinstance(evaluation, Evaluation) else f"{evaluation.score_name} "
-    return f"{name}{evaluation.score:.1%}"
 
 
 def _how_altered(run: Run) -> str:

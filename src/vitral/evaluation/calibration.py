@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitral.evaluation.metrics import Outcomes, calibration_error
+from vitral.evaluation.single_label import SingleLabelOutcomes, calibration_error
 from vitral.runtime.errors import VitralError
 
 # The spread of temperatures fitted on so many images is a tenth of their size; what it leaves as calibration
@@ -79,5 +79,5 @@ def calibrate(logits_BL: Tensor, labels_B: Tensor) -> Calibration | None:
 
 
 def _ece(logits_BL: Tensor, labels_B: Tensor) -> float:
-    outcomes = Outcomes.of(logits_BL, labels_B)
+    outcomes = SingleLabelOutcomes.of(logits_BL, labels_B)
     return calibration_error(outcomes.confidences, outcomes.labels == outcomes.predictions)

@@ -16,9 +16,12 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 
 from vitral.checkpoints.layouts.layout import CLIP, IMAGENET
-from vitral.data.dataset import Batch, DamageCount, evaluation_batches, sample
+from vitral.data.batches import Batch, DamageCount
+from vitral.data.loader import Loader
+from vitral.data.subsets import sample
 from vitral.data.workers import Loading, worker_count
-from vitral.evaluation.metrics import choose_split
+from vitral.evaluation.evaluate import choose_split
+from vitral.evaluation.task import SINGLE_LABEL, task_of
 from vitral.images.preprocess import ImageSource, Interpolation, Preprocess, Resize
 from vitral.inference.classifier import Classifier
 from vitral.model.config import patch_grid
@@ -204,7 +207,7 @@ def diagnose(
             "doctor needs a classifier, and this model has no labels; train a head on a few labelled images "
             "first: vitral train DATA --out RUN model=MODEL"
         )
-    if classifier.multi_label:
+    if task_of(classifier) is not SINGLE_LABEL:
         raise VitralError("doctor examines models of one class an image, and this one is multi-label")
     refuse_beyond("limit", limit, IMAGES)
     refuse_beyond("seed", seed, SEED)
@@ -216,13 +219,13 @@ def diagnose(
     def on_batch(batch: Batch) -> None:
         nonlocal done
         damage.add(batch)
-        done += len(batch.labels) + len(batch.damaged)
+        done += batch.asked
         on_images(done, len(images))
 
     changes = _changes(classifier)
     views = _Views(tuple(dict.fromkeys(change.view for change in changes)))
     loading = Loading(worker_count(workers), warn)
-    batches = evaluation_batches(images, views, batch_size=_BATCH_SIZE, loading=loading)
+    batches = Loader(images, views, loading).evaluation_batches(_BATCH_SIZE)
     answers = _answers(classifier, changes, views, batches, on_batch)
     return _conclude(name, len(damage.reasons), changes, answers)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitral.data.dataset import Images, Split
+from vitral.data.split import Images, Split
+from vitral.evaluation.outcomes import Outcomes
 from vitral.images.preprocess import open_image
 from vitral.images.sheet import prediction_sheet
 from vitral.runtime.errors import ImageError, VitralError
@@ -89,30 +90,16 @@ class Mistakes:
                 yield Image.new("RGB", (8, 8), "grey")
 
 
-def find_mistakes(
-    split: Split,
-    rows: np.ndarray,
-    answers: np.ndarray,
-    probabilities: np.ndarray,
-    labels: Sequence[str],
-) -> Mistakes:
-    """What is wrong among a model's answers.
+def find_mistakes(split: Split, rows: np.ndarray, outcomes: Outcomes, labels: Sequence[str]) -> Mistakes:
+    """Find what is wrong among a model's answers.
 
     Args:
         split: the images, its labels being indices into `labels` or, multi-label, of what each shows.
         rows: of the images that were judged, (n,).
-        answers: of each of those, in the split's form: (n,), or (n, L).
-        probabilities: of each answer, (n,); multi-label, that each label is shown, (n, L).
+        outcomes: of those.
         labels: the model's.
     """
-    truths = split.labels[rows]
-    if split.multi_label:
-        unlike = truths != answers
-        wrong = unlike.any(1)
-        of_answers = np.where(answers, probabilities, 1 - probabilities)
-        surest = np.where(unlike, of_answers, 0).max(1)
-    else:
-        wrong, surest = truths != answers, probabilities
+    wrong = outcomes.wrong
     found = [
         Mistake(
             _path(split, row),
@@ -122,7 +109,11 @@ def find_mistakes(
             int(row),
         )
         for row, truth, answer, probability in zip(
-            rows[wrong], truths[wrong], answers[wrong], surest[wrong], strict=True
+            rows[wrong],
+            outcomes.labels[wrong],
+            outcomes.answers[wrong],
+            outcomes.confidences_in_error[wrong],
+            strict=True,
         )
     ]
     found.sort(key=lambda mistake: (-mistake.probability, mistake.path))

@@ -21,19 +21,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
-from vitral.data.dataset import (
-    DamageCount,
-    ImageData,
-    Split,
-    few_shot,
-    fingerprint,
-    in_turns,
-    open_data,
-    sample,
-)
+from vitral.data.batches import DamageCount
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.split import Split, fingerprint
+from vitral.data.subsets import few_shot, in_turns, sample
 from vitral.data.workers import Loading, worker_count
 from vitral.evaluation.calibration import calibrate
-from vitral.evaluation.metrics import Evaluation, Outcomes
+from vitral.evaluation.single_label import SingleLabelEvaluation, SingleLabelOutcomes
+from vitral.evaluation.task import SINGLE_LABEL, task_of
 from vitral.inference.classifier import Classifier
 from vitral.inference.features import PooledFeatures, cache_folder, extract, poolings
 from vitral.model.config import Pooling
@@ -83,7 +78,7 @@ class LinearResult:
     held_out_top1: float | None  # of the held-out labelled images; None: there were none
     held_out_loss: float | None  # the least among what was tried
     temperature: float  # fitted on them; loss and calibration error are of the probabilities at it
-    evaluation: Evaluation
+    evaluation: SingleLabelEvaluation
 
 
 @dataclass(frozen=True)
@@ -170,7 +165,7 @@ def probe(
 
 def _open(source: str, seed: int, warn: Callable[[str], None]) -> ImageData:
     data = open_data(source, seed=seed).told(warn)
-    if data.multi_label:
+    if task_of(data) is not SINGLE_LABEL:
         raise VitralError(f"a probe takes one class an image, and {source} has lists of labels; {_INSTEAD}")
     return data
 
@@ -455,7 +450,9 @@ def _judge_linear(
 ) -> LinearResult:
     temperature = _temperature(choice)
     logits_NL = head(judged.of(choice.layer, choice.features)) / temperature
-    evaluation = Evaluation.of(Outcomes.of(logits_NL, torch.from_numpy(judged.labels)), classes)
+    evaluation = SingleLabelEvaluation.of(
+        SingleLabelOutcomes.of(logits_NL, torch.from_numpy(judged.labels)), classes
+    )
     return LinearResult(
         choice.features,
         choice.layer,
@@ -511,7 +508,9 @@ def _judge_neighbours(
     (votes,) = neighbour_votes(
         labelled.of(choice), labelled.labels, queries, labelled.num_classes, [choice.setting]
     )
-    evaluation = Evaluation.of(Outcomes.of(votes, torch.from_numpy(judged.labels)), classes)
+    evaluation = SingleLabelEvaluation.of(
+        SingleLabelOutcomes.of(votes, torch.from_numpy(judged.labels)), classes
+    )
     return NeighboursResult(
         choice.features,
         choice.layer,

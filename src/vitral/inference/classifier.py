@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint
 from vitral.images.preprocess import ImageSource, Preprocess
+from vitral.inference.activation import log_activation
 from vitral.model.config import Size
 from vitral.model.vit import Features, VisionTransformer
 from vitral.runtime.devices import Device, Placement, Precision
@@ -137,9 +137,8 @@ class Classifier:
         images_BCHW = self.placement.put(images_BCHW)
         views = (images_BCHW,) if self.tta == "none" else (images_BCHW, images_BCHW.flip(-1))
         logits = [self._logits(view_BCHW) / self.temperature for view_BCHW in views]
-        answers = [
-            F.logsigmoid(view_BL) if self.multi_label else view_BL.log_softmax(1) for view_BL in logits
-        ]
+        activation = log_activation(multi_label=self.multi_label)
+        answers = [activation(view_BL) for view_BL in logits]
         return torch.stack(answers).logsumexp(0) - math.log(len(views))
 
     def _logits(self, images_BCHW: Tensor) -> Tensor:

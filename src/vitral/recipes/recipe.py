@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from vitral.checkpoints.folder import Checkpoint, is_checkpoint, load_checkpoint
-from vitral.data.dataset import ImageData, class_counts, image_sizes
+from vitral.data.image_data import ImageData
+from vitral.data.split import class_counts
 from vitral.data.workers import worker_count
 from vitral.images.augment import Augmentation, Crop
 from vitral.images.preprocess import Preprocess
@@ -233,7 +234,7 @@ def _batch_too_large(recipe: Recipe, images: int, usual: int) -> str:
 def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count: int) -> dict[str, Any]:
     """What a run takes where the user says nothing; `base` is the model to tune, if there is one."""
     train = data.split("train")
-    side = float(np.median(image_sizes(train).min(axis=1)))
+    side = float(np.median(train.typical_sizes.min(axis=1)))
     model, img_size = (recipe.model, base.preprocess.img_size) if base else _new_model(recipe.model, side)
     smallest = min(height_and_width(recipe.img_size or img_size))
     few = base is None and len(train) <= _FEW_IMAGES

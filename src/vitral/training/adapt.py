@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from vitral.data.dataset import seeded
+from vitral.data.randomness import seeded
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from vitral.checkpoints.folder import is_checkpoint, load_checkpoint
-from vitral.data.dataset import ImageData, image_sizes
+from vitral.data.image_data import ImageData
+from vitral.evaluation.task import task_of
 from vitral.recipes.recipe import Recipe, resolve, start
 from vitral.runtime.devices import cpu_count
 from vitral.runtime.errors import VitralError
@@ -131,7 +132,7 @@ def _size(base: str, data: ImageData) -> int | tuple[int, int]:
     checkpoint = load_checkpoint(base)
     height, width = checkpoint.preprocess.img_size
     patch = checkpoint.model.config.patch_size
-    side = float(np.median(image_sizes(data.split("train")).min(axis=1)))
+    side = float(np.median(data.split("train").typical_sizes.min(axis=1)))
     patches = int(np.clip(round(side / patch), _FEWEST_PATCHES, _MOST_PATCHES))
     return (height, width) if min(height, width) <= patches * patch else patches * patch
 
@@ -202,7 +203,7 @@ def _trial(data: ImageData, recipe: Recipe, way: Way, seconds: float) -> Trial:
         if not summary.finished:  # nothing was written that could be taken up again
             raise Interrupted(summary.stopped_by or signal.SIGINT)
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    name = "val_mean_average_precision" if data.multi_label else "val_top1"
+    name = f"val_{task_of(data).score_name}"
     points = [(record["seconds"], record[name]) for record in records]
     expected = extrapolated(points, 60 * (recipe.minutes or 0.0) * (1 - _SHARE))
     return Trial(way, max(score for _, score in points), len(splits["val"]), expected, summary.steps)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitral.checkpoints.folder import load_checkpoint
-from vitral.data.dataset import Split, class_counts
+from vitral.data.split import Split, class_counts
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier, as_classifier
 from vitral.recipes.recipe import Recipe

@@ -22,31 +22,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitral.checkpoints.folder import Checkpoint, description
+from vitral.data.batches import Batch, DamageCount
 from vitral.data.contents import Contents
-from vitral.data.dataset import (
-    Batch,
-    DamageCount,
-    Draw,
-    ImageData,
-    KeptImages,
-    Split,
-    evaluation_batches,
-    few_shot,
-    fingerprint,
-    in_turns,
-    sample,
-    seeded,
-    thinned,
-    training_batches,
-)
-from vitral.data.in_memory import HeldImages, can_be_held
+from vitral.data.image_data import ImageData
+from vitral.data.loader import Loader
+from vitral.data.randomness import Sampling, seeded
+from vitral.data.split import Split, fingerprint
+from vitral.data.subsets import few_shot, in_turns, sample_rows, thinned
 from vitral.data.workers import Loading
 from vitral.evaluation.calibration import CALIBRATION_IMAGES, Calibration, calibrate
-from vitral.evaluation.metrics import Evaluation, answered, evaluate, evaluate_multi_label
-from vitral.evaluation.multilabel import MultiLabelEvaluation
+from vitral.evaluation.evaluation import Evaluation
 from vitral.evaluation.probe import fitted_head
-from vitral.images.augment import batch_mixer, training_transform
-from vitral.images.preprocess import Preprocess, open_image
+from vitral.evaluation.task import Task, outputs, task_of
+from vitral.images.augment import batch_mixer
+from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
 from vitral.model.embedding import ConvStem
 from vitral.model.vit import VisionTransformer
@@ -96,7 +85,7 @@ class Reporter:
     def preparing(self, what: str, done: int, total: int) -> None: ...
     def begin(self, run: "Run") -> None: ...
     def step(self, run: "Run") -> None: ...
-    def epoch(self, run: "Run", evaluation: Evaluation | MultiLabelEvaluation) -> None: ...
+    def epoch(self, run: "Run", evaluation: Evaluation) -> None: ...
     def end(self) -> None: ...
 
 
@@ -139,7 +128,7 @@ class Run:
             self.model,
             self.average if follows else None,
             self.objective,
-            partial(_hits, multi_label=self.data.multi_label),
+            self.task.hits,
             self.optimizer,
             Computation(self.recipe.batch_size, self.recipe.accumulate, compiled, captured),
             self.placement,
@@ -156,7 +145,7 @@ class Run:
         self.loss_watch = LossWatch(self.steps_per_epoch, self.placement.device)
         self.evaluation_seconds, self.evaluated_at = 0.0, 0.0
         self.told_of_chance = False
-        self._held: dict[str, HeldImages] = {}
+        self._loaders: dict[str, Loader] = {}
         self.loading = Loading(self.recipe.workers or 0, self.reporter.message)
         self._resumed_at, self._earlier_seconds = time.monotonic(), self.state.seconds
 
@@ -172,18 +161,25 @@ class Run:
     def images_at_a_time(self) -> int:
         return self.take.computation.images_at_a_time
 
-    def held(self, name: str, stop: StopSignal | None = None) -> HeldImages | None:
-        """The images of a split in memory, opened when first asked for; None if they are large or many."""
-        preprocess = self.checkpoint.preprocess
-        split = self.validation if name == "val" else self.data.split(name)
-        if not can_be_held(split, preprocess):
-            return None
-        if name not in self._held:
-            if len(split) > _TOLD_IMAGES:
-                self.reporter.message(f"opening {len(split):,} images")
-            loading, opening = replace(self.loading, stop=stop), partial(self.reporter.preparing, "opening")
-            self._held[name] = HeldImages.open(split, preprocess, self.placement.device, loading, opening)
-        return self._held[name]
+    def loader(self, name: str, stop: StopSignal | None = None) -> Loader:
+        """Of a split's batches; few and small images are read into memory when it is first asked for.
+
+        Not the test images, which are looked at once, nor what is altered by more than `Moves`.
+        """
+        if name in self._loaders:
+            return self._loaders[name]
+        keeps = self.recipe.augmentation.only_moves if name == "train" else name == "val"
+        split = self._validation if name == "val" else self.data.split(name)
+        pin_memory = name == "train" and self.placement.device.type == "cuda"
+        self._loaders[name] = loader = Loader(
+            split,
+            self.checkpoint.preprocess,
+            replace(self.loading, stop=stop, pin_memory=pin_memory) if name == "train" else self.loading,
+            keep_on=self.placement.device if keeps else None,
+        )
+        if loader.in_memory and len(split) > _TOLD_IMAGES:
+            self.reporter.message(f"opening {len(split):,} images")
+        return loader.open(partial(self.reporter.preparing, "opening"))
 
     def sized(self, images_BCHW: Tensor) -> Tensor:
         """The images, in whole patches from half their size to the whole while `small_images` passes.
@@ -233,24 +229,31 @@ class Run:
         return self.state.rate_share * schedule_of(self.recipe).at(self.progress)
 
     @property
+    def task(self) -> Task:
+        return task_of(self.data)
+
+    @property
     def is_tuning(self) -> bool:
         """Whether the run begins from trained weights."""
         return "base" in self.checkpoint.metadata
 
     @property
-    def validation(self) -> Split:
-        """The images that evaluations look at; where time is the budget, as many as it allows.
+    def _validation(self) -> Split:
+        """The validation images; where time is the budget, in turns of the classes.
 
-        In turns of the classes then, so that any first part is even over them.
+        Any first part is even over the classes then.
         """
         split = self.data.split("val")
         if not self.recipe.minutes:
             return split
         if split.multi_label:
-            order = np.random.default_rng(self.recipe.seed).permutation(len(split))
-        else:
-            order = in_turns(split, self.recipe.seed)
-        return split.take(order[: self.state.val_images or None])
+            return split.take(np.random.default_rng(self.recipe.seed).permutation(len(split)))
+        return split.take(in_turns(split, self.recipe.seed))
+
+    @property
+    def validated(self) -> np.ndarray:
+        """The rows of `loader("val")` to evaluate: where time is the budget, as many as it allows."""
+        return np.arange(self.state.val_images or len(self.data.split("val")))
 
     def spend(self, seconds: float) -> None:
         """Counts time that was spent on the run before it began."""
@@ -391,7 +394,7 @@ def _judge_start(run: Run) -> None:
     run.files.add_metrics(_metrics(run, evaluation))
     run.reporter.message(
         f"before the first step: val loss {evaluation.loss:.3f} "
-        f"{evaluation.score_name} {evaluation.score:.1%}"
+        f"{evaluation.score_words} {evaluation.score:.1%}"
     )
 
 
@@ -431,17 +434,6 @@ def step(run: Run, batch: Batch) -> Tensor:
     return result.loss
 
 
-def _hits(logits_PL: Tensor, targets_PL: Tensor, *, multi_label: bool) -> Tensor:
-    """How many images' likeliest class is the target's; of multi-label data, one that the image shows.
-
-    An image of no class is never among them.
-    """
-    likeliest_P = logits_PL.argmax(1)
-    if multi_label:
-        return (targets_PL.gather(1, likeliest_P[:, None]) > 0).sum()
-    return (likeliest_P == targets_PL.argmax(1)).sum()
-
-
 def _evaluation_is_due(run: Run) -> bool:
     """At the end of an epoch; where time is the budget, evaluations take a tenth of it at most."""
     if run.state.step % run.steps_between_evaluations:
@@ -459,18 +451,17 @@ def _finish_epoch(run: Run) -> None:
     run.files.add_metrics(_metrics(run, evaluation))
     run.reporter.epoch(run, evaluation)
     run.recent = RunningMean()
-    if isinstance(evaluation, Evaluation):
-        _tell_if_at_chance(run, evaluation)
+    _tell_if_at_chance(run, evaluation)
 
 
 def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
     """Once, after a third of the budget: whoever always names the commonest class does as well."""
-    if run.told_of_chance or run.progress < _THIRD:
+    chance = evaluation.chance
+    if chance is None or run.told_of_chance or run.progress < _THIRD:
         return
     run.told_of_chance = True
-    chance = max(result.n for result in evaluation.per_class.values()) / evaluation.n
     noise = math.sqrt(chance * (1 - chance) / evaluation.n)
-    if noise < _CLEAR and evaluation.top1 <= chance + 2 * noise:
+    if noise < _CLEAR and evaluation.score <= chance + 2 * noise:
         run.reporter.message(
             f"after {run.progress:.0%} of the budget the model is no better than chance ({chance:.1%}): see "
             f"that the labels fit the images, give it more time, or lower learning_rate "
@@ -478,7 +469,7 @@ def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
         )
 
 
-def _keep_if_best(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+def _keep_if_best(run: Run, evaluation: Evaluation) -> None:
     if (evaluation.merit, -evaluation.loss) > (run.state.best_merit, -run.state.best_loss):
         run.state.best_top1, run.state.best_loss = evaluation.score, evaluation.loss
         run.state.best_merit = evaluation.merit
@@ -556,33 +547,24 @@ def _summary(run: Run) -> Summary:
         epochs=run.epoch,
         seconds=state.seconds,
         best_step=state.best_step,
-        val_top1=None if run.data.multi_label else score,
         test=None,
-        val_mean_average_precision=score if run.data.multi_label else None,
+        **run.task.summary_fields(score),
     )
 
 
 def _evaluate_split(
     run: Run, name: str, temperature: float = 1.0, on_batch: Callable[[Batch], None] | None = None
-) -> Evaluation | MultiLabelEvaluation:
+) -> Evaluation:
     on_batch = on_batch or run.damage.add
-    # The test images are looked at once.
-    held = run.held(name) if name == "val" else None
     limited = name == "val" and run.recipe.minutes and not run.state.val_images
     size = _FIRST_EVALUATION_BATCH if limited else EVALUATION_BATCH
-    if held:
-        batches = held.evaluation_batches(size)
-    else:
-        batches = _evaluation_batches(run, run.validation if name == "val" else run.data.split(name), size)
+    batches = run.loader(name).evaluation_batches(size, run.validated if name == "val" else None)
     if limited:
         batches = _while_time_allows(run, batches)
     begun = time.monotonic()
-    if run.data.multi_label:
-        evaluation = evaluate_multi_label(run.average, batches, run.data.classes, run.placement, on_batch)
-    else:
-        evaluation = evaluate(
-            run.average, batches, run.data.classes, run.placement, on_batch, temperature=temperature
-        )
+    evaluation = run.task.evaluate(
+        run.average, batches, run.data.classes, run.placement, on_batch, temperature=temperature
+    )
     if name == "val":  # judging the test images is no part of training
         run.tick()
         run.evaluation_seconds, run.evaluated_at = time.monotonic() - begun, run.state.seconds
@@ -591,12 +573,12 @@ def _evaluate_split(
 
 def _while_time_allows(run: Run, batches: Generator[Batch]) -> Generator[Batch]:
     """The first of the batches: as many as a share of the budget takes. Later evaluations take as many."""
-    total, done = len(run.validation), 0
+    total, done = len(run.validated), 0
     end = time.monotonic() + 60 * (run.recipe.minutes or 0) * _VALIDATION_SHARE
     with closing(batches):
         for batch in batches:
             yield batch
-            done += len(batch.labels) + len(batch.damaged)
+            done += batch.asked
             run.reporter.preparing("validating", done, total)
             if time.monotonic() > end and done >= min(_LEAST_VALIDATED, total):
                 break
@@ -607,43 +589,25 @@ def _while_time_allows(run: Run, batches: Generator[Batch]) -> Generator[Batch]:
 
 def _calibrate(run: Run, on_batch: Callable[[Batch], None]) -> Calibration | None:
     """Of the averaged weights, on the validation images; for softmax's probabilities only."""
-    if run.data.multi_label:
+    if not run.task.calibrates:
         return None
-    images = sample(run.validation, CALIBRATION_IMAGES, run.recipe.seed)
-    answers = answered(run.average, _evaluation_batches(run, images), run.placement, on_batch)
+    loader = run.loader("val")
+    rows = sample_rows(loader.split.take(run.validated), CALIBRATION_IMAGES, run.recipe.seed)
+    batches = loader.evaluation_batches(EVALUATION_BATCH, rows)
+    answers = outputs(run.average, batches, run.placement, on_batch)
     return calibrate(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
-
-
-def _evaluation_batches(run: Run, split: Split, size: int = EVALUATION_BATCH) -> Generator[Batch]:
-    return evaluation_batches(split, run.checkpoint.preprocess, batch_size=size, loading=run.loading)
 
 
 def _training_batches(run: Run, stop: StopSignal | None = None) -> Generator[Batch]:
     """Without end; a `stop` that comes while one is waited for raises Stopped."""
     recipe = run.recipe
     assert recipe.batch_size is not None
-    pin_memory = run.placement.device.type == "cuda"
-    loading = replace(run.loading, stop=stop, pin_memory=pin_memory)
-    draw = Draw(balanced=recipe.sampling == "balanced", repeats=recipe.repeats)
-    if recipe.augmentation.only_moves and (held := run.held("train", stop)):
-        return held.training_batches(
-            recipe.augmentation,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            first_step=run.state.step,
-            draw=draw,
-        )
-    split = run.data.split("train")
-    if not recipe.workers:  # each of them would keep images of its own
-        split = replace(split, images=KeptImages(split.images, open_image))
-    return training_batches(
-        split,
-        training_transform(run.checkpoint.preprocess, recipe.augmentation),
+    return run.loader("train", stop).training_batches(
+        recipe.augmentation,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         first_step=run.state.step,
-        draw=draw,
-        loading=loading,
+        sampling=Sampling(balanced=recipe.sampling == "balanced", repeats=recipe.repeats),
     )
 
 
@@ -798,7 +762,7 @@ def _whiten(stem: ConvStem, data: ImageData, preprocess: Preprocess) -> None:
     """By training images; where none can be read, the run will say so."""
     count = -(-_WHITENING_PIXELS // math.prod(preprocess.img_size))
     images = thinned(data.split("train"), count)
-    batches = list(evaluation_batches(images, preprocess, batch_size=EVALUATION_BATCH))
+    batches = list(Loader(images, preprocess).evaluation_batches(EVALUATION_BATCH))
     readable = [batch.images for batch in batches if len(batch.labels)]
     if readable:
         stem.whiten(torch.cat(readable))
@@ -922,7 +886,7 @@ def _saved(run: Run, tensors: dict[str, Any]) -> Saved:
     return Saved(run.state, tensors, description(run.checkpoint), record.id if record else None)
 
 
-def _metrics(run: Run, evaluation: Evaluation | MultiLabelEvaluation) -> dict[str, Any]:
+def _metrics(run: Run, evaluation: Evaluation) -> dict[str, Any]:
     return {
         "step": run.state.step,
         "epoch": run.epoch,

@@ -39,7 +39,8 @@ from vitral.checkpoints.folder import (
     save_checkpoint,
 )
 from vitral.data.contents import Contents
-from vitral.data.dataset import ImageData, seeded
+from vitral.data.image_data import ImageData
+from vitral.data.randomness import seeded
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.packaged import RUN_FILE
 from vitral.recipes.recipe import Recipe
@@ -96,9 +97,9 @@ class Summary:
     epochs: float
     seconds: float
     best_step: int
-    val_top1: float | None  # None: multi-label
     test: dict[str, Any] | None  # the evaluation of the test split, if there is one
     calibration: dict[str, Any] | None = None  # `Calibration`, on the validation images; None: too few
+    val_top1: float | None = None  # None: multi-label
     val_mean_average_precision: float | None = None  # of multi-label data
     stopped_by: int | None = None  # the number of a signal that asked to stop
 

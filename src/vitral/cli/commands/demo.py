@@ -10,7 +10,7 @@ from vitral.cli.commands.eval import print_evaluation
 from vitral.runtime.process import keep_freed_memory
 
 if TYPE_CHECKING:
-    from vitral.evaluation.metrics import Evaluation
+    from vitral.evaluation.evaluation import Evaluation
     from vitral.training.run import Reporter
 
 _PICTURED = 40
@@ -42,8 +42,8 @@ class Demo:
 
 def learn_digits(folder: Path, reporter: "Reporter | None" = None) -> Demo:
     """Train on four fifths of the digits, evaluate on the held-out fifth and draw some of it."""
-    from vitral.data.dataset import open_data
-    from vitral.evaluation.metrics import evaluate_classifier
+    from vitral.data.image_data import open_data
+    from vitral.evaluation.evaluate import evaluate_classifier
     from vitral.images.preprocess import open_image
     from vitral.images.sheet import prediction_sheet
     from vitral.inference.classifier import load

@@ -50,6 +50,8 @@ def _describe_model(model: str, settings: list[str]) -> "tuple[ViTConfig, str]":
 
 def _about(model: str, checkpoint: "Checkpoint") -> str:
     """Labels, preprocessing, where the weights come from and under which licence."""
+    from vitral.evaluation.task import task_of
+
     metadata, labels = checkpoint.metadata, checkpoint.labels
     lines = [
         shown(f"{model}: {len(labels)} labels ({', '.join(labels[:5])}, ...)")
@@ -60,10 +62,8 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
     lines += checkpoint.notes
     options = checkpoint.model.config.embedding
     lines.append(f"at another size: positions {options.resize}")
-    if checkpoint.multi_label:
-        lines.append("probabilities: sigmoid(logits), each label for itself (multi-label)")
-    if checkpoint.temperature != 1:
-        lines.append(f"probabilities: softmax(logits / {checkpoint.temperature:.3f})")
+    if labels:
+        lines.append(f"probabilities: {task_of(checkpoint).probabilities(checkpoint.temperature)}")
     if "source" in metadata:
         how = f"read as {metadata['layout']}'s layout" if "layout" in metadata else "trained further"
         lines.append(f"weights: from {metadata['source']}, {how}")

@@ -12,6 +12,7 @@ from vitral.runtime.process import keep_freed_memory
 from vitral.runtime.stopping import exit_status
 
 if TYPE_CHECKING:
+    from vitral.evaluation.task import Task
     from vitral.training.optimizers import Group
     from vitral.training.run import Summary
 
@@ -37,7 +38,8 @@ def train(
     vitral train imagenet/ --out runs/deit3 --recipe deit3 batch_size=512
     """
     from vitral.cli.training import TrainingConsole
-    from vitral.data.dataset import open_data
+    from vitral.data.image_data import open_data
+    from vitral.evaluation.task import task_of
     from vitral.recipes import packaged as recipes
     from vitral.recipes.recipe import Recipe
     from vitral.runtime import settings as config
@@ -63,15 +65,12 @@ def train(
         command = shlex.join(["vitral", "train", data, "--out", str(out), "--resume"])
         print(f"stopped after step {summary.steps}; go on with: {command}")
         raise typer.Exit(exit_status(summary.stopped_by) if summary.stopped_by else 1)
-    _print_summary(summary)
+    _print_summary(summary, task_of(images))
     print(f"model: {out}; try: vitral predict {shlex.quote(str(out))} IMAGE...")
 
 
-def _print_summary(summary: "Summary") -> None:
-    if summary.val_top1 is None:
-        score = f"mAP {summary.val_mean_average_precision:.2%}"
-    else:
-        score = f"accuracy {summary.val_top1:.2%}"
+def _print_summary(summary: "Summary", task: "Task") -> None:
+    score = task.headline({task.score_name: getattr(summary, f"val_{task.score_name}")})
     spent = f"trained {summary.epochs:.1f} epochs in {clock(summary.seconds)}"
     print(f"{spent}; val {score} (step {summary.best_step})")
     if summary.calibration:
@@ -80,11 +79,8 @@ def _print_summary(summary: "Summary") -> None:
                 summary.calibration
             )
         )
-    if summary.test and "top1" in summary.test:
-        low, high = summary.test["ci95"]
-        print(f"test accuracy {summary.test['top1']:.2%} (95 % interval {low:.2%} to {high:.2%})")
-    elif summary.test:
-        print(f"test mAP {summary.test['mean_average_precision']:.2%}")
+    if summary.test:
+        print(f"test {task.headline(summary.test)}")
 
 
 def print_groups(groups: "list[Group]", frozen: list[str]) -> None:

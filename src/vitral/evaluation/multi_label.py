@@ -1,52 +1,51 @@
-"""How well a model does where an image shows any number of classes, each a yes-or-no question of its own.
+"""How well a model does where an image shows any number of classes, each a yes-or-no question of its own."""
 
-`MultiLabelOutcomes` of single images merge; `MultiLabelEvaluation` is drawn from them.
-"""
-
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitral.evaluation.mistakes import Mistakes
+from vitral.evaluation.evaluation import Evaluation, distinct
+from vitral.evaluation.outcomes import Outcomes
 from vitral.runtime.errors import VitralError
 
 THRESHOLD = 0.5  # a class counts as predicted where its probability is above it
 _LEAST_LOG = -100.0  # as torch's binary_cross_entropy bounds the logarithm of what float32 rounds to 0
 
 
-def distinct(classes: Iterable[str]) -> list[str]:
-    """The names for a result by name; of two cranes, as ImageNet has, the second says its number."""
-    found: dict[str, None] = {}
-    for place, name in enumerate(classes):
-        found[name if name not in found else f"{name} (class {place})"] = None
-    return list(found)
-
-
 @dataclass(frozen=True)
-class MultiLabelOutcomes:
-    """What became of each image, as arrays."""
+class MultiLabelOutcomes(Outcomes):
+    """What became of each image, as arrays; labels (n, L) say which classes it shows."""
 
-    labels: np.ndarray  # (n, L), which classes the image shows
     log_probabilities: np.ndarray  # (n, L), that it shows them
     losses: np.ndarray  # (n,), binary cross-entropy, the mean over the classes, nats
 
     @classmethod
-    def of(cls, log_probabilities_BL: Tensor, labels_BL: Tensor) -> Self:
+    def of(cls, log_probabilities_BL: Tensor, labels: Tensor) -> Self:
         """Of ``logits.logsigmoid()``, or of `Classifier.log_probabilities`, and labels of 0 and 1."""
         yes_BL = log_probabilities_BL.float()
         no_BL = torch.log(-torch.expm1(yes_BL))
-        right_BL = torch.where(labels_BL > 0, yes_BL, no_BL).clamp(min=_LEAST_LOG)
-        columns = (labels_BL > 0, yes_BL, -right_BL.mean(1))
+        right_BL = torch.where(labels > 0, yes_BL, no_BL).clamp(min=_LEAST_LOG)
+        columns = (labels > 0, yes_BL, -right_BL.mean(1))
         return cls(*(column.cpu().numpy() for column in columns))
 
-    @classmethod
-    def merge(cls, parts: Iterable["MultiLabelOutcomes"]) -> Self:
-        rows = [vars(part) for part in parts]
-        return cls(**{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+    @property
+    def answers(self) -> np.ndarray:
+        return self.log_probabilities > np.log(THRESHOLD)
+
+    @property
+    def wrong(self) -> np.ndarray:
+        return (self.answers != self.labels).any(1)
+
+    @property
+    def confidences_in_error(self) -> np.ndarray:
+        probabilities = np.exp(self.log_probabilities)
+        of_answers = np.where(self.answers, probabilities, 1 - probabilities)
+        return np.where(self.answers != self.labels, of_answers, 0).max(1)
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,21 @@ class MultiLabelClassResult:
     average_precision: float | None  # None where no image shows it
 
 
-@dataclass(frozen=True)
-class MultiLabelEvaluation:
-    """Shares are 0..1. Means over classes are of those that an image shows."""
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelEvaluation(Evaluation):
+    """Precision and F1 of a model of any number of classes an image.
 
-    score_name: ClassVar[str] = "mAP"
+    Means over classes are of those that an image shows.
+    """
 
-    n: int
+    score_name: ClassVar[str] = "mean_average_precision"
+    score_words: ClassVar[str] = "mAP"
+
     mean_average_precision: float  # scikit-learn's, with no interpolation
     micro_f1: float  # of all images' classes together, at a threshold of 0.5
     macro_f1: float  # the mean over the classes
     exact_match: float  # share of the images whose classes are all right and complete
-    loss: float  # mean binary cross-entropy over images and classes, nats
-    per_class: dict[str, MultiLabelClassResult]
-    mistakes: Mistakes | None = field(default=None, repr=False, compare=False)  # if they were asked for
+    per_class: dict[str, MultiLabelClassResult] = field(repr=False)
 
     @classmethod
     def of(cls, outcomes: MultiLabelOutcomes, classes: Iterable[str]) -> Self:
@@ -80,7 +80,7 @@ class MultiLabelEvaluation:
         shown = np.asarray(counts > 0)
         if not shown.any():
             raise VitralError(f"none of the {len(labels):,} images shows a class, so precision means nothing")
-        predicted = outcomes.log_probabilities > np.log(THRESHOLD)
+        predicted = outcomes.answers
         # The order of logarithms is that of probabilities, and float32 keeps more of them apart.
         precisions = [
             float(average_precision_score(true, score)) if any_shown else None
@@ -91,7 +91,7 @@ class MultiLabelEvaluation:
             mean_average_precision=float(np.mean([value for value in precisions if value is not None])),
             micro_f1=float(f1_score(labels, predicted, average="micro", zero_division=0)),
             macro_f1=float(f1_score(labels[:, shown], predicted[:, shown], average="macro", zero_division=0)),
-            exact_match=float((labels == predicted).all(1).mean()),
+            exact_match=float(1 - outcomes.wrong.mean()),
             loss=float(outcomes.losses.mean()),
             per_class={
                 name: MultiLabelClassResult(int(count), precision)
@@ -100,26 +100,38 @@ class MultiLabelEvaluation:
         )
 
     @property
+    def brief(self) -> str:
+        return f"mAP {self.score:.1%}"
+
+    @property
     def merit(self) -> float:
-        """What the best epoch is chosen by: ranking is learned before probabilities, so both count."""
+        # Ranking is learned before probabilities, so both count.
         return (self.mean_average_precision + self.micro_f1) / 2
 
     @property
-    def score(self) -> float:
-        """The one number that people are told of an epoch."""
-        return self.mean_average_precision
-
-    @property
     def metrics(self) -> dict[str, float]:
-        """What a run records of each epoch, beside the loss."""
         return {
             "mean_average_precision": self.mean_average_precision,
             "micro_f1": self.micro_f1,
             "exact_match": self.exact_match,
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        values = {part.name: getattr(self, part.name) for part in fields(self)}
-        del values["mistakes"]
-        return {**values, "per_class": {name: vars(result) for name, result in self.per_class.items()}}
+    def figures(self) -> list[tuple[str, str]]:
+        return [
+            ("mean average precision", f"{self.mean_average_precision:.2%}"),
+            ("F1 at 0.5", f"{self.micro_f1:.2%} (mean over classes {self.macro_f1:.2%})"),
+            ("exact match at 0.5", f"{self.exact_match:.2%}"),
+            ("loss", f"{self.loss:.4f}"),
+        ]
+
+    def class_rows(self, most: int) -> list[dict[str, str]]:
+        rows = [(name, row.n, row.average_precision) for name, row in self.per_class.items()]
+        rows.sort(key=lambda row: math.inf if row[2] is None else row[2])
+        return [
+            {
+                "class": name,
+                "images": f"{n:,}",
+                "average precision": "-" if precision is None else f"{precision:.1%}",
+            }
+            for name, n, precision in rows[:most]
+        ]

@@ -1,0 +1,160 @@
+"""`evaluate_classifier`: which images of a data source are judged, and how a classifier does on them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from torch.utils.data import ConcatDataset
+
+from vitral.data.batches import Batch, DamageCount
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.loader import Loader
+from vitral.data.split import SPLITS, Split, fingerprint
+from vitral.data.workers import Loading, worker_count
+from vitral.evaluation import imagenet
+from vitral.evaluation.evaluation import Evaluation
+from vitral.evaluation.mistakes import find_mistakes
+from vitral.evaluation.task import outputs, task_of
+from vitral.inference.classifier import Classifier
+from vitral.runtime.errors import VitralError
+from vitral.runtime.ranges import Batch as BatchSize
+from vitral.runtime.ranges import Whole, Workers
+from vitral.runtime.settings import build
+
+SplitName = Literal["train", "val", "test", "all"]
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Which images of a source, and how they are judged."""
+
+    split: SplitName | None = None  # None: the test images, else those held out, else all
+    batch_size: BatchSize = 256
+    max_damaged: Whole = 0.01  # share of unreadable images past which to give up
+    workers: Workers | None = None  # processes that load images; None: as many as the machine suits
+    mistakes: bool = False  # whether the evaluation is to name the images that are wrong
+
+
+def evaluate_classifier(
+    classifier: Classifier,
+    source: str,
+    *,
+    warn: Callable[[str], None] = lambda _: None,
+    on_images: Callable[[int, int], None] = lambda *_: None,
+    **options: Any,
+) -> tuple[str, Evaluation]:
+    """Judge a classifier; returns the name of the split that was taken, and the evaluation.
+
+    Loss and calibration error are of the probabilities that `Classifier.predict` gives: at the model's
+    temperature, averaged over the views of its test-time augmentation.
+
+    Args:
+        classifier: a model with labels.
+        source: the command line's DATA.
+        warn: told of each damaged image and of doubts about the split.
+        on_images: told how many images are done, of how many.
+        options: fields of `EvaluationOptions`, such as ``split="val"``.
+
+    Raises:
+        VitralError: if an option or the data cannot be used, or the data has classes that the model lacks.
+    """
+    wanted = build(EvaluationOptions, options)
+    name, images = choose_split(classifier, source, wanted.split, warn)
+    task = task_of(classifier)
+    course = _Course(images, DamageCount(len(images), wanted.max_damaged, warn), on_images)
+    loader = Loader(images, classifier.preprocess, Loading(worker_count(wanted.workers), warn))
+    batches = loader.evaluation_batches(wanted.batch_size)
+    answers = outputs(classifier.log_probabilities, batches, classifier.placement, course.add)
+    outcomes = task.outcomes.merge(task.outcomes.of(*answer) for answer in answers)
+    evaluation = task.evaluation.of(outcomes, classifier.labels)
+    if wanted.mistakes:
+        found = find_mistakes(images, course.judged, outcomes, classifier.labels)
+        evaluation = replace(evaluation, mistakes=found)
+    return name, evaluation
+
+
+class _Course:
+    """How far an evaluation has come, and which images it could read."""
+
+    def __init__(self, images: Split, damage: DamageCount, on_images: Callable[[int, int], None]) -> None:
+        self.images, self.damage, self.on_images = images, damage, on_images
+        self.done = 0
+        self._judged: list[int] = []
+
+    def add(self, batch: Batch) -> None:
+        self.damage.add(batch)
+        self._judged += batch.rows.tolist()
+        self.done += batch.asked
+        self.on_images(self.done, len(self.images))
+
+    @property
+    def judged(self) -> np.ndarray:
+        """The rows of the split that were read, in order."""
+        return np.array(self._judged, dtype=np.int64)
+
+
+def choose_split(
+    classifier: Classifier, source: str, wanted: str | None, warn: Callable[[str], None]
+) -> tuple[str, Split]:
+    made_by = classifier.metadata
+    fraction, seed = made_by.get("val_fraction", 0.2), made_by.get("seed", 0)
+    if wanted in ("test", "all"):
+        fraction = 0  # Nothing need be held out, and of one image a class nothing could be.
+    data = open_data(source, val_fraction=fraction, seed=seed)
+    if task_of(data) is not task_of(classifier):
+        raise VitralError(
+            f"{source} has {task_of(data).words}, and the model was trained for "
+            f"{task_of(classifier).words}; give it data of its own kind, or train a model on this"
+        )
+    doubts: list[str] = []
+    if data.held_out:
+        same = fingerprint(data.split("val")) == made_by.get("held_out")
+        if wanted == "val" and not same:
+            doubts.append(
+                f"these are not the images that were held out when the model was trained; it may "
+                f"have seen some of them ({source} has changed, or is other data)"
+            )
+        if wanted is None and "test" not in data.splits and not same:
+            data, wanted = open_data(source, val_fraction=0), "all"
+            if "held_out" not in made_by:
+                doubts.append(
+                    "no record says which images this model was trained on; all are judged, and some of them "
+                    "it may have learnt by heart"
+                )
+    name = wanted or ("test" if "test" in data.splits else "val")
+    if name not in (*data.splits, "all"):
+        others = [split for split in SPLITS if split in data.splits or (split == "val" and name == "test")]
+        raise VitralError(
+            f"{source} has no {name!r} split; it has {', '.join(map(repr, others))}; 'all' takes every image"
+        )
+    images = _all_images(data) if name == "all" else data.split(name)
+    images = _relabelled(images, data.classes, classifier.labels)
+    data.told(warn)
+    for doubt in doubts:
+        warn(doubt)
+    return name, images
+
+
+def _all_images(data: ImageData) -> Split:
+    splits = data.splits.values()
+    return Split(
+        # A view: nothing is read before it is asked for.
+        ConcatDataset([split.images for split in splits]),  # pyrefly: ignore[bad-argument-type]
+        np.concatenate([split.labels for split in splits]),
+        [name for split in splits for name in split.names],
+    )
+
+
+def _relabelled(split: Split, classes: tuple[str, ...], labels: tuple[str, ...]) -> Split:
+    """The split with indices into the model's labels; ImageNet's folders are known by their ids too."""
+    index = None if set(classes) <= set(labels) else imagenet.class_indices(classes, labels)
+    unknown = [] if index else sorted(set(classes) - set(labels))
+    if unknown:
+        raise VitralError(
+            f"the data has classes that the model lacks: {', '.join(unknown[:5])}; "
+            f"it knows {', '.join(labels[:5])}{' and more' if len(labels) > 5 else ''}"
+        )
+    places = {name: place for place, name in reversed(list(enumerate(labels)))}
+    index = np.array(index or [places[name] for name in classes])
+    return replace(split, labels=task_of(split).renumber(split.labels, index, len(labels)))
