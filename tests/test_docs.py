@@ -2,7 +2,7 @@
 
 The rule:
 
-- A block `console` has commands of `vitral`, one a line; `python` is run as it is; `toml` is a file, which its
+- A block `console` has commands of `vitral`, one a line; `python` is run as it is; `toml` is a file that its
   first line names; `text` is output; a block without a language is the set-up, which `.ci/run` runs.
 - A command runs in this process, with small numbers: two steps of eight images in place of a budget, a tiny
   model in place of one on the hub, small images. In the folder are `photos/` and `new/`.
