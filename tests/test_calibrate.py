@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.conftest import write_images
+from tests.conftest import settled, write_images
 from tests.test_resume import Crash, CrashAt
 from vitral.checkpoints.convert import convert
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
@@ -24,7 +23,8 @@ from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference.classifier import Classifier, load
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe, start
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.resolve import load_base, start
 from vitral.runtime.errors import VitralError
 from vitral.training.run import train
 
@@ -259,14 +259,14 @@ def test_a_run_with_few_validation_images_is_left_alone(
     assert load_checkpoint(tmp_path / "run").temperature == 1
 
 
-def test_fine_tuning_starts_again_at_one(recipe: Recipe) -> None:
-    resolved = replace(recipe, img_size=16)
-    assert load_checkpoint(str(recipe.model)).temperature == 5
-    assert start(resolved, LABELS).temperature == 1
+def test_fine_tuning_starts_again_at_one(data: Path, recipe: Recipe) -> None:
+    assert load_checkpoint(recipe.get("model")).temperature == 5
+    resolved = settled(open_data(str(data)), recipe)
+    assert start(resolved, LABELS, load_base(recipe)).temperature == 1
 
 
 def test_a_resumed_run_ends_at_the_same_temperature(data: Path, recipe: Recipe, tmp_path: Path) -> None:
-    recipe = replace(recipe, checkpoint_steps=2)
+    recipe = recipe.changed(checkpoint_steps=2)
     train(open_data(str(data)), tmp_path / "whole", recipe)
     with pytest.raises(Crash):
         train(open_data(str(data)), tmp_path / "cut", recipe, reporter=CrashAt(5))

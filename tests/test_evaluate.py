@@ -292,7 +292,7 @@ def run(image_folder: Path, tmp_path: Path) -> Path:
     model = VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=2)
     save_checkpoint(tmp_path / "base", Checkpoint(model, Preprocess((16, 16)), ("x", "y")))
     recipe = Recipe(model=str(tmp_path / "base"), steps=1, batch_size=8, workers=0, seed=11, val_fraction=0.4)
-    data = open_data(str(image_folder), val_fraction=recipe.val_fraction, seed=recipe.seed)
+    data = open_data(str(image_folder), val_fraction=0.4, seed=11)
     train(data, tmp_path / "run", recipe)
     return tmp_path / "run"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.conftest import write_images
+from tests.conftest import settled, write_images
 from tests.test_in_memory import MOVES, in_memory, split_of
 from tests.test_resume import Crash, CrashAt, assert_same_run
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
@@ -20,7 +20,8 @@ from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
 from vitral.model.variants import create
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe, resolve
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.resolve import load_base
 from vitral.runtime.devices import Placement, cpu_count
 from vitral.training.run import Reporter, _first_checkpoint, _opened, _training_batches, step, train
 from vitral.training.run_folder import RunFolder
@@ -113,8 +114,9 @@ def test_gradients_are_those_of_the_cpu_in_float32(
 )
 def test_no_step_waits_for_the_device(data: ImageData, tmp_path: Path, changes: dict[str, Any]) -> None:
     settings = recipe(steps=40, class_weights="balanced", **changes)
-    settings = resolve(settings, data, cpu_count())
-    run = _opened(data, RunFolder(tmp_path / "run"), settings, _first_checkpoint(settings, data), Reporter())
+    resolved = settled(data, settings, cpu_count())
+    checkpoint = _first_checkpoint(resolved, data, load_base(settings))
+    run = _opened(data, RunFolder(tmp_path / "run"), resolved, checkpoint, Reporter())
     batches = _training_batches(run)
     for batch in islice(
         batches, 10

@@ -2,7 +2,6 @@
 
 import io
 from collections import Counter
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -279,7 +278,7 @@ def test_in_memory_or_loaded_a_run_ends_with_the_same_bits(
     monkeypatch.setattr("vitral.data.loader.fits_in_memory", lambda *_: False)
     train(data, tmp_path / "decoded", recipe)
     monkeypatch.setattr("vitral.data.batches.KEPT_BYTES", 0)
-    train(data, tmp_path / "loaded", replace(recipe, workers=2))
+    train(data, tmp_path / "loaded", recipe.changed(workers=2))
     names = "memory", "decoded", "loaded"
     memory, *others = ((tmp_path / name / "last/model.safetensors").read_bytes() for name in names)
     assert others == [memory, memory]

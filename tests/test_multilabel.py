@@ -22,6 +22,7 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.conftest import settled
 from tests.test_cli import Result, Vitral
 from tests.test_cli import vitral as vitral
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
@@ -35,7 +36,7 @@ from vitral.images.augment import Augmentation, batch_mixer
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import load
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe, resolve
+from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
 from vitral.training.objective import Objective, balanced_weights
 from vitral.training.run import Reporter, Run, train
@@ -288,10 +289,9 @@ def test_balanced_weights_are_scikit_learns_of_each_class_alone() -> None:
 def test_the_weighted_loss_is_that_of_scikit_learns_sample_weights() -> None:
     labels = imbalanced()
     logits = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
-    recipe = Recipe(loss="binary", label_smoothing=0.0, class_weights="balanced")
     weights = torch.from_numpy(balanced_weights(labels, 3)).float()
     targets = torch.from_numpy(labels).float()
-    found = Objective(recipe, weights)([logits], targets, torch.zeros(1))
+    found = Objective("binary", 0.0, weights)([logits], targets, torch.zeros(1))
     each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").numpy()
     columns = [each[:, i] * compute_sample_weight("balanced", labels[:, i]) for i in range(3)]
     assert float(found) == pytest.approx(np.mean(columns), rel=1e-5)
@@ -300,8 +300,7 @@ def test_the_weighted_loss_is_that_of_scikit_learns_sample_weights() -> None:
 def test_smoothing_does_not_make_an_absent_rare_class_likely() -> None:
     """What torch's pos_weight would: the least loss lies at a probability of 0.5 and more."""
     labels = np.arange(1000)[:, None] < np.array([[1, 500]])
-    recipe = Recipe(loss="binary", label_smoothing=0.1)
-    objective = Objective(recipe, torch.from_numpy(balanced_weights(labels, 2)).float())
+    objective = Objective("binary", 0.1, torch.from_numpy(balanced_weights(labels, 2)).float())
     logits = torch.zeros(1, 2, requires_grad=True)
     optimizer = torch.optim.LBFGS([logits], max_iter=50)
 
@@ -453,15 +452,15 @@ def test_a_flag_that_is_none_is_refused(model: Path) -> None:
 
 
 def test_the_loss_is_chosen_from_the_data(squares: str, image_folder: Path) -> None:
-    assert resolve(Recipe(), open_data(squares), 1).loss == "binary"
-    assert resolve(Recipe(), open_data(str(image_folder)), 1).loss == "cross_entropy"
-    assert resolve(Recipe(loss="binary"), open_data(str(image_folder)), 1).loss == "binary"
+    assert settled(open_data(squares), Recipe()).criterion.loss == "binary"
+    assert settled(open_data(str(image_folder)), Recipe()).criterion.loss == "cross_entropy"
+    assert settled(open_data(str(image_folder)), Recipe(loss="binary")).criterion.loss == "binary"
 
 
 @pytest.mark.parametrize("setting", [{"loss": "cross_entropy"}, {"teacher": "runs/teacher"}])
 def test_settings_for_one_class_an_image_are_refused(squares: str, setting: dict[str, Any]) -> None:
     with pytest.raises(VitralError, match=r"is for one class an image, and .* has lists of labels"):
-        resolve(Recipe(**setting), open_data(squares), 1)
+        settled(open_data(squares), Recipe(**setting))
 
 
 class StopAt(Reporter):

@@ -4,7 +4,6 @@ import math
 import os
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import Stopped, StopSignal, stop_signal
 from vitral.training import choose
-from vitral.training.adapt import choose_trained, merged, put_into
+from vitral.training.adapt import merged, put_into
 from vitral.training.choose import Trial, Way, extrapolated
 from vitral.training.loss_watch import LossWatch, Window
 from vitral.training.run import Run, train
@@ -346,8 +345,8 @@ def test_scores_are_extrapolated_along_a_power_of_the_time() -> None:
 class _Told(Recorder):
     def epoch(self, run: Run, evaluation: Evaluation) -> None:
         self.averages[run.state.step] = copied(run.average)
-        self.trained = run.recipe.trained
-        self.model = run.recipe.model
+        self.trained = run.recipe.tuning.trained
+        self.model = run.recipe.start.model
 
 
 @pytest.mark.parametrize(("winner", "expected"), [(0, "all"), (1, "lora")])
@@ -390,5 +389,4 @@ def test_too_short_a_time_takes_the_first_way(base: str, data: ImageData, tmp_pa
     told = _Told()
     choose.train(data, tmp_path / "run", small(base, minutes=0.5, steps=1), reporter=told)
     assert told.trained == "all"
-    assert replace(Recipe(), trained="all") != Recipe()
-    choose_trained(load_checkpoint(base).model, Recipe())  # None is all
+    assert Recipe(trained="all") != Recipe()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 
-from vitral.checkpoints.layouts.layout import CLIP, IMAGENET
+from vitral.checkpoints.layouts.preprocessing import CLIP, IMAGENET
 from vitral.data.batches import Batch, DamageCount
 from vitral.data.loader import Loader
 from vitral.data.subsets import sample
