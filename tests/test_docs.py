@@ -31,7 +31,6 @@ from vitral.images.preprocess import Preprocess, open_image
 from vitral.model.vit import VisionTransformer
 from vitral.recipes import packaged
 from vitral.recipes.recipe import Recipe
-from vitral.runtime import settings as config
 
 ROOT = Path(__file__).parents[1]
 # docs/python.md has a test of its own; docs/log.md is a diary, whose commands are those of their day.
@@ -68,8 +67,7 @@ def parse(command: str) -> None:
         parser, words = parser.commands[words[0]], words[1:]
     parser.make_context(parser.name, list(words))
     if parser.name == "train":
-        given = config.nested(config.parse_overrides([word for word in words[1:] if "=" in word]))
-        config.build(Recipe, given)
+        Recipe().with_words(word for word in words[1:] if "=" in word)
     if "--recipe" in words and not words[words.index("--recipe") + 1].endswith(".toml"):
         packaged.read(words[words.index("--recipe") + 1])
 
