@@ -14,7 +14,7 @@ from vitral.model.vit import VisionTransformer
 # their own import may change what is theirs. The malloc that `vitral train` tunes shows in no flag:
 # `mallopt` is counted by a stand-in for ctypes' library.
 _PROGRAM = """
-import ctypes, json,  logging, os, random, signal, sys, threading, warnings
+import ctypes, json, logging, os, random, signal, sys, threading, warnings
 from pathlib import Path
 import numpy, sklearn, torch, torchvision, PIL.Image, PIL.ImageFile
 
@@ -70,13 +70,13 @@ def load():
 def predict():
     classifier.predict([f"{photos}/ant/000.png", f"{photos}/bee/000.png"])
 def train():
-    from vitral.data.dataset import open_data
+    from vitral.data.image_data import open_data
     from vitral.recipes.recipe import Recipe
     from vitral.training.run import train
     settings = {"model": model, "steps": 2, "batch_size": 8, "workers": 1, "device": "cpu"}
     train(open_data(photos), Path(folder), Recipe(**settings))
 def evaluate():
-    from vitral.evaluation.metrics import evaluate_classifier
+    from vitral.evaluation.evaluate import evaluate_classifier
     evaluate_classifier(classifier, photos)
 def convert():
     from vitral.checkpoints.convert import convert
