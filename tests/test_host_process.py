@@ -11,12 +11,12 @@ from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
 
 # Prints what differs after each step from what was before it; `torch` and the like are imported at first, as
-# their own import may change what is theirs. The malloc that `vitral train` tunes shows in no flag:
+# their own import may change something (rich draws a number). The malloc that `vitral train` tunes shows in no flag:
 # `mallopt` is counted by a stand-in for ctypes' library.
 _PROGRAM = """
 import ctypes, json, logging, os, random, signal, sys, threading, warnings
 from pathlib import Path
-import numpy, sklearn, torch, torchvision, PIL.Image, PIL.ImageFile
+import numpy, rich.style, sklearn, torch, torchvision, PIL.Image, PIL.ImageFile
 
 tuned = []
 class Library(ctypes.CDLL):
