@@ -10,9 +10,9 @@ from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
 
-# Prints what differs after each step from what was before it; `torch` and the like are imported at first, as
-# their own import may change something (rich draws a number). The malloc that `vitral train` tunes shows in no flag:
-# `mallopt` is counted by a stand-in for ctypes' library.
+# Prints what differs after each step from what was before it. `torch` and others are imported at first, as their
+# own import may change something (rich draws a number). The malloc that `vitral train` tunes shows in no flag, so
+# `mallopt` is counted by a stand-in for the library of ctypes.
 _PROGRAM = """
 import ctypes, json, logging, os, random, signal, sys, threading, warnings
 from pathlib import Path
