@@ -10,9 +10,9 @@ from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
 
-# Prints what differs after each step from what was before it. `torch` and others are imported at first, as their
-# own import may change something (rich draws a number). The malloc that `vitral train` tunes shows in no flag, so
-# `mallopt` is counted by a stand-in for the library of ctypes.
+# Prints what differs after each step from what was before it. `torch` and others are imported at first, as
+# their own import may change something (rich draws a number). The malloc that `vitral train` tunes shows in
+# no flag, so `mallopt` is counted by a stand-in for the library of ctypes.
 _PROGRAM = """
 import ctypes, json, logging, os, random, signal, sys, threading, warnings
 from pathlib import Path
@@ -70,18 +70,12 @@ def load():
 def predict():
     classifier.predict([f"{photos}/ant/000.png", f"{photos}/bee/000.png"])
 def train():
-    from vitral.data.image_data import open_data
-    from vitral.recipes.recipe import Recipe
-    from vitral.training.run import train
-    settings = {"model": model, "steps": 2, "batch_size": 8, "workers": 1, "device": "cpu"}
-    train(open_data(photos), Path(folder), Recipe(**settings))
+    vitral.train(photos, folder, model=model, steps=2, batch_size=8, workers=1, device="cpu")
 def evaluate():
-    from vitral.evaluation.evaluate import evaluate_classifier
-    evaluate_classifier(classifier, photos)
+    vitral.evaluate(classifier, photos)
 def convert():
-    from vitral.checkpoints.convert import convert
     for layout in ("timm", "transformers"):
-        convert(model, Path(folder).with_name(layout), layout)
+        vitral.convert(model, Path(folder).with_name(layout), layout)
 steps = (load, predict, train, evaluate, convert)
 print(json.dumps({step.__name__: differences(step) for step in steps}))
 """
