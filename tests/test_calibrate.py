@@ -20,7 +20,8 @@ from vitral.data.image_data import open_data
 from vitral.data.loader import Loader
 from vitral.evaluation.calibration import LEAST_IMAGES, calibrate, fit_temperature
 from vitral.evaluation.evaluate import evaluate_classifier
-from vitral.images.preprocess import Preprocess, open_image
+from vitral.images.picture import open_image
+from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier, load
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe

@@ -16,7 +16,7 @@ from tests.test_resume import Crash, CrashAt
 from vitral.data.contents import Contents
 from vitral.data.image_data import ImageData, open_data
 from vitral.evaluation.evaluate import evaluate_classifier
-from vitral.images.preprocess import open_image
+from vitral.images.picture import open_image
 from vitral.inference.classifier import load
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError

@@ -29,7 +29,7 @@ from vitral.training import choose
 from vitral.training.adapt import merged, put_into
 from vitral.training.choose import Trial, Way, extrapolated
 from vitral.training.loss_watch import LossWatch, Window
-from vitral.training.run import Run, train
+from vitral.training.run import Run, _evaluate_split, train
 
 __all__ = ["base", "data"]  # fixtures
 
@@ -120,6 +120,8 @@ def test_where_time_is_short_fewer_images_validate_and_always_the_same(
     assert "time for 256 of the 400 validation images" in recorder.messages
     run = opened(images, small(base, steps=2, minutes=10))
     run.state.val_images = 256
+    assert run.loader("val").in_memory
+    assert _evaluate_split(run, "val").n == 256
     validated = run.loader("val").split.take(run.validated)
     assert np.bincount(validated.labels).tolist() == [128, 128]
     again = opened(images, small(base, steps=2, minutes=10)).loader("val").split
