@@ -27,7 +27,7 @@ from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import load_base, start
 from vitral.runtime.errors import VitralError
-from vitral.training.run import train
+from vitral.training.loop import train
 
 LABELS = ("ant", "bee", "cat")
 
@@ -270,7 +270,7 @@ def test_a_resumed_run_ends_at_the_same_temperature(data: Path, recipe: Recipe, 
     recipe = recipe.changed(checkpoint_steps=2)
     train(open_data(str(data)), tmp_path / "whole", recipe)
     with pytest.raises(Crash):
-        train(open_data(str(data)), tmp_path / "cut", recipe, reporter=CrashAt(5))
+        train(open_data(str(data)), tmp_path / "cut", recipe, listeners=[CrashAt(5)])
     train(open_data(str(data)), tmp_path / "cut", recipe, resume=True)
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
