@@ -34,7 +34,7 @@ from vitral.recipes.resolve import load_base, start
 from vitral.runtime import process
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
-from vitral.training.events import Listeners
+from vitral.training.listeners import Listeners
 from vitral.training.loop import train
 from vitral.training.optimizers import parameter_groups
 from vitral.training.run import Run
