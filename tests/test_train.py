@@ -34,7 +34,8 @@ from vitral.recipes.resolve import load_base, start
 from vitral.runtime import process
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
-from vitral.training.listeners import Listeners
+from vitral.training.events import Evaluated, Event
+from vitral.training.listeners import Listeners, Message, Progress
 from vitral.training.loop import train
 from vitral.training.optimizers import parameter_groups
 from vitral.training.run import Run
@@ -573,6 +574,19 @@ def test_each_epoch_and_the_end_are_recorded(base: str, data: ImageData, tmp_pat
     train(data, tmp_path / "run", small(base, steps=7))
     assert [record["step"] for record in metrics(tmp_path / "run")] == [0, 3, 6, 7]
     assert [record["epoch"] for record in metrics(tmp_path / "run")] == pytest.approx([0, 1, 2, 7 / 3])
+
+
+def test_a_listener_is_told_of_a_run_in_order(base: str, data: ImageData, tmp_path: Path) -> None:
+    told: list[Event] = []
+    train(data, tmp_path / "run", small(base, steps=4, probe_head=False), listeners=[told.append])
+    kinds = [type(event).__name__ for event in told if not isinstance(event, Message | Progress)]
+    steps = ["StepDone"] * 3 + ["Evaluated", "StepDone", "Evaluated"]  # an epoch has three steps
+    assert kinds == ["RunBegins", "Evaluated", *steps, "RunEnds"]
+    records = [json.loads(json.dumps(event.record())) for event in told if isinstance(event, Evaluated)]
+    assert [record["step"] for record in records] == [0, 3, 4]
+    assert [{**line, "train_loss": 0} for line in metrics(tmp_path / "run")] == [
+        {**record, "train_loss": 0} for record in records
+    ]
 
 
 def test_the_summary_says_how_it_ended(base: str, data: ImageData, tmp_path: Path) -> None:
