@@ -210,8 +210,11 @@ def _adapted(checkpoint: Checkpoint, to: str) -> Checkpoint:
     changes: dict[str, Any] = {}
     key = "embedding.positions.table"
     if config.position in ("sinusoidal", "sinusoidal_2d"):
-        zeros = torch.zeros(1, config.num_prefix_tokens + config.grid[0] * config.grid[1], config.embed_dim)
-        state[key] = model.embedding.positions(zeros.to(next(model.parameters())))[0]
+        positions, zeros = model.embedding.positions, torch.zeros(1, 1, config.embed_dim)
+        zeros = zeros.to(next(model.parameters()))
+        count, (rows, columns) = config.num_prefix_tokens, config.grid_size
+        prefix, patches = zeros.expand(1, count, -1), zeros.expand(1, rows * columns, -1)
+        state[key] = torch.cat([positions.of_prefix(prefix), positions(patches)], dim=1)[0]
         changes = {"position": "learned", "embedding": replace(config.embedding, positioned="all")}
     elif isinstance(model.embedding.positions, LearnedPositions) and config.embedding.register_tokens:
         positioned = config.embedding.positioned

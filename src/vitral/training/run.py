@@ -117,7 +117,7 @@ class Run:
         assert self.recipe.batch_size is not None
         self.files = RunFolder(self.folder)
         labels = self.checkpoint.labels
-        self.model: VisionTransformer = self.placement.place(self.checkpoint.model).train()
+        self.model: VisionTransformer = self.placement.place(self.checkpoint.model, training=True).train()
         choose_trained(self.model, self.recipe)
         self.model.checkpoint_layers = self.recipe.checkpoint_layers
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()

@@ -1,6 +1,7 @@
 """`vitral info`: a model's stages with shapes, parameters and FLOPs, and what its patch size costs."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,7 @@ def info(
     precision: options.Precision = "auto",
 ) -> None:
     """Every stage with its shape, parameters and FLOPs, and what the patch size costs."""
+    from vitral.bench.one_image import seconds_an_image
     from vitral.model.cost import patch_costs, stages
     from vitral.runtime.devices import Placement
 
@@ -32,7 +34,8 @@ def info(
     placement = Placement.choose(device, precision)  # type: ignore[arg-type]
     print(about)
     print_stages(config, stages(config))
-    print_patch_costs(config, patch_costs(config, placement if measure else None), placement)
+    clock = partial(seconds_an_image, placement=placement) if measure else None
+    print_patch_costs(config, patch_costs(config, clock), placement)
 
 
 def _describe_model(model: str, settings: list[str]) -> "tuple[ViTConfig, str]":
