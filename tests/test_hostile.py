@@ -33,7 +33,7 @@ HEADS: dict[str, Any] = {"num_heads": 2}  # which no file of 16 channels tells
 
 
 def tiny(**options: Any) -> VisionTransformer:
-    settings = {
+    sizes: dict[str, Any] = {
         "img_size": 8,
         "patch_size": 4,
         "embed_dim": 16,

@@ -14,6 +14,7 @@ from torchvision.models import VisionTransformer as TorchvisionViT
 from vitral.model.config import ViTConfig
 from vitral.model.encoder import EncoderLayer
 from vitral.model.vit import Features, VisionTransformer
+from vitral.runtime.devices import Placement
 
 BATCH, CHANNELS, PATCH, ROWS, COLUMNS = 2, 3, 4, 5, 7
 DIM, LAYERS, HEADS, MLP_RATIO, CLASSES = 44, 3, 11, 1.5, 13
@@ -318,13 +319,24 @@ def test_of_the_last_layer_only_what_the_head_reads_is_computed(
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.3])
 def test_scales_do_not_widen_the_stream(drop_path: float, images: Tensor) -> None:
-    model = initial_model(layer={"layer_scale": 0.1}, drop_path=drop_path).train()
+    placement = Placement(torch.device("cpu"), torch.bfloat16)
+    model = placement.place(initial_model(layer={"layer_scale": 0.1}, drop_path=drop_path), training=True)
     types: list[torch.dtype] = []
     for layer in model.layers:
         layer.register_forward_hook(lambda _, __, output: types.append(output.dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        model(images)
+    with placement.autocast():
+        model.train()(images)
     assert types == [torch.bfloat16] * LAYERS
+
+
+def test_hooks_see_every_part_of_every_layer(images: Tensor) -> None:
+    model, seen = tiny_model(), []
+    for name, module in model.layers.named_modules():
+        if not isinstance(module, nn.Identity) and name:
+            module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    model(images)
+    parts = {name for name, module in model.layers.named_modules() if not isinstance(module, nn.Identity)}
+    assert parts - {""} == set(seen)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "class_mean", "map"])
