@@ -24,11 +24,12 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from vitral.bench.rounds import synchronizer
-from vitral.data.dataset import Batch, open_data
+from vitral.data.batches import Batch
+from vitral.data.image_data import open_data
 from vitral.model.config import height_and_width
-from vitral.recipes.recipe import Recipe, resolve
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.resolve import resolve
 from vitral.runtime.devices import cpu_count
-from vitral.runtime.settings import build, nested, parse_overrides
 from vitral.training.memory import memory_need
 from vitral.training.run import (
     Reporter,
@@ -77,11 +78,10 @@ def host(run: Run, steps: int, save: Callable[[dict[str, Any]], None]) -> None:
     issued = time.perf_counter()
     wait()
     wall = (time.perf_counter() - began) / steps
-    assert run.recipe.batch_size is not None
     found = {
         "wall_ms": 1000 * wall,
         "issued_ms": 1000 * (issued - began) / steps,
-        "images_per_second": run.recipe.batch_size / wall,
+        "images_per_second": run.recipe.batches.batch_size / wall,
     }
     save(found)  # should the profiler fail
     if run.placement.device.type == "cuda":
@@ -118,8 +118,7 @@ def memory(run: Run, steps: int, save: Callable[[dict[str, Any]], None]) -> None
     began = time.perf_counter()
     take(steps)
     wait()
-    assert run.recipe.batch_size is not None
-    speed = run.recipe.batch_size * steps / (time.perf_counter() - began)
+    speed = run.recipe.batches.batch_size * steps / (time.perf_counter() - began)
     found = {"foretold_mib": need.total / MEBIBYTE, "images_per_second": speed}
     if cuda:
         peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
@@ -141,12 +140,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     arguments = parser.parse_intermixed_args()
     # A budget that is never reached, so that rate and mixing are those of a run's middle.
-    recipe = build(Recipe, {"steps": 1000, **nested(parse_overrides(arguments.settings))})
+    asked = Recipe(steps=1000).with_words(arguments.settings)
     with tempfile.TemporaryDirectory(prefix="vitral-gpu-") as folder:
         data = open_data("digits")
-        recipe = resolve(recipe, data, cpu_count())
+        recipe = resolve(asked, data, None, cpu_count())
         files = RunFolder(Path(folder) / "run")
-        run = _opened(data, files, recipe, _first_checkpoint(recipe, data), Reporter())
+        run = _opened(data, files, recipe, _first_checkpoint(recipe, data, None), Reporter())
         with _deterministic():
             measure = {"host": host, "memory": memory}[arguments.what]
             measure(run, arguments.steps, lambda found: arguments.out.write_text(json.dumps(found) + "\n"))

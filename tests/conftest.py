@@ -1,10 +1,16 @@
 """What several test files share. Sizes are distinct primes where they can be, to catch swapped axes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from vitral.data.image_data import ImageData
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.resolve import load_base, resolve
+from vitral.recipes.schema import FIELDS, Resolved
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -22,6 +28,16 @@ def write_images(
             pixels = generator.integers(0, 120, (size[1], size[0], 3)) + tint
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number:03}.png")
     return folder
+
+
+def settled(data: ImageData, recipe: Recipe, cpu_count: int = 1) -> Resolved:
+    """What a run of a recipe works with."""
+    return resolve(recipe, data, load_base(recipe), cpu_count)
+
+
+def by_name(recipe: Resolved) -> SimpleNamespace:
+    """Its settings by name; None for those that are unset."""
+    return SimpleNamespace(**{**dict.fromkeys(FIELDS), **recipe.settings()})
 
 
 @pytest.fixture(autouse=True)

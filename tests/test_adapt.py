@@ -1,7 +1,6 @@
 """Frozen parts stay as they were, and adapters become plain weights that compute the same."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from tests.test_train import base as base
 from tests.test_train import copied, opened, random_batches, small
 from tests.test_train import data as data
 from vitral.checkpoints.folder import load_checkpoint
-from vitral.data.dataset import ImageData
+from vitral.data.image_data import ImageData
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
@@ -54,7 +53,7 @@ def test_merged_adapters_compute_the_same(biases: str) -> None:
     ).eval()
     images = torch.randn(2, 3, 16, 16)
     untouched = model(images)
-    choose_trained(model, Recipe(trained="lora", lora_rank=2))
+    choose_trained(model, "lora", 2, seed=0)
     torch.testing.assert_close(model(images), untouched)  # adapters begin at nought
     for adapter in adapters(model).values():
         torch.nn.init.normal_(adapter.lora_B["default"].weight)  # pyrefly: ignore[bad-argument-type]
@@ -78,8 +77,8 @@ def test_a_lora_run_resumes_to_the_same_bits(base: str, data: ImageData, tmp_pat
     pytest.importorskip("peft")
     recipe = small(base, trained="lora", steps=4, checkpoint_steps=2, keep_state=True, learning_rate=0.01)
     train(data, tmp_path / "whole", recipe)
-    train(data, tmp_path / "parts", replace(recipe, steps=2, schedule="constant"))
-    train(data, tmp_path / "twice", replace(recipe, schedule="constant"))
+    train(data, tmp_path / "parts", recipe.changed(steps=2, schedule="constant"))
+    train(data, tmp_path / "twice", recipe.changed(schedule="constant"))
     train(data, tmp_path / "parts", Recipe(steps=4), resume=True)
     twice, parts = (load_checkpoint(tmp_path / name / "last").model for name in ("twice", "parts"))
     for name, tensor in twice.state_dict().items():
@@ -89,4 +88,4 @@ def test_a_lora_run_resumes_to_the_same_bits(base: str, data: ImageData, tmp_pat
 def test_a_model_without_a_head_has_nothing_to_train() -> None:
     model = VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=0)
     with pytest.raises(VitralError, match="trained=head trains the head"):
-        choose_trained(model, Recipe(trained="head"))
+        choose_trained(model, "head", 16, seed=0)

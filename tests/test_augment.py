@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vitral.data.dataset import seeded
+from vitral.data.randomness import seeded
 from vitral.images.augment import Augmentation, Crop, batch_mixer, training_transform
 from vitral.images.preprocess import Preprocess
 

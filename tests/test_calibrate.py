@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.conftest import write_images
+from tests.conftest import settled, write_images
 from tests.test_resume import Crash, CrashAt
 from vitral.checkpoints.convert import convert
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.cli.commands.info import _about
-from vitral.data.dataset import evaluation_batches, open_data
+from vitral.data.image_data import open_data
+from vitral.data.loader import Loader
 from vitral.evaluation.calibration import LEAST_IMAGES, calibrate, fit_temperature
 from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference.classifier import Classifier, load
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe, start
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.resolve import load_base, start
 from vitral.runtime.errors import VitralError
 from vitral.training.run import train
 
@@ -258,14 +259,14 @@ def test_a_run_with_few_validation_images_is_left_alone(
     assert load_checkpoint(tmp_path / "run").temperature == 1
 
 
-def test_fine_tuning_starts_again_at_one(recipe: Recipe) -> None:
-    resolved = replace(recipe, img_size=16)
-    assert load_checkpoint(str(recipe.model)).temperature == 5
-    assert start(resolved, LABELS).temperature == 1
+def test_fine_tuning_starts_again_at_one(data: Path, recipe: Recipe) -> None:
+    assert load_checkpoint(recipe.get("model")).temperature == 5
+    resolved = settled(open_data(str(data)), recipe)
+    assert start(resolved, LABELS, load_base(recipe)).temperature == 1
 
 
 def test_a_resumed_run_ends_at_the_same_temperature(data: Path, recipe: Recipe, tmp_path: Path) -> None:
-    recipe = replace(recipe, checkpoint_steps=2)
+    recipe = recipe.changed(checkpoint_steps=2)
     train(open_data(str(data)), tmp_path / "whole", recipe)
     with pytest.raises(Crash):
         train(open_data(str(data)), tmp_path / "cut", recipe, reporter=CrashAt(5))
@@ -304,7 +305,7 @@ def test_evaluation_averages_too(folder: Path, image_folder: Path) -> None:
 def test_a_mirrored_batch_has_the_same_answer(folder: Path, image_folder: Path) -> None:
     classifier = on_cpu(folder, tta="flip")
     split = open_data(str(image_folder)).split("val")
-    (batch,) = evaluation_batches(split, classifier.preprocess, batch_size=50)
+    (batch,) = Loader(split, classifier.preprocess).evaluation_batches(50)
     one, other = (classifier.log_probabilities(images) for images in (batch.images, batch.images.flip(3)))
     assert torch.allclose(one, other, atol=1e-6)
     assert torch.allclose(one.exp().sum(1), torch.ones(len(batch.labels)))

@@ -19,8 +19,8 @@ from vitral.evaluation.single_label import SingleLabelEvaluation, SingleLabelOut
 from vitral.model.cost import PatchCost, stages
 from vitral.model.variants import parse
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.packaged import diff
-from vitral.recipes.recipe import Recipe
+from vitral.recipes.packaged import diff, read
+from vitral.recipes.schema import Resolved
 from vitral.runtime.devices import Placement
 from vitral.runtime.plainjson import to_json
 from vitral.training.optimizers import parameter_groups
@@ -134,17 +134,11 @@ def test_brackets_in_names_are_no_markup(
 
 def a_run(**settings: Any) -> Any:
     """What the console reads of a run in its middle."""
-    resolved: dict[str, Any] = {"epochs": 200.0, "batch_size": 64, "learning_rate": 5e-4, "warmup": 0.1}
-    resolved |= {
-        "schedule": "cosine",
-        "weight_decay": 0.05,
-        "cutmix": 0.0,
-        "crop": "none",
-        "flip": False,
-        "rand_augment": 0.0,
-    }
+    resolved = {**read("small"), "model": "ViT-Ti/16", "img_size": 128, "loss": "cross_entropy"}
+    resolved |= {"epochs": 200.0, "batch_size": 64, "learning_rate": 5e-4, "weight_decay": 0.05}
+    resolved |= {"cutmix": 0.0, "crop": "none", "flip": False, "rand_augment": 0.0}
     return SimpleNamespace(
-        recipe=Recipe(**{**resolved, **settings}),
+        recipe=Resolved.of({**resolved, **settings}),
         model=VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=2),
         checkpoint=SimpleNamespace(preprocess=SimpleNamespace(img_size=(128, 128))),
         placement=Placement.choose("cpu", "float32"),

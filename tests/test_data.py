@@ -18,21 +18,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from vitral.data.dataset import (
-    Batch,
-    DamageCount,
-    Draw,
-    ImageData,
-    KeptImages,
-    Split,
-    evaluation_batches,
-    fingerprint,
-    image_sizes,
-    open_data,
-    seeded,
-    training_batches,
-)
+from vitral.data.batches import Batch, DamageCount, DecodedImages
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.loader import Loader
+from vitral.data.randomness import Sampling, seeded
 from vitral.data.sources import find_images
+from vitral.data.split import Split, fingerprint, image_sizes
 from vitral.data.workers import Loading
 from vitral.images.preprocess import open_image
 from vitral.runtime.errors import ImageError, VitralError
@@ -225,10 +216,10 @@ def test_an_empty_cell_is_one_damaged_image(tmp_path: Path, cell: Any) -> None:
     images = [{"bytes": png(3), "path": None}, cell]
     pq.write_table(pa.table({"image": images, "label": [0, 1]}), tmp_path / "a.parquet")
     split = open_data(f"{tmp_path}/a.parquet", val_fraction=0).split("train")
-    (batch,) = evaluation_batches(split, opened, batch_size=2)
+    (batch,) = Loader(split, opened).evaluation_batches(2)
     assert batch.labels.tolist() == [0]
     assert batch.damaged == (("train row 1", "the image's cell is empty"),)
-    assert image_sizes(split).tolist() == [[2, 3]]
+    assert split.typical_sizes.tolist() == [[2, 3]]
 
 
 def test_cifar10_has_5000_and_1000_images_a_class(shared: Path) -> None:
@@ -327,7 +318,7 @@ def split_of(*images: Any) -> Split:
 
 def test_sizes_are_height_and_width_of_any_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(size=(7, 5)))
-    sizes = image_sizes(split_of(tmp_path / "a.png", png(size=(4, 9)), Image.new("L", (2, 3))))
+    sizes = split_of(tmp_path / "a.png", png(size=(4, 9)), Image.new("L", (2, 3))).typical_sizes
     assert sizes.tolist() == [[5, 7], [9, 4], [3, 2]]
 
 
@@ -339,12 +330,12 @@ def test_sizes_are_of_evenly_chosen_images() -> None:
 def test_sizes_pass_over_what_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # past twice as many Pillow refuses
     split = split_of(b"text", b"", tmp_path / "gone.png", png(size=(200, 200)), png(size=(7, 5)))
-    assert image_sizes(split).tolist() == [[5, 7]]
+    assert split.typical_sizes.tolist() == [[5, 7]]
 
 
 def test_no_readable_image_is_an_error() -> None:
     with pytest.raises(VitralError, match="not one of the images could be read, for example image 0"):
-        image_sizes(split_of(b"text", b""))
+        image_sizes(split_of(b"text", b""), 10)
 
 
 def test_files_folders_and_patterns_in_the_order_given(tmp_path: Path) -> None:
@@ -482,9 +473,8 @@ def greys(count: int) -> Split:
 
 def stream(steps: int, *, seed: int = 0, first_step: int = 0, workers: int = 0) -> list[Batch]:
     """Of 13 images in batches of 4: three steps an epoch, with one image left out."""
-    batches = training_batches(
-        greys(13), noisy, batch_size=4, seed=seed, first_step=first_step, loading=Loading(workers)
-    )
+    loader = Loader(greys(13), opened, Loading(workers))
+    batches = loader.training_batches(noisy, batch_size=4, seed=seed, first_step=first_step)
     return list(islice(batches, steps))
 
 
@@ -497,7 +487,7 @@ def assert_same_bits(ours: Sequence[Batch], theirs: Sequence[Batch]) -> None:
     assert all(torch.equal(a.images, b.images) for a, b in zip(ours, theirs, strict=True))
 
 
-def kept(images: Sequence[Any]) -> tuple[KeptImages, list[Any]]:
+def kept(images: Sequence[Any]) -> tuple[DecodedImages, list[Any]]:
     """Images that are kept, and a growing list of what was opened for them."""
     log: list[Any] = []
 
@@ -505,7 +495,7 @@ def kept(images: Sequence[Any]) -> tuple[KeptImages, list[Any]]:
         log.append(source)
         return open_image(source)
 
-    return KeptImages(images, note), log
+    return DecodedImages(images, note), log
 
 
 def test_a_small_image_is_opened_once_and_its_pixels_stay() -> None:
@@ -528,7 +518,7 @@ def test_what_is_done_to_a_kept_image_does_not_reach_the_next_epoch() -> None:
 
 
 def test_large_images_and_those_past_the_room_are_opened_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitral.data.dataset.KEPT_BYTES", 20)  # one image of 3x2 pixels has 18 bytes
+    monkeypatch.setattr("vitral.data.batches.KEPT_BYTES", 20)  # one image of 3x2 pixels has 18 bytes
     sources = [png(1, (65, 64)), png(2), png(3)]
     images, log = kept(sources)
     for _ in range(2):
@@ -551,7 +541,7 @@ def test_each_epoch_has_no_image_twice_and_leaves_out_less_than_a_batch() -> Non
 
 
 def test_every_image_is_seen_when_batches_divide_the_epoch() -> None:
-    batches = training_batches(greys(12), opened, batch_size=4, seed=0)
+    batches = Loader(greys(12), opened).training_batches(opened, batch_size=4, seed=0)
     assert sorted(labels(list(islice(batches, 3)))) == list(range(12))
 
 
@@ -599,15 +589,8 @@ def test_workers_change_nothing() -> None:
 def repeated(
     steps: int, repeats: int, *, count: int = 13, first_step: int = 0, workers: int = 0
 ) -> list[Batch]:
-    batches = training_batches(
-        greys(count),
-        noisy,
-        batch_size=4,
-        seed=0,
-        first_step=first_step,
-        draw=Draw(repeats=repeats),
-        loading=Loading(workers),
-    )
+    loader, sampling = Loader(greys(count), opened, Loading(workers)), Sampling(repeats=repeats)
+    batches = loader.training_batches(noisy, batch_size=4, seed=0, first_step=first_step, sampling=sampling)
     return list(islice(batches, steps))
 
 
@@ -642,22 +625,20 @@ def test_repeated_augmentation_is_the_same_with_workers() -> None:
 
 
 def test_evaluation_sees_every_image_once_in_order() -> None:
-    batches = list(evaluation_batches(greys(13), opened, batch_size=4))
+    batches = list(Loader(greys(13), opened).evaluation_batches(4))
     assert [len(batch.labels) for batch in batches] == [4, 4, 4, 1]
     assert labels(batches) == list(range(13))
     assert torch.cat([batch.images for batch in batches])[:, 0, 0, 0].tolist() == list(range(13))
 
 
 def test_evaluation_with_workers_keeps_the_order() -> None:
-    assert labels(list(evaluation_batches(greys(13), opened, batch_size=4, loading=Loading(2)))) == list(
-        range(13)
-    )
+    assert labels(list(Loader(greys(13), opened, Loading(2)).evaluation_batches(4))) == list(range(13))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damaged_images_are_left_out_and_named(workers: int) -> None:
     split = split_of(png(0), b"text", png(2), png(3)[:30], png(4))
-    first, second = evaluation_batches(split, opened, batch_size=3, loading=Loading(workers))
+    first, second = Loader(split, opened, Loading(workers)).evaluation_batches(3)
     assert first.labels.tolist() == [0, 2]
     assert first.images.shape == (2, 3, 2, 3)
     assert [name for name, _ in (*first.damaged, *second.damaged)] == ["image 1", "image 3"]
@@ -666,7 +647,7 @@ def test_damaged_images_are_left_out_and_named(workers: int) -> None:
 
 
 def test_a_batch_of_damaged_images_only_is_empty() -> None:
-    (batch,) = evaluation_batches(split_of(b"", b""), opened, batch_size=2)
+    (batch,) = Loader(split_of(b"", b""), opened).evaluation_batches(2)
     assert len(batch.labels) == len(batch.images) == 0
     assert len(batch.damaged) == 2
 
@@ -676,7 +657,7 @@ def test_another_error_of_the_transform_is_not_taken_for_damage() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        next(evaluation_batches(greys(2), broken, batch_size=2))
+        next(Loader(greys(2), broken).evaluation_batches(2))
 
 
 # --- Damage and seeds ------------------------------------------------------------------------------
@@ -738,7 +719,7 @@ def test_seeds_are_spread_evenly() -> None:
 
 def test_a_balanced_epoch_draws_every_class_as_often() -> None:
     labels = np.array([0] * 90 + [1] * 9 + [2] * 3)
-    order = Draw(balanced=True).order(labels, np.random.default_rng(0))
+    order = Sampling(balanced=True).order(labels, np.random.default_rng(0))
     assert len(order) == 102
     assert np.bincount(labels[order]).tolist() == [34, 34, 34]
     times = np.bincount(order, minlength=102)
@@ -751,8 +732,8 @@ def test_a_balanced_epoch_draws_every_class_as_often() -> None:
 def test_a_balanced_run_may_begin_at_any_step() -> None:
     def first_batches(first_step: int, count: int) -> list[list[int]]:
         split = replace(greys(13), labels=np.array([0] * 10 + [1] * 3))
-        batches = training_batches(
-            split, noisy, batch_size=4, seed=0, first_step=first_step, draw=Draw(balanced=True)
+        batches = Loader(split, opened).training_batches(
+            noisy, batch_size=4, seed=0, first_step=first_step, sampling=Sampling(balanced=True)
         )
         return [batch.images.flatten().tolist() for batch, _ in zip(batches, range(count), strict=False)]
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.conftest import write_images
-from vitral.data.dataset import Split, open_data, sample
+from vitral.data.image_data import open_data
+from vitral.data.split import Split
+from vitral.data.subsets import sample
 from vitral.evaluation import doctor
 from vitral.evaluation.doctor import Diagnosis, Finding, diagnose, mcnemar, paired
 from vitral.evaluation.evaluate import evaluate_classifier

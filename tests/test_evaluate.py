@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from tests.conftest import write_images
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
-from vitral.data.dataset import Batch, Split, open_data
+from vitral.data.batches import Batch
+from vitral.data.image_data import open_data
+from vitral.data.loader import Loader
+from vitral.data.split import Split
 from vitral.evaluation import evaluate as evaluation_module
 from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.evaluation.single_label import SingleLabelEvaluation, SingleLabelOutcomes, calibration_error
@@ -270,13 +273,12 @@ def tint_classifier(labels: str = "ant bee cat", **metadata: Any) -> Classifier:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the images that were evaluated, in this process."""
     names: list[str] = []
-    load_batches = evaluation_module.evaluation_batches
 
-    def watched(split: Any, transform: Any, *, batch_size: int, loading: Any) -> Any:
+    def watched(split: Any, transform: Any, _: Any) -> Loader:
         names.extend(split.names)
-        return load_batches(split, transform, batch_size=batch_size)
+        return Loader(split, transform)
 
-    monkeypatch.setattr(evaluation_module, "evaluation_batches", watched)
+    monkeypatch.setattr(evaluation_module, "Loader", watched)
     return names
 
 
@@ -290,7 +292,7 @@ def run(image_folder: Path, tmp_path: Path) -> Path:
     model = VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=2)
     save_checkpoint(tmp_path / "base", Checkpoint(model, Preprocess((16, 16)), ("x", "y")))
     recipe = Recipe(model=str(tmp_path / "base"), steps=1, batch_size=8, workers=0, seed=11, val_fraction=0.4)
-    data = open_data(str(image_folder), val_fraction=recipe.val_fraction, seed=recipe.seed)
+    data = open_data(str(image_folder), val_fraction=0.4, seed=11)
     train(data, tmp_path / "run", recipe)
     return tmp_path / "run"
 

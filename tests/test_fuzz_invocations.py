@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.cli import app as cli
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe
+from vitral.recipes.schema import FIELDS
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ GOOD = {
     "--top": "2", "--limit": "4", "--seed": "3", "--img-size": "16", "--features": "mean", "--layer": "-1",
     "--per-class": "2", "--to": "timm", "--recipe": "deit", "--batch-size": "2", "--max-damaged": "0.5",
 }  # fmt: skip
-SETTINGS = [field.name for field in fields(Recipe)]
+SETTINGS = list(FIELDS)
 
 
 @dataclass

@@ -33,7 +33,7 @@ CHILD = r"""
 import json, re, sys, time
 from pathlib import Path
 from vitral.runtime.errors import VitralError
-from vitral.data.dataset import open_data
+from vitral.data.image_data import open_data
 from vitral.images.preprocess import Preprocess, open_image
 
 def status(key):

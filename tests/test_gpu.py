@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.conftest import write_images
-from tests.test_held import MOVES, held, split_of
+from tests.conftest import settled, write_images
+from tests.test_in_memory import MOVES, in_memory, split_of
 from tests.test_resume import Crash, CrashAt, assert_same_run
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import Draw, ImageData, open_data
+from vitral.data.image_data import ImageData, open_data
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
 from vitral.model.variants import create
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe, resolve
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.resolve import load_base
 from vitral.runtime.devices import Placement, cpu_count
 from vitral.training.run import Reporter, _first_checkpoint, _opened, _training_batches, step, train
 from vitral.training.run_folder import RunFolder
@@ -29,11 +30,8 @@ from vitral.training.step import update_average
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-    # The compiler advises lower precision, or says what it did not do.
-    pytest.mark.filterwarnings("ignore::UserWarning:torch._inductor"),
-    # torch's own compiler, as it is imported under Python 3.12.
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
+    # Warnings of other libraries, of another version of Python too, are shown there and fail nothing.
+    pytest.mark.filterwarnings("default"),
 ]
 
 
@@ -116,8 +114,9 @@ def test_gradients_are_those_of_the_cpu_in_float32(
 )
 def test_no_step_waits_for_the_device(data: ImageData, tmp_path: Path, changes: dict[str, Any]) -> None:
     settings = recipe(steps=40, class_weights="balanced", **changes)
-    settings = resolve(settings, data, cpu_count())
-    run = _opened(data, RunFolder(tmp_path / "run"), settings, _first_checkpoint(settings, data), Reporter())
+    resolved = settled(data, settings, cpu_count())
+    checkpoint = _first_checkpoint(resolved, data, load_base(settings))
+    run = _opened(data, RunFolder(tmp_path / "run"), resolved, checkpoint, Reporter())
     batches = _training_batches(run)
     for batch in islice(
         batches, 10
@@ -252,11 +251,11 @@ def test_a_gpu_is_chosen_where_there_is_one() -> None:
     assert Placement.choose() == Placement(torch.device("cuda"), torch.bfloat16)
 
 
-def test_held_images_are_those_of_the_cpu() -> None:
+def test_images_in_memory_are_those_of_the_cpu() -> None:
     split = split_of(13, damaged=(3,))
-    course: dict[str, Any] = {"batch_size": 4, "seed": 1, "first_step": 2, "draw": Draw()}
-    there = held(split, device=torch.device("cuda")).training_batches(MOVES, **course)
-    here = held(split).training_batches(MOVES, **course)
+    course: dict[str, Any] = {"batch_size": 4, "seed": 1, "first_step": 2}
+    there = in_memory(split, device=torch.device("cuda")).training_batches(MOVES, **course)
+    here = in_memory(split).training_batches(MOVES, **course)
     for ours, theirs in islice(zip(there, here, strict=True), 5):
         assert ours.images.device.type == ours.labels.device.type == "cuda"
         torch.testing.assert_close(ours.images.cpu(), theirs.images)

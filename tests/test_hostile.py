@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.checkpoints.formats import open_weights
-from vitral.checkpoints.layouts import google, tables, timm
+from vitral.checkpoints.formats.open import open_weights
+from vitral.checkpoints.layouts import google, key_table
+from vitral.checkpoints.layouts.timm import keys as timm
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
@@ -51,12 +52,12 @@ STATE: State = {name: tensor.detach() for name, tensor in MODEL.state_dict().ite
 
 def timms(dtype: torch.dtype = torch.float32) -> State:
     """The tiny model under timm's names, which DeiT's, DINO's and MAE's files have too."""
-    named = tables.write(timm.rows(MODEL.config), STATE, len(MODEL.layers))
+    named = key_table.write(timm.rows(MODEL.config), STATE, len(MODEL.layers))
     return {name: tensor.to(dtype, copy=True) for name, tensor in named.items()}
 
 
 def googles() -> dict[str, np.ndarray]:
-    named = tables.write(google.rows(MODEL.config), STATE, len(MODEL.layers))
+    named = key_table.write(google.rows(MODEL.config), STATE, len(MODEL.layers))
     return {name: tensor.clone().numpy() for name, tensor in named.items()}
 
 
@@ -942,7 +943,7 @@ def wide_pth(folder: Path) -> Path:
 def wide_arrays() -> dict[str, np.ndarray]:
     model = wide()
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    return {name: x.numpy() for name, x in tables.write(google.rows(model.config), state, DEPTH).items()}
+    return {name: x.numpy() for name, x in key_table.write(google.rows(model.config), state, DEPTH).items()}
 
 
 def wide_scan(folder: Path) -> Path:

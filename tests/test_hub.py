@@ -22,7 +22,8 @@ import torch
 import vitral
 from vitral.checkpoints import hub, push
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.checkpoints.layouts import tables, timm
+from vitral.checkpoints.layouts import key_table
+from vitral.checkpoints.layouts.timm import keys as timm
 from vitral.images.preprocess import Preprocess
 from vitral.runtime.errors import VitralError
 
@@ -265,7 +266,7 @@ def shards(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
 def of_timm(model: Path) -> dict[str, torch.Tensor]:
     found = load_checkpoint(model).model
     state = {name: tensor.detach() for name, tensor in found.state_dict().items()}
-    return tables.write(timm.rows(found.config), state, len(found.layers))
+    return key_table.write(timm.rows(found.config), state, len(found.layers))
 
 
 def test_shards_of_safetensors_go_before_a_pickle(server: type[Hub], model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitral.checkpoints.convert import Certificate, convert
+from vitral.checkpoints.certificate import Certificate
+from vitral.checkpoints.convert import convert
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint
 from vitral.model.vit import VisionTransformer
 

@@ -22,7 +22,7 @@ from torch import nn
 import vitral
 from vitral.checkpoints.convert import convert
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import open_data
+from vitral.data.image_data import open_data
 from vitral.evaluation.evaluate import choose_split
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
@@ -158,7 +158,8 @@ def test_a_default_that_no_file_states_is_that_of_the_family_and_is_said(tmp_pat
 
 def test_what_timm_publishes_its_models_with_is_known_by_name() -> None:
     timm = pytest.importorskip("timm")
-    from vitral.checkpoints.layouts.timm import _PLAIN, published
+    from vitral.checkpoints.layouts.preprocessing import timm_published
+    from vitral.checkpoints.layouts.timm.read import _PLAIN
 
     others = (
         "hybrid", "_r26", "_r50", "_r_s", "resnet", "relpos", "naflex", "miil", "mci", "sapiens", "tips",
@@ -169,7 +170,7 @@ def test_what_timm_publishes_its_models_with_is_known_by_name() -> None:
     for name in names:
         theirs = timm.get_pretrained_cfg(name)
         if theirs is not None:
-            mine = published(name)
+            mine = timm_published(name)
             assert (tuple(mine["mean"]), tuple(mine["std"])) == (tuple(theirs.mean), tuple(theirs.std)), name
             for field in ("crop_pct", "crop_mode", "interpolation"):
                 assert mine[field] == getattr(theirs, field), name
@@ -419,7 +420,7 @@ def test_the_held_out_images_are_known_after_every_conversion(
     to: str, image_folder: Path, tmp_path: Path
 ) -> None:
     images = image_folder
-    from vitral.data.dataset import fingerprint
+    from vitral.data.split import fingerprint
 
     data = open_data(str(images), val_fraction=0.25, seed=5)
     record = {

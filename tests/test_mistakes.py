@@ -16,7 +16,7 @@ from tests.conftest import write_images
 from tests.test_evaluate import Tint, tint_classifier
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.cli import app as cli
-from vitral.data.dataset import Split
+from vitral.data.split import Split
 from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.evaluation.mistakes import Mistakes, find_mistakes
 from vitral.evaluation.multi_label import MultiLabelOutcomes

@@ -22,17 +22,21 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.conftest import settled
 from tests.test_cli import Result, Vitral
 from tests.test_cli import vitral as vitral
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import Draw, Split, evaluation_batches, open_data, training_batches
+from vitral.data.image_data import open_data
+from vitral.data.loader import Loader
+from vitral.data.randomness import Sampling
+from vitral.data.split import Split
 from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.evaluation.multi_label import MultiLabelEvaluation, MultiLabelOutcomes
-from vitral.images.augment import batch_mixer
+from vitral.images.augment import Augmentation, batch_mixer
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import load
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe, resolve
+from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
 from vitral.training.objective import Objective, balanced_weights
 from vitral.training.run import Reporter, Run, train
@@ -196,7 +200,7 @@ def test_what_is_found_is_described(tmp_path: Path) -> None:
 def test_a_balanced_draw_shows_each_class_its_share(tmp_path: Path) -> None:
     rows = rows_of({("a",): 80, ("a", "b"): 15, ("c",): 3, (): 2})
     labels = open_data(write_rows(tmp_path / "a.parquet", rows), val_fraction=0).split("train").labels
-    order = Draw(balanced=True).order(labels, np.random.default_rng(0))
+    order = Sampling(balanced=True).order(labels, np.random.default_rng(0))
     shown = labels[order]
     assert len(order) == 100
     # Four groups draw 25 each; a is shown by all of its own draws and of b's.
@@ -209,7 +213,7 @@ def test_a_balanced_draw_shows_each_class_its_share(tmp_path: Path) -> None:
 def test_batches_carry_a_column_a_class(squares: str) -> None:
     split = open_data(squares).split("train")
     preprocess = Preprocess((16, 16))
-    batches = list(evaluation_batches(split.take(np.arange(10)), preprocess, batch_size=4))
+    batches = list(Loader(split.take(np.arange(10)), preprocess).evaluation_batches(4))
     assert [batch.labels.shape for batch in batches] == [(4, 4), (4, 4), (2, 4)]
     assert torch.cat([batch.labels for batch in batches]).tolist() == split.labels[:10].astype(float).tolist()
     assert batches[0].labels.dtype == torch.float32
@@ -219,10 +223,10 @@ def test_damaged_images_leave_no_row_of_labels() -> None:
     labels = np.array([[1, 0], [0, 1], [1, 1]], dtype=bool)
     good = picture(["red"], np.random.default_rng(0))
     split = Split([good, b"no image", good], labels, ["one", "two", "three"])
-    (batch,) = evaluation_batches(split, Preprocess((16, 16)), batch_size=3)
+    (batch,) = Loader(split, Preprocess((16, 16))).evaluation_batches(3)
     assert batch.labels.tolist() == [[1, 0], [1, 1]]
     assert [name for name, _ in batch.damaged] == ["two"]
-    (empty,) = evaluation_batches(split.take(np.array([1])), Preprocess((16, 16)), batch_size=1)
+    (empty,) = Loader(split.take(np.array([1])), Preprocess((16, 16))).evaluation_batches(1)
     assert len(empty.labels) == 0
 
 
@@ -230,13 +234,8 @@ def test_a_training_batch_is_the_same_from_any_step(squares: str) -> None:
     split = open_data(squares).split("train")
 
     def stream(first_step: int, count: int) -> list[Tensor]:
-        batches = training_batches(
-            split,
-            Preprocess((16, 16)),
-            batch_size=50,
-            seed=0,
-            first_step=first_step,
-            draw=Draw(balanced=True),
+        batches = Loader(split, Preprocess((16, 16))).training_batches(
+            Augmentation(), batch_size=50, seed=0, first_step=first_step, sampling=Sampling(balanced=True)
         )
         return [batch.labels for batch in islice(batches, count)]
 
@@ -290,10 +289,9 @@ def test_balanced_weights_are_scikit_learns_of_each_class_alone() -> None:
 def test_the_weighted_loss_is_that_of_scikit_learns_sample_weights() -> None:
     labels = imbalanced()
     logits = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
-    recipe = Recipe(loss="binary", label_smoothing=0.0, class_weights="balanced")
     weights = torch.from_numpy(balanced_weights(labels, 3)).float()
     targets = torch.from_numpy(labels).float()
-    found = Objective(recipe, weights)([logits], targets, torch.zeros(1))
+    found = Objective("binary", 0.0, weights)([logits], targets, torch.zeros(1))
     each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").numpy()
     columns = [each[:, i] * compute_sample_weight("balanced", labels[:, i]) for i in range(3)]
     assert float(found) == pytest.approx(np.mean(columns), rel=1e-5)
@@ -302,8 +300,7 @@ def test_the_weighted_loss_is_that_of_scikit_learns_sample_weights() -> None:
 def test_smoothing_does_not_make_an_absent_rare_class_likely() -> None:
     """What torch's pos_weight would: the least loss lies at a probability of 0.5 and more."""
     labels = np.arange(1000)[:, None] < np.array([[1, 500]])
-    recipe = Recipe(loss="binary", label_smoothing=0.1)
-    objective = Objective(recipe, torch.from_numpy(balanced_weights(labels, 2)).float())
+    objective = Objective("binary", 0.1, torch.from_numpy(balanced_weights(labels, 2)).float())
     logits = torch.zeros(1, 2, requires_grad=True)
     optimizer = torch.optim.LBFGS([logits], max_iter=50)
 
@@ -455,15 +452,15 @@ def test_a_flag_that_is_none_is_refused(model: Path) -> None:
 
 
 def test_the_loss_is_chosen_from_the_data(squares: str, image_folder: Path) -> None:
-    assert resolve(Recipe(), open_data(squares), 1).loss == "binary"
-    assert resolve(Recipe(), open_data(str(image_folder)), 1).loss == "cross_entropy"
-    assert resolve(Recipe(loss="binary"), open_data(str(image_folder)), 1).loss == "binary"
+    assert settled(open_data(squares), Recipe()).criterion.loss == "binary"
+    assert settled(open_data(str(image_folder)), Recipe()).criterion.loss == "cross_entropy"
+    assert settled(open_data(str(image_folder)), Recipe(loss="binary")).criterion.loss == "binary"
 
 
 @pytest.mark.parametrize("setting", [{"loss": "cross_entropy"}, {"teacher": "runs/teacher"}])
 def test_settings_for_one_class_an_image_are_refused(squares: str, setting: dict[str, Any]) -> None:
     with pytest.raises(VitralError, match=r"is for one class an image, and .* has lists of labels"):
-        resolve(Recipe(**setting), open_data(squares), 1)
+        settled(open_data(squares), Recipe(**setting))
 
 
 class StopAt(Reporter):

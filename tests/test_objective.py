@@ -1,7 +1,5 @@
 """Losses follow their formulas and other libraries; teachers see what they expect."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -12,12 +10,10 @@ from torch.nn import functional as F
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
-from vitral.training.objective import Objective, Teacher, balanced_weights
+from vitral.training.objective import Distillation, Objective, Teacher, balanced_weights
 
-PLAIN = Recipe(label_smoothing=0.0)
 IMAGES = torch.zeros(6, 3, 16, 16)
 
 
@@ -34,7 +30,7 @@ def mixed() -> Tensor:
 
 def test_cross_entropy_weighs_classes() -> None:
     weights = torch.tensor([0.5, 1.0, 2.0, 0.25])
-    found = Objective(PLAIN, weights)([logits()], mixed(), IMAGES)
+    found = Objective("cross_entropy", 0.0, weights)([logits()], mixed(), IMAGES)
     by_hand = -(weights * mixed() * logits().log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(found, by_hand)
 
@@ -49,12 +45,12 @@ def test_balanced_weights_are_scikit_learns() -> None:
 def test_binary_loss_is_timms() -> None:
     timm_loss = pytest.importorskip("timm.loss")
     theirs = timm_loss.BinaryCrossEntropy(smoothing=0.0, target_threshold=0.0)
-    found = Objective(replace(PLAIN, loss="binary"))([logits()], mixed(), IMAGES)
+    found = Objective("binary")([logits()], mixed(), IMAGES)
     torch.testing.assert_close(found, theirs(logits(), mixed()))
 
 
 def test_binary_loss_smooths_towards_every_class() -> None:
-    found = Objective(Recipe(loss="binary", label_smoothing=0.2))([logits()], mixed(), IMAGES)
+    found = Objective("binary", 0.2)([logits()], mixed(), IMAGES)
     targets = torch.where(mixed() > 0, 0.85, 0.05)
     by_hand = -(targets * logits().sigmoid().log() + (1 - targets) * (-logits()).sigmoid().log()).mean()
     torch.testing.assert_close(found, by_hand)
@@ -71,9 +67,9 @@ class Fixed(Teacher):
 
 
 def test_hard_distillation_is_deits_equation_3() -> None:
-    recipe = replace(PLAIN, distillation="hard", distillation_share=0.5)
     student, token, teacher = logits(0), logits(1), logits(2)
-    found = Objective(recipe, teacher=Fixed(teacher))([student, token], mixed(), IMAGES)
+    how = Distillation(Fixed(teacher), "hard", share=0.5)
+    found = Objective("cross_entropy", distillation=how)([student, token], mixed(), IMAGES)
     supervised = -(mixed() * student.log_softmax(1)).sum(1).mean()
     labels = teacher.argmax(1)
     distilled = -token.log_softmax(1)[torch.arange(6), labels].mean()
@@ -81,9 +77,9 @@ def test_hard_distillation_is_deits_equation_3() -> None:
 
 
 def test_soft_distillation_is_deits_equation_2() -> None:
-    recipe = replace(PLAIN, distillation="soft", distillation_share=0.1, distillation_temperature=2.0)
     student, teacher = logits(0), logits(2)
-    found = Objective(recipe, teacher=Fixed(teacher))([student], mixed(), IMAGES)
+    how = Distillation(Fixed(teacher), "soft", share=0.1, temperature=2.0)
+    found = Objective("cross_entropy", distillation=how)([student], mixed(), IMAGES)
     p, q = (teacher / 2).softmax(1), (student / 2).softmax(1)
     divergence = (p * (p.log() - q.log())).sum(1).mean()
     supervised = -(mixed() * student.log_softmax(1)).sum(1).mean()

@@ -284,4 +284,4 @@ def test_the_rate_falls_to_its_final_share() -> None:
 def test_a_rate_for_another_batch_is_scaled_linearly() -> None:
     # DeiT: 5e-4 for a batch of 512, so 1e-3 for 1,024.
     assert math.isclose(scaled_rate(5e-4, 1024, 512), 1e-3)
-    assert math.isclose(scaled_rate(5e-4, 1024, None), 5e-4)
+    assert math.isclose(scaled_rate(5e-4, 1024, 0), 5e-4)

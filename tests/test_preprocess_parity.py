@@ -17,7 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision import models
 
-from vitral.checkpoints.layouts import timm, torchvision, transformers
+from vitral.checkpoints.layouts import preprocessing
+from vitral.checkpoints.layouts.timm import preprocessing as timm
+from vitral.checkpoints.layouts.transformers import preprocessing as transformers
 from vitral.images.preprocess import Preprocess
 
 HALF = (0.5, 0.5, 0.5)
@@ -87,7 +89,7 @@ TIMM: dict[str, dict[str, Any]] = {
 def timm_pair(about: dict[str, Any]) -> tuple[Preprocess, Any]:
     data = pytest.importorskip("timm.data")
     theirs = data.create_transform(**data.resolve_data_config(pretrained_cfg=about), is_training=False)
-    return timm._preprocess(about, tuple(about["input_size"][1:])), theirs
+    return timm.read_preprocess(about, tuple(about["input_size"][1:])), theirs
 
 
 @pytest.mark.parametrize("about", TIMM.values(), ids=TIMM.keys())
@@ -211,7 +213,7 @@ def test_photos_reach_the_model_as_transformers_sends_them(
     processor = processor_class(kind, backend)(**options)
     processor.save_pretrained(tmp_path)
     about = json.loads((tmp_path / transformers.PREPROCESSOR_FILE).read_text())
-    ours = transformers._preprocess(about, (224, 224))
+    ours = transformers.read_preprocess(about, (224, 224))
     for photo in photos:
         bound = bound_of(name, backend, ours, photo)
         assert_within(bound, ours(photo), theirs_of(processor, photo), ours)
@@ -221,7 +223,7 @@ def test_photos_reach_the_model_as_transformers_sends_them(
 def test_odd_sizes_are_rounded_and_cut_as_in_transformers(edge: int, side: int) -> None:
     size = {"size": {"shortest_edge": edge}, "crop_size": {"height": side, "width": side}}
     processor = processor_class("CLIP", "Pillow")(**size)
-    ours = transformers._preprocess({**processor.to_dict(), **size}, (side, side))
+    ours = transformers.read_preprocess({**processor.to_dict(), **size}, (side, side))
     for picture in odd_pictures(30):
         assert_within(EXACT, ours(picture), theirs_of(processor, picture), ours)
 
@@ -252,7 +254,7 @@ OLD = {
 @pytest.mark.parametrize(("kind", "about"), OLD.items(), ids=OLD.keys())
 def test_what_older_versions_wrote_is_read_as_transformers_reads_it(kind: str, about: dict[str, Any]) -> None:
     processor = processor_class(kind, "Pillow").from_dict(about)
-    ours = transformers._preprocess(about, (224, 224))
+    ours = transformers.read_preprocess(about, (224, 224))
     for picture in odd_pictures(5):
         assert_within(EXACT, ours(picture), theirs_of(processor, picture), ours)
 
@@ -282,7 +284,7 @@ def test_photos_reach_the_model_as_torchvision_sends_them(
     name: str, shape: tuple[int, int, int], photos: list[Image.Image]
 ) -> None:
     side, width, patch = shape
-    ours, theirs = torchvision._preprocess((side, side), width, patch), models.get_weight(name).transforms()
+    ours, theirs = preprocessing.torchvision((side, side), width, patch), models.get_weight(name).transforms()
     for photo in photos:
         assert torch.equal(ours(photo), theirs(photo.convert("RGB")))
 

@@ -15,7 +15,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint
-from vitral.data.dataset import DamageCount, Split, few_shot, open_data
+from vitral.data.batches import DamageCount
+from vitral.data.image_data import open_data
+from vitral.data.split import Split
+from vitral.data.subsets import few_shot
 from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.evaluation.probe import (
     LinearHead,

@@ -11,12 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.conftest import by_name, settled
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import ImageData, Split
+from vitral.data.image_data import ImageData
+from vitral.data.split import Split
 from vitral.images.preprocess import Preprocess
 from vitral.model.variants import parse
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import OptimizerName, Recipe, Trained, resolve, start
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.resolve import load_base, start
+from vitral.recipes.schema import OptimizerName, Trained
 from vitral.runtime.errors import VitralError
 
 LABELS = ("ant", "bee", "cat")
@@ -34,8 +38,14 @@ def data_of(images: list[Image.Image], *, mirror_safe: bool = True) -> ImageData
     return ImageData("blank", ("ant", "bee"), {"train": split, "val": split}, mirror_safe=mirror_safe)
 
 
-def resolved(data: ImageData, *, cpu_count: int = 1, **settings: Any) -> Recipe:
-    return resolve(Recipe(**settings), data, cpu_count)
+def resolved(data: ImageData, *, cpu_count: int = 1, **settings: Any) -> Any:
+    return by_name(settled(data, Recipe(**settings), cpu_count))
+
+
+def started(recipe: Recipe, labels: tuple[str, ...] = ("ant", "bee", "cat")) -> Checkpoint:
+    """What a run of a recipe begins with."""
+    data = replace(pictures(), classes=labels)
+    return start(settled(data, recipe), labels, load_base(recipe))
 
 
 @pytest.fixture
@@ -61,7 +71,8 @@ def test_large_images_are_reduced_and_tiny_ones_enlarged() -> None:
 
 @pytest.mark.parametrize("side", [1, 8, 12, 13, 32, 49, 64, 100, 101, 4000])
 def test_the_chosen_model_is_a_hybrid_with_a_grid_worth_attending_to(side: int) -> None:
-    model = start(resolved(pictures(2, size=(side, side)), batch_size=1), LABELS).model
+    recipe = settled(pictures(2, size=(side, side)), Recipe(batch_size=1))
+    model = start(recipe, LABELS, None).model
     assert model.config.stem
     assert all(3 <= cells <= 12 for cells in model.config.grid_size)
 
@@ -215,7 +226,7 @@ def test_an_unknown_model_is_answered_with_the_nearest(name: str) -> None:
 
 def test_a_fresh_model_is_the_recipes(base: str) -> None:
     recipe = Recipe(model="ViT-Pico/4", img_size=(12, 20), dropout=0.2, drop_path=0.3, pooling="mean")
-    checkpoint = start(recipe, LABELS)
+    checkpoint = started(recipe, LABELS)
     config = checkpoint.model.config
     assert (config.img_size, config.num_classes) == ((12, 20), 3)
     assert (config.dropout, config.drop_path, config.pooling) == (0.2, 0.3, "mean")
@@ -229,10 +240,10 @@ def test_a_setting_within_a_group_leaves_the_rest_as_the_model_has_it(tmp_path: 
     recipe = Recipe(
         model="Conv+ViT-Pico/4", img_size=16, architecture={"layer.attention.relative_start": "zero"}
     )
-    fresh = start(recipe, LABELS)
+    fresh = started(recipe, LABELS)
     assert fresh.model.config.layer == expected
-    save_checkpoint(tmp_path, start(replace(recipe, architecture={}), LABELS))
-    assert start(replace(recipe, model=str(tmp_path)), LABELS).model.config.layer == expected
+    save_checkpoint(tmp_path, started(recipe.changed(architecture={}), LABELS))
+    assert started(recipe.changed(model=str(tmp_path)), LABELS).model.config.layer == expected
 
 
 @pytest.mark.parametrize(
@@ -247,18 +258,18 @@ def test_a_setting_within_a_group_leaves_the_rest_as_the_model_has_it(tmp_path: 
 )
 def test_an_architecture_that_cannot_be_used_is_refused(architecture: dict[str, Any], text: str) -> None:
     with pytest.raises(VitralError, match=f"^model=ViT-Pico/4: {re.escape(text)}"):
-        start(Recipe(model="ViT-Pico/4", img_size=16, architecture=architecture), LABELS)
+        started(Recipe(model="ViT-Pico/4", img_size=16, architecture=architecture), LABELS)
 
 
 @pytest.mark.parametrize(("crop", "kept"), [("padded", 1.0), ("none", 1.0), ("resized", 0.9)])
 def test_zoomed_training_is_judged_on_the_middle_of_images(crop: Any, kept: float) -> None:
-    checkpoint = start(Recipe(model="ViT-Pico/4", img_size=16, crop=crop), LABELS)
+    checkpoint = started(Recipe(model="ViT-Pico/4", img_size=16, crop=crop), LABELS)
     assert checkpoint.preprocess.crop_fraction == kept
 
 
 @pytest.mark.parametrize("crop", ["padded", "resized"])
 def test_the_centre_that_evaluation_keeps_can_be_named(crop: Any, base: str) -> None:
-    fresh = start(Recipe(model="ViT-Pico/4", img_size=16, crop=crop, crop_fraction=0.7), LABELS)
+    fresh = started(Recipe(model="ViT-Pico/4", img_size=16, crop=crop, crop_fraction=0.7), LABELS)
     assert fresh.preprocess.crop_fraction == 0.7
     assert tuned(base, crop=crop).preprocess.crop_fraction == 0.8
     assert tuned(base, crop=crop, crop_fraction=0.7).preprocess.crop_fraction == 0.7
@@ -274,7 +285,7 @@ def positions(checkpoint: Checkpoint) -> Tensor:
 
 def tuned(base: str, labels: tuple[str, ...] = LABELS, **settings: Any) -> Checkpoint:
     recipe = Recipe(model=base, img_size=(12, 20))
-    return start(replace(recipe, **settings), labels)
+    return started(recipe.changed(**settings), labels)
 
 
 def test_tuning_starts_from_the_models_weights(base: str) -> None:
@@ -318,7 +329,7 @@ def test_tuning_takes_the_recipes_regularization(base: str) -> None:
 
 def test_a_size_that_the_patch_does_not_divide_is_refused() -> None:
     with pytest.raises(VitralError, match="model=ViT-Pico/4: img_size is 30x30, which patch_size 4 does not"):
-        start(Recipe(model="ViT-Pico/4", img_size=30), LABELS)
+        started(Recipe(model="ViT-Pico/4", img_size=30), LABELS)
 
 
 def test_tuning_at_a_size_that_the_patch_does_not_divide_is_refused(base: str) -> None:
@@ -384,9 +395,9 @@ def test_what_is_compiled_has_one_size_unless_the_user_wants_others() -> None:
 
 
 def test_the_data_decides_how_many_classes_there_are() -> None:
-    recipe = resolved(pictures(), architecture={"num_classes": 7})
+    recipe = Recipe(architecture={"num_classes": 7})
     with pytest.raises(VitralError, match="number of the data's classes"):
-        start(recipe, ("ant", "bee"))
+        started(recipe, ("ant", "bee"))
 
 
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))

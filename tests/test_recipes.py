@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import write_images
+from tests.conftest import settled, write_images
 from vitral import create
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
-from vitral.data.dataset import ImageData, Split, open_data, seeded
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.randomness import seeded
+from vitral.data.split import Split
 from vitral.images.augment import training_transform
 from vitral.images.preprocess import Preprocess
 from vitral.model.variants import parse
 from vitral.model.vit import VisionTransformer
 from vitral.recipes import packaged as recipes
 from vitral.recipes.packaged import Setting
-from vitral.recipes.recipe import Recipe, resolve, start
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.resolve import load_base, start
+from vitral.recipes.schema import FIELDS
 from vitral.runtime import settings as config
 from vitral.runtime.errors import VitralError
 from vitral.training.run import train
@@ -51,7 +54,7 @@ def pictures(count: int, side: int = 40) -> ImageData:
 
 
 def built(name: str) -> Recipe:
-    return config.build(Recipe, recipes.read(name))
+    return Recipe(**recipes.read(name))
 
 
 # --- The files -------------------------------------------------------------------------------------
@@ -109,15 +112,15 @@ def test_a_recipe_says_what_to_type_and_what_to_expect(name: str) -> None:
 def test_words_that_a_header_offers_are_settings(name: str) -> None:
     header = recipes.find(name).read_text().split("\n\n")[0]
     for word in re.findall(r"(?<=[\s(])[a-z_]+=[\w./+-]+", header):
-        if word.split("=")[0] in {field.name for field in fields(Recipe)}:
-            config.build(Recipe, config.parse_overrides([word.rstrip(".,")]))
+        if word.split("=")[0] in FIELDS:
+            Recipe().with_words([word.rstrip(".,")])
 
 
 @every_recipe
 def test_a_recipe_comes_back_from_the_file_that_a_run_writes(name: str, tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
-    file.write_text(config.to_toml(built(name), "again"))
-    assert config.build(Recipe, config.read_toml(file)) == built(name)
+    file.write_text(config.to_toml(built(name).given, "again"))
+    assert Recipe(**config.read_toml(file)) == built(name)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +130,8 @@ def test_a_recipe_comes_back_from_the_file_that_a_run_writes(name: str, tmp_path
 )  # fmt: skip
 def test_the_rate_scaled_to_the_batch_is_the_papers(name: str, peak: float) -> None:
     recipe = built(name)
-    assert recipe.learning_rate is not None
-    assert recipe.batch_size is not None
-    assert recipe.learning_rate_batch is not None
-    assert recipe.learning_rate * recipe.batch_size / recipe.learning_rate_batch == pytest.approx(peak)
+    scaled = recipe.get("learning_rate") * recipe.get("batch_size") / recipe.get("learning_rate_batch")
+    assert scaled == pytest.approx(peak)
 
 
 @pytest.mark.parametrize(
@@ -139,29 +140,21 @@ def test_the_rate_scaled_to_the_batch_is_the_papers(name: str, peak: float) -> N
 )
 def test_a_warm_up_in_epochs_is_its_share_of_the_budget(name: str, epochs: float) -> None:
     recipe = built(name)
-    assert recipe.epochs is not None
-    assert recipe.warmup is not None
-    assert recipe.warmup * recipe.epochs == pytest.approx(epochs, rel=1e-3)
+    assert recipe.get("warmup") * recipe.get("epochs") == pytest.approx(epochs, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["vit", "augreg", "big_vision"])
 def test_a_warm_up_in_steps_is_its_share_of_imagenets(name: str) -> None:
     recipe = built(name)
-    assert recipe.epochs is not None
-    assert recipe.batch_size is not None
-    assert recipe.warmup is not None
-    steps = round(recipe.epochs * (1_281_167 // recipe.batch_size))
-    assert recipe.warmup * steps == pytest.approx(10_000, rel=1e-3)
+    steps = round(recipe.get("epochs") * (1_281_167 // recipe.get("batch_size")))
+    assert recipe.get("warmup") * steps == pytest.approx(10_000, rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "lowest"), [("deit", 1e-5), ("deit3", 1e-5), ("mae-finetune", 1e-6)])
 def test_the_rate_ends_where_the_authors_does(name: str, lowest: float) -> None:
     recipe = built(name)
-    assert recipe.learning_rate is not None
-    assert recipe.batch_size is not None
-    assert recipe.learning_rate_batch is not None
-    peak = recipe.learning_rate * recipe.batch_size / recipe.learning_rate_batch
-    assert recipe.final_share * peak == pytest.approx(lowest)
+    peak = recipe.get("learning_rate") * recipe.get("batch_size") / recipe.get("learning_rate_batch")
+    assert recipe.get("final_share") * peak == pytest.approx(lowest)
 
 
 # --- Their use -------------------------------------------------------------------------------------
@@ -170,36 +163,35 @@ def test_the_rate_ends_where_the_authors_does(name: str, lowest: float) -> None:
 @every_recipe
 def test_a_recipe_resolves_and_alters_images(name: str) -> None:
     data = pictures(8)
-    recipe = replace(built(name), model="ViT-Ti/16", img_size=32, batch_size=4)
-    resolved = resolve(recipe, data, cpu_count=1)
-    given = {key for key, value in vars(built(name)).items() if value is not None}
-    given.discard("probe_head")  # there is nothing to probe from scratch
-    assert all(getattr(resolved, key) == getattr(recipe, key) for key in given)
-    augment = training_transform(Preprocess((32, 32)), resolved.augmentation)
+    recipe = built(name).changed(model="ViT-Ti/16", img_size=32, batch_size=4)
+    resolved = settled(data, recipe)
+    given = built(name).given.keys() - {"probe_head"}  # there is nothing to probe from scratch
+    assert all(resolved.settings().get(key) == recipe.given[key] for key in given)
+    augment = training_transform(Preprocess((32, 32)), resolved.alteration.augmentation)
     with seeded(0):
         results = [augment(data.split("train").images[0]) for _ in range(8)]
     assert {tuple(result.shape) for result in results} == {(3, 32, 32)}
     assert all(torch.isfinite(result).all() for result in results)
-    if resolved.crop != "none":
+    if resolved.alteration.crop != "none":
         assert len({result.numpy().tobytes() for result in results}) > 4
 
 
 def small_of(recipe: Recipe) -> dict[str, Any]:
     """The options of a recipe's model, with the sizes of a tiny one."""
     shrunk = {"img_size": 32, "embed_dim": 16, "num_layers": 2, "num_heads": 2, "num_classes": 3}
-    return config.deep_merge({"pooling": recipe.pooling, **recipe.architecture}, shrunk)
+    return config.deep_merge({"pooling": recipe.get("pooling"), **recipe.get("architecture")}, shrunk)
 
 
 @every_recipe
 def test_a_recipes_model_can_be_built(name: str) -> None:
     recipe = built(name)
-    variant = recipe.model if recipe.model and "://" not in recipe.model else "ViT-B/16"
-    if recipe.pooling is None:
+    variant = recipe.get("model") if recipe.get("model") and "://" not in recipe.get("model") else "ViT-B/16"
+    if recipe.get("pooling") is None:
         pytest.skip("the data decides the model")
     config_of_it = parse(variant)
     model = create(variant, **small_of(recipe))
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
-    hidden = recipe.architecture.get("head", {}).get("hidden_dim")
+    hidden = recipe.get("architecture").get("head", {}).get("hidden_dim")
     assert hidden in (None, config_of_it.embed_dim)
 
 
@@ -234,12 +226,12 @@ def test_a_recipe_trains(name: str, tmp_path: Path) -> None:
         "epochs": None,
         "steps": 3,
     }
-    summary = train(data, tmp_path / "run", replace(built(name), **small, **machine))
+    summary = train(data, tmp_path / "run", built(name).changed(**small, **machine))
     assert summary.finished
     (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1:]
     assert np.isfinite(json.loads(line)["train_loss"])
-    ran = config.build(Recipe, config.read_toml(tmp_path / "run" / "recipe.toml"))
-    changed = {key for key, value in vars(built(name)).items() if value != getattr(ran, key)}
+    ran = Recipe(**config.read_toml(tmp_path / "run" / "recipe.toml"))
+    changed = {key for key, value in built(name).given.items() if value != ran.given.get(key)}
     assert changed <= {*small, *machine, "trained"}
 
 
@@ -247,10 +239,10 @@ def test_fine_tuning_recipes_start_from_a_checkpoint(tmp_path: Path) -> None:
     model = VisionTransformer(32, 16, embed_dim=16, num_layers=2, num_heads=2, num_classes=0)
     save_checkpoint(tmp_path / "base", Checkpoint(model, Preprocess((32, 32)), ()))
     for name in ("vit-finetune", "mae-finetune"):
-        recipe = replace(built(name), model=str(tmp_path / "base"), img_size=32, batch_size=4)
-        checkpoint = start(resolve(recipe, pictures(8), cpu_count=1), ("ant", "bee"))
+        recipe = built(name).changed(model=str(tmp_path / "base"), img_size=32, batch_size=4)
+        checkpoint = start(settled(pictures(8), recipe), ("ant", "bee"), load_base(recipe))
         assert checkpoint.model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
-        assert checkpoint.preprocess.crop_fraction == recipe.crop_fraction
+        assert checkpoint.preprocess.crop_fraction == recipe.get("crop_fraction")
 
 
 # --- Finding -------------------------------------------------------------------------------------
@@ -343,7 +335,7 @@ def test_a_difference_has_both_values_and_both_sources(two: tuple[str, str]) -> 
         "architecture.position": (Setting("none", "the code"), absent),
         "architecture.layer.layer_scale": (Setting(1e-4, "a paper"), Setting(1e-5, "")),
     }
-    order = [field.name for field in fields(Recipe)]
+    order = list(FIELDS)
     places = [order.index(name.split(".")[0]) for name in found]
     assert places == sorted(places)
 
@@ -374,8 +366,8 @@ def test_a_run_is_compared_with_the_recipe_that_it_began_with(tmp_path: Path) ->
     base = str(tmp_path / "base")
     model = VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=2)
     save_checkpoint(Path(base), Checkpoint(model, Preprocess((16, 16)), ("x", "y")))
-    recipe = replace(built("vit"), model=base, img_size=16, batch_size=4, architecture={})
-    recipe = replace(recipe, steps=1, epochs=None, workers=0, device="cpu", precision="float32")
+    recipe = built("vit").changed(model=base, img_size=16, batch_size=4, architecture={})
+    recipe = recipe.changed(steps=1, epochs=None, workers=0, device="cpu", precision="float32")
     train(data, tmp_path / "run", recipe)
     changed = {item.name: item.b.value for item in recipes.diff("vit", str(tmp_path / "run"))}
     assert changed.pop("architecture.head.hidden_dim") is None
@@ -477,8 +469,8 @@ def test_train_takes_a_recipe_by_name_and_words_win(
         "train", image_folder, "--out", out, "--recipe", "mae-finetune", *words, "mixup=0.5"
     )
     assert status == 0, err
-    ran = config.build(Recipe, config.read_toml(out / "recipe.toml"))
-    assert (ran.mixup, ran.cutmix, ran.layer_decay, ran.erasing) == (0.5, 1.0, 0.65, 0.25)
+    ran = Recipe(**config.read_toml(out / "recipe.toml"))
+    assert tuple(map(ran.get, ("mixup", "cutmix", "layer_decay", "erasing"))) == (0.5, 1.0, 0.65, 0.25)
 
 
 def test_a_word_changes_one_field_of_a_recipes_architecture(
@@ -493,6 +485,6 @@ def test_a_word_changes_one_field_of_a_recipes_architecture(
     monkeypatch.setattr("vitral.training.run.train", remember)
     words = ["--recipe", "deit3", "architecture.layer.order=post"]
     assert vitral("train", "digits", "--out", tmp_path / "run", *words)[0] == 1
-    expected = built("deit3").architecture
-    assert asked[0].architecture == config.deep_merge(expected, {"layer": {"order": "post"}})
-    assert asked[0].architecture["layer"] == {"layer_scale": 1e-4, "order": "post"}
+    expected = built("deit3").get("architecture")
+    assert asked[0].get("architecture") == config.deep_merge(expected, {"layer": {"order": "post"}})
+    assert asked[0].get("architecture")["layer"] == {"layer_scale": 1e-4, "order": "post"}

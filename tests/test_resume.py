@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from tests.conftest import write_images
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import ImageData, open_data
+from vitral.data.image_data import ImageData, open_data
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
@@ -163,7 +162,7 @@ def test_a_run_that_crashed_ends_the_same(step: int, data: ImageData, recipe: Re
 def test_an_epoch_measured_before_any_checkpoint_is_not_measured_twice(
     data: ImageData, recipe: Recipe, tmp_path: Path
 ) -> None:
-    rarely = replace(recipe, checkpoint_steps=100)
+    rarely = recipe.changed(checkpoint_steps=100)
     with pytest.raises(Crash):
         train(data, tmp_path / "run", rarely, reporter=CrashAt(STEPS_PER_EPOCH + 1))
     train(data, tmp_path / "run", Recipe(), resume=True)
@@ -189,7 +188,7 @@ def test_a_crash_between_the_files_of_a_checkpoint_does_no_harm(
 _KILLED_RUN = """
 import json, os, signal, sys
 from pathlib import Path
-from vitral.data.dataset import open_data
+from vitral.data.image_data import open_data
 from vitral.recipes.recipe import Recipe
 from vitral.training.run import Reporter, train
 
@@ -209,7 +208,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_the_same(
     workers: int, data: ImageData, recipe: Recipe, tmp_path: Path
 ) -> None:
     train(data, tmp_path / "straight", recipe)
-    settings = {**vars(recipe), "workers": workers}
+    settings = {**recipe.given, "workers": workers}
     order = json.dumps([data.source, str(tmp_path / "killed"), settings, 5])
     killed = subprocess.run([sys.executable, "-c", _KILLED_RUN, order], timeout=120)
     assert killed.returncode == -signal.SIGKILL
@@ -240,7 +239,7 @@ def send(process: subprocess.Popen, number: int, *, to_group: bool) -> None:
 def test_a_signal_ends_the_command_well_and_names_resume(
     number: int, to_group: bool, workers: int, image_folder: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
-    words = [f"model={recipe.model}", "steps=500", "checkpoint_steps=10", f"workers={workers}"]
+    words = [f"model={recipe.get('model')}", "steps=500", "checkpoint_steps=10", f"workers={workers}"]
     command = [sys.executable, "-m", "vitral", "train", str(image_folder), "--out", str(tmp_path / "run")]
     process = subprocess.Popen(
         [*command, *words, "batch_size=7", "device=cpu", "precision=float32"],
@@ -304,7 +303,7 @@ def test_the_same_settings_may_be_repeated(data: ImageData, recipe: Recipe, stop
 def test_a_larger_budget_takes_a_finished_run_further(
     data: ImageData, recipe: Recipe, tmp_path: Path
 ) -> None:
-    one_epoch = replace(recipe, steps=None, epochs=1)
+    one_epoch = recipe.changed(steps=None, epochs=1)
     assert train(data, tmp_path / "run", one_epoch).steps == STEPS_PER_EPOCH
     assert train(data, tmp_path / "run", Recipe(epochs=3), resume=True).steps == 3 * STEPS_PER_EPOCH
     assert [record["step"] for record in metrics(tmp_path / "run")] == [0, 4, 8, 12]

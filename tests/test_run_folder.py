@@ -19,17 +19,19 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import write_images
+from tests.conftest import settled, write_images
 from tests.test_resume import Crash, CrashAt, StopAt
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.data.contents import Contents
-from vitral.data.dataset import ImageData, Split, open_data
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.split import Split
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe, resolve
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.schema import missing
 from vitral.runtime.errors import VitralError
 from vitral.training.run import Reporter, Run, train
-from vitral.training.run_folder import _RESOLVED, RunFolder
+from vitral.training.run_folder import RunFolder
 
 # Two steps an epoch, with a checkpoint and an evaluation after each epoch.
 STEPS = 4
@@ -190,7 +192,7 @@ def test_killed_at_any_write_a_run_ends_the_same(
 def test_killed_while_it_concludes_a_run_ends_the_same(
     data: ImageData, recipe: Recipe, tmp_path: Path
 ) -> None:
-    kept = replace(recipe, keep_state=True)
+    kept = recipe.changed(keep_state=True)
     with death_at(10**6) as moments:
         train(data, tmp_path / "straight", kept)
     # From the last of `last/` on: the temperature, the summary, the lock.
@@ -282,7 +284,7 @@ def test_a_lost_state_is_told_and_nothing_else_is_lost(data: ImageData, stopped:
 def test_a_lost_state_is_told_though_all_checkpoints_are_lost(
     data: ImageData, recipe: Recipe, tmp_path: Path
 ) -> None:
-    train(data, tmp_path / "run", replace(recipe, steps=6), reporter=StopAt(5))
+    train(data, tmp_path / "run", recipe.changed(steps=6), reporter=StopAt(5))
     shutil.rmtree(tmp_path / "run/checkpoints")
     shutil.rmtree(tmp_path / "run/last")
     line = refused(data, tmp_path / "run")
@@ -358,8 +360,8 @@ def test_without_a_record_a_recipe_must_be_whole(data: ImageData, stopped: Path)
 
 
 def test_a_new_recipe_has_all_that_a_recipe_must_have(data: ImageData, recipe: Recipe) -> None:
-    resolved = resolve(recipe, data, cpu_count=1)
-    assert all(getattr(resolved, name) is not None for name in _RESOLVED)
+    settings = settled(data, recipe).settings()
+    assert not missing(settings)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"id": 3}'])
@@ -445,7 +447,7 @@ def test_a_finished_run_keeps_no_state_of_the_optimizer(
 
 def test_with_keep_state_a_larger_budget_goes_on(data: ImageData, recipe: Recipe, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    train(data, folder, replace(recipe, keep_state=True))
+    train(data, folder, recipe.changed(keep_state=True))
     assert "is finished; name a larger budget to go on" in refused(data, folder)
     train(data, folder, Recipe(steps=8), resume=True, reporter=StopAt(6))
     assert not RunFolder(folder).finished
@@ -491,7 +493,7 @@ def test_a_refused_run_leaves_nothing(
     (tmp_path / "there").mkdir()
     for folder in (tmp_path / "new/run", tmp_path / "there"):
         with pytest.raises(VitralError):
-            train(data, folder, replace(recipe, **settings))
+            train(data, folder, recipe.changed(**settings))
     assert not (tmp_path / "new").exists()
     assert not list((tmp_path / "there").iterdir())
 
@@ -499,7 +501,7 @@ def test_a_refused_run_leaves_nothing(
 def test_an_extra_that_is_missing_leaves_nothing(
     data: ImageData, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lion = replace(recipe, optimizer="lion")
+    lion = recipe.changed(optimizer="lion")
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "lion_pytorch", None)
         with pytest.raises(VitralError, match="needs the 'optimizers' extra"):
@@ -549,7 +551,7 @@ def test_a_folder_that_holds_a_model_is_refused(data: ImageData, recipe: Recipe,
     assert "last holds a model, which a run would overwrite" in out_refused(data, tmp_path / "run", recipe)
     for name in ("model", "teacher"):
         named: dict[str, Any] = {name: str(base)}
-        line = out_refused(data, tmp_path, replace(recipe, **named))
+        line = out_refused(data, tmp_path, recipe.changed(**named))
         assert f"--out {tmp_path} holds {name}={base}, which the run would overwrite" in line
     assert files_of(tmp_path) == before
 
@@ -705,7 +707,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def begun(photos: Path, recipe: Recipe, tmp_path: Path) -> Path:
     """A run on them, stopped after the first epoch of four steps."""
-    train(open_data(str(photos)), tmp_path / "begun", replace(recipe, steps=8), reporter=StopAt(5))
+    train(open_data(str(photos)), tmp_path / "begun", recipe.changed(steps=8), reporter=StopAt(5))
     return tmp_path / "begun"
 
 
@@ -743,7 +745,7 @@ def test_rows_of_parquet_that_change_are_seen(recipe: Recipe, photos: Path, tmp_
         pq.write_table(pa.Table.from_pylist(rows), file)
         return open_data(str(file))
 
-    train(written(rows), tmp_path / "run", replace(recipe, steps=8), reporter=StopAt(5))
+    train(written(rows), tmp_path / "run", recipe.changed(steps=8), reporter=StopAt(5))
     swapped = [rows[1], rows[0], *rows[2:]]
     assert "the content of 2 " in refused(written(swapped), tmp_path / "run")
     assert "no longer holds the training images" in refused(written(rows[:-2]), tmp_path / "run")
@@ -754,11 +756,11 @@ def test_rows_of_parquet_that_change_are_seen(recipe: Recipe, photos: Path, tmp_
 def damaged(photos: Path, recipe: Recipe, tmp_path: Path) -> Path:
     """A run on images of which one is damaged, which it came upon in its last step of the first epoch."""
     data = open_data(str(photos))
-    last = np.random.default_rng([recipe.seed, 0]).permutation(len(data.split("train")))[-1]
+    last = np.random.default_rng([recipe.get("seed"), 0]).permutation(len(data.split("train")))[-1]
     bad = photos / data.split("train").names[last]
     bad.write_bytes(bad.read_bytes()[:60])
     with pytest.raises(VitralError, match="Mend or remove them, or raise max_damaged"):
-        train(data, tmp_path / "damaged", replace(recipe, steps=12, checkpoint_steps=1))
+        train(data, tmp_path / "damaged", recipe.changed(steps=12, checkpoint_steps=1))
     assert state(tmp_path / "damaged")["state"]["step"] == 3
     return tmp_path / "damaged"
 
@@ -830,7 +832,7 @@ class Threads(Reporter):
 @pytest.mark.usefixtures("two_threads")
 def test_a_run_keeps_to_its_threads_unless_told(data: ImageData, recipe: Recipe, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    train(data, folder, replace(recipe, steps=7), reporter=StopAt(2))
+    train(data, folder, recipe.changed(steps=7), reporter=StopAt(2))
     torch.set_num_threads(1)
     kept, told = Threads(), Threads()
     train(data, folder, Recipe(), resume=True, reporter=Both(kept, StopAt(4)))

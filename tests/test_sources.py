@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vitral.checkpoints.layouts.layout import imagenet_labels
-from vitral.data.dataset import ImageData, open_data
+from vitral.checkpoints.layouts.labels import imagenet_labels
+from vitral.data.image_data import ImageData, open_data
 from vitral.data.sources import find_images
 from vitral.evaluation import evaluate as evaluation
 from vitral.evaluation import imagenet

@@ -9,7 +9,6 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,18 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.conftest import write_images
+from tests.conftest import settled, write_images
 from tests.test_resume import Crash, CrashAt
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-from vitral.data.dataset import Batch, ImageData, open_data, seeded
+from vitral.data.batches import Batch
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.randomness import seeded
 from vitral.evaluation.evaluation import Evaluation
 from vitral.images.preprocess import Preprocess
 from vitral.model.embedding import ConvStem
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe, resolve, start
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.resolve import load_base, start
 from vitral.runtime import process
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
@@ -82,14 +84,14 @@ def data(image_folder: Path) -> ImageData:
 def small(base: str, **settings: Any) -> Recipe:
     """A run of less than a second; three steps of eight images an epoch."""
     quick = Recipe(model=base, steps=6, batch_size=8, workers=0, device="cpu", precision="float32")
-    return replace(quick, **settings)
+    return quick.changed(**settings)
 
 
 def opened(data: ImageData, recipe: Recipe) -> Run:
     """A run that the test steps through itself."""
-    resolved = resolve(recipe, data, cpu_count=1)
-    with seeded(resolved.seed):
-        checkpoint = start(resolved, data.classes)
+    resolved = settled(data, recipe)
+    with seeded(resolved.course.seed):
+        checkpoint = start(resolved, data.classes, load_base(recipe))
     return Run(resolved, Path(), data, checkpoint, Placement.choose("cpu", "float32"), Reporter())
 
 
@@ -503,7 +505,7 @@ def test_keeping_small_images_changes_nothing(
     base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for room in (0, 10**9):
-        monkeypatch.setattr("vitral.data.dataset.KEPT_BYTES", room)
+        monkeypatch.setattr("vitral.data.batches.KEPT_BYTES", room)
         train(data, tmp_path / str(room), small(base, flip=True, crop="padded", color_jitter=0.2))
     assert weights(tmp_path / "0") == weights(tmp_path / str(10**9))
 

@@ -4,7 +4,6 @@ import math
 import os
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ import torch
 from tests.conftest import write_images
 from tests.test_train import Recorder, base, copied, data, metrics, opened, small
 from vitral.checkpoints.folder import load_checkpoint
-from vitral.data.dataset import ImageData, few_shot, in_turns, open_data, seeded
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.randomness import seeded
+from vitral.data.subsets import few_shot, in_turns
 from vitral.evaluation import probe
 from vitral.evaluation.evaluation import Evaluation
 from vitral.evaluation.probe import PENALTIES, LinearHead
@@ -25,7 +26,7 @@ from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import Stopped, StopSignal, stop_signal
 from vitral.training import choose
-from vitral.training.adapt import choose_trained, merged, put_into
+from vitral.training.adapt import merged, put_into
 from vitral.training.choose import Trial, Way, extrapolated
 from vitral.training.loss_watch import LossWatch, Window
 from vitral.training.run import Run, train
@@ -119,8 +120,10 @@ def test_where_time_is_short_fewer_images_validate_and_always_the_same(
     assert "time for 256 of the 400 validation images" in recorder.messages
     run = opened(images, small(base, steps=2, minutes=10))
     run.state.val_images = 256
-    assert np.bincount(run.validation.labels).tolist() == [128, 128]
-    assert run.validation.names == run.validation.names
+    validated = run.loader("val").split.take(run.validated)
+    assert np.bincount(validated.labels).tolist() == [128, 128]
+    again = opened(images, small(base, steps=2, minutes=10)).loader("val").split
+    assert again.names[:256] == validated.names
 
 
 # --- The head's start ----------------------------------------------------------------------------
@@ -174,7 +177,7 @@ def test_a_head_without_time_looks_at_one_batch_and_tries_one_penalty(
 def test_features_end_with_the_time_and_go_on_from_there(
     base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitral.data.dataset import DamageCount
+    from vitral.data.batches import DamageCount
 
     classifier, split = classifier_of(base, data), data.split("train")
     monkeypatch.setattr("vitral.inference.features._BATCH_SIZE", 8)
@@ -342,8 +345,8 @@ def test_scores_are_extrapolated_along_a_power_of_the_time() -> None:
 class _Told(Recorder):
     def epoch(self, run: Run, evaluation: Evaluation) -> None:
         self.averages[run.state.step] = copied(run.average)
-        self.trained = run.recipe.trained
-        self.model = run.recipe.model
+        self.trained = run.recipe.tuning.trained
+        self.model = run.recipe.start.model
 
 
 @pytest.mark.parametrize(("winner", "expected"), [(0, "all"), (1, "lora")])
@@ -386,5 +389,4 @@ def test_too_short_a_time_takes_the_first_way(base: str, data: ImageData, tmp_pa
     told = _Told()
     choose.train(data, tmp_path / "run", small(base, minutes=0.5, steps=1), reporter=told)
     assert told.trained == "all"
-    assert replace(Recipe(), trained="all") != Recipe()
-    choose_trained(load_checkpoint(base).model, Recipe())  # None is all
+    assert Recipe(trained="all") != Recipe()

@@ -9,15 +9,16 @@ import pytest
 
 from tests.conftest import write_images
 from vitral.bench.run import _OF_MODELS
-from vitral.checkpoints.convert import LAYOUTS, TYPES
+from vitral.checkpoints.convert import LAYOUTS
+from vitral.checkpoints.dtypes import STORABLE
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.cli import app as cli
-from vitral.data.dataset import SPLITS
+from vitral.data.split import SPLITS
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Augmentation
 from vitral.model.config import Pooling, ViTConfig
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe
+from vitral.recipes.schema import FIELDS
 from vitral.runtime import devices, limits
 from vitral.runtime.spelling import meant, near
 
@@ -218,7 +219,7 @@ def test_a_model_that_cannot_be_meant_is_one_line(line: str, text: str, vitral: 
 
 # --- What is near ------------------------------------------------------------------------------------
 
-SETTINGS = [*vars(Recipe()), *(f"architecture.{name}" for name in vars(ViTConfig(num_classes=1)))]
+SETTINGS = [*FIELDS, *(f"architecture.{name}" for name in vars(ViTConfig(num_classes=1)))]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +277,7 @@ def test_what_options_may_be_is_what_the_library_takes() -> None:
         (limits.FEATURES, get_args(Pooling)),
         (limits.BENCHMARKS, (*_OF_MODELS, "kernels")),
         (limits.LAYOUTS, LAYOUTS),
-        (limits.DTYPES, TYPES),
+        (limits.DTYPES, STORABLE),
     ]
     assert all(set(ours) == set(theirs) for ours, theirs in kinds)
 

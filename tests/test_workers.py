@@ -13,12 +13,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from vitral.data import workers as workers_module
-from vitral.data.dataset import Batch, _collate
+from vitral.data.batches import Batch, LoadedImage, collate
 from vitral.data.workers import Loading, worker_count
 from vitral.runtime.errors import ImageError
 from vitral.runtime.stopping import Stopped, stop_signal
@@ -28,15 +29,15 @@ KEYS = [list(range(first, first + 4)) for first in range(0, 40, 4)]
 
 @dataclass
 class Numbers(Dataset):
-    """An item is its key; `trouble` happens in worker processes alone, at key 22."""
+    """An item is its key, thrice and as the label; `trouble` happens in worker processes alone, at key 22."""
 
     trouble: Callable[[], object]
     size: int = 3
 
-    def __getitem__(self, index: int) -> tuple:
+    def __getitem__(self, index: int) -> LoadedImage:
         if index == 22 and get_worker_info() is not None:
             self.trouble()
-        return torch.full((self.size,), float(index)), index
+        return LoadedImage(index, np.array(index), torch.full((self.size,), float(index)))
 
 
 def die() -> None:
@@ -51,7 +52,7 @@ def nothing() -> None: ...
 
 
 def values(loading: Loading, dataset: Dataset) -> list[float]:
-    return [value for batch in loading.batches(dataset, KEYS, _collate) for value in batch.labels.tolist()]
+    return [value for batch in loading.batches(dataset, KEYS, collate) for value in batch.labels.tolist()]
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +82,7 @@ def test_what_workers_do_not_deliver_is_loaded_here(trouble: Callable[[], object
 
 def test_an_image_that_fails_here_too_is_the_error_and_workers_are_not_blamed() -> None:
     class Broken(Numbers):
-        def __getitem__(self, index: int) -> tuple:
+        def __getitem__(self, index: int) -> LoadedImage:
             if index == 22:
                 raise KeyError("the transform is wrong")
             return super().__getitem__(index)
@@ -161,7 +162,7 @@ def test_a_signal_is_heeded_while_a_batch_is_waited_for(number: int) -> None:
 
 def test_a_signal_while_an_image_is_decoded_here_is_no_damage() -> None:
     class Decoding(Numbers):
-        def __getitem__(self, index: int) -> tuple:
+        def __getitem__(self, index: int) -> LoadedImage:
             if index == 22:
                 try:
                     os.kill(os.getpid(), signal.SIGTERM)
@@ -203,7 +204,7 @@ def test_loading_leaves_random_numbers_and_handlers_as_they_were() -> None:
 
 
 def test_closing_ends_workers_that_are_busy() -> None:
-    batches = Loading(2).batches(Numbers(lambda: time.sleep(300)), KEYS, _collate)
+    batches = Loading(2).batches(Numbers(lambda: time.sleep(300)), KEYS, collate)
     assert isinstance(next(batches), Batch)
     batches.close()  # the fixture sees that none is left
 

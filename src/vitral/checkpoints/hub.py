@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
 
-from vitral.checkpoints.formats import one_line
+from vitral.checkpoints.formats.damage import one_line
 from vitral.runtime.errors import VitralError
 
 PREFIX = "hf://"

@@ -1,5 +1,6 @@
 """What people see of a run while it trains: a live bar, and a plain line for each epoch."""
 
+import math
 import sys
 import time
 
@@ -9,7 +10,7 @@ from rich.text import Text
 
 from vitral.cli.console import PLAIN_LINE_SECONDS, clock
 from vitral.evaluation.evaluation import Evaluation
-from vitral.recipes.recipe import Recipe
+from vitral.recipes.schema import Resolved
 from vitral.runtime.streams import shown, steady
 from vitral.training.run import Reporter, Run, schedule_of
 
@@ -95,8 +96,9 @@ class TrainingConsole(Reporter):
 def _how_altered(run: Run) -> str:
     """What training does to images that evaluation does not, in a word or two."""
     recipe = run.recipe
-    mixed = recipe.mixup > 0 or bool(recipe.cutmix)
-    changed = recipe.augmentation.flip or not recipe.augmentation.only_moves or recipe.crop != "none"
+    mixed = recipe.mixing.mixup > 0 or bool(recipe.mixing.cutmix)
+    augmentation = recipe.alteration.augmentation
+    changed = augmentation.flip or not augmentation.only_moves or augmentation.crop != "none"
     return " and ".join(word for word, true in (("mixed", mixed), ("altered", changed)) if true)
 
 
@@ -112,30 +114,30 @@ def describe_recipe(run: Run) -> str:
     recipe, model = run.recipe, run.model
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows, columns = model.config.grid_size
-    budget = ", ".join(
-        f"{value:g} {name}" for name in ("epochs", "steps", "minutes") if (value := getattr(recipe, name))
-    )
+    budget = ", ".join(f"{value:g} {name}" for name, value in recipe.limits.given())
     height, width = run.checkpoint.preprocess.img_size
     return (
-        f"model: {recipe.model} at {height}x{width} pixels, {rows}x{columns} patches\n"
+        f"model: {recipe.start.model} at {height}x{width} pixels, {rows}x{columns} patches\n"
         f"       {parameters:,} parameters; {run.placement}\n"
-        f"recipe: {budget}; batch_size {recipe.batch_size}, seed {recipe.seed}\n"
-        f"        {_peak_rate(recipe)}, weight_decay {recipe.weight_decay:g}\n"
-        f"        crop {recipe.crop}, flip {str(recipe.flip).lower()}\n"
+        f"recipe: {budget}; batch_size {recipe.batches.batch_size}, seed {recipe.course.seed}\n"
+        f"        {_peak_rate(recipe)}, weight_decay {recipe.optimization.weight_decay:g}\n"
+        f"        crop {recipe.alteration.crop}, flip {str(recipe.alteration.flip).lower()}\n"
         f"all settings: {run.folder / 'recipe.toml'}"
     )
 
 
-def _peak_rate(recipe: Recipe) -> str:
+def _peak_rate(recipe: Resolved) -> str:
     """The rate that a run takes, and how it came to it if it is not the recipe's own."""
     peak = schedule_of(recipe).peak
-    if peak == recipe.learning_rate:
+    if peak == recipe.rate.learning_rate:
         return f"learning_rate {peak:g}"
-    return f"learning_rate {peak:g} ({recipe.learning_rate:g} for {recipe.learning_rate_batch:,} images)"
+    asked = f"{recipe.rate.learning_rate:g} for {recipe.rate.learning_rate_batch:,} images"
+    return f"learning_rate {peak:g} ({asked})"
 
 
 def _epoch(run: Run) -> str:
-    of = f"/{run.recipe.epochs:g}" if run.recipe.epochs else ""
+    epochs = run.recipe.limits.epochs
+    of = f"/{epochs:g}" if math.isfinite(epochs) else ""
     return f"epoch {run.epoch:.1f}{of}"
 
 
@@ -151,9 +153,8 @@ class _Pace:
         self.step, self.seconds, self.progress = run.state.step, run.state.seconds, run.progress
 
     def images_per_second(self, run: Run) -> float:
-        assert run.recipe.batch_size is not None
         steps, seconds = run.state.step - self.step, run.state.seconds - self.seconds
-        return steps * run.recipe.batch_size / max(seconds, 1e-9)
+        return steps * run.recipe.batches.batch_size / max(seconds, 1e-9)
 
     def left(self, run: Run) -> str:
         gained = run.progress - self.progress

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from vitral.data.dataset import ImageData, Split, fingerprint
+from vitral.data.image_data import ImageData
+from vitral.data.split import Split, evenly, fingerprint
 from vitral.runtime.errors import VitralError
 
 # Of a split. All names and labels count; to read more than this of a million images would take minutes.
@@ -42,7 +43,7 @@ class SplitContents:
 
 
 def _looked_at(split: Split) -> list[int]:
-    return np.linspace(0, len(split) - 1, min(len(split), _IMAGES), dtype=int).tolist()
+    return evenly(len(split), _IMAGES).tolist()
 
 
 def _parts(digests: str) -> Iterator[str]:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 
-from vitral.checkpoints.layouts.layout import CLIP, IMAGENET
-from vitral.data.dataset import Batch, DamageCount, evaluation_batches, sample
+from vitral.checkpoints.layouts.preprocessing import CLIP, IMAGENET
+from vitral.data.batches import Batch, DamageCount
+from vitral.data.loader import Loader
+from vitral.data.subsets import sample
 from vitral.data.workers import Loading, worker_count
 from vitral.evaluation.evaluate import choose_split
 from vitral.evaluation.task import SINGLE_LABEL, task_of
@@ -217,13 +219,13 @@ def diagnose(
     def on_batch(batch: Batch) -> None:
         nonlocal done
         damage.add(batch)
-        done += len(batch.labels) + len(batch.damaged)
+        done += batch.asked
         on_images(done, len(images))
 
     changes = _changes(classifier)
     views = _Views(tuple(dict.fromkeys(change.view for change in changes)))
     loading = Loading(worker_count(workers), warn)
-    batches = evaluation_batches(images, views, batch_size=_BATCH_SIZE, loading=loading)
+    batches = Loader(images, views, loading).evaluation_batches(_BATCH_SIZE)
     answers = _answers(classifier, changes, views, batches, on_batch)
     return _conclude(name, len(damage.reasons), changes, answers)
 

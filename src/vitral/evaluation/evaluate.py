@@ -7,16 +7,10 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import ConcatDataset
 
-from vitral.data.dataset import (
-    SPLITS,
-    Batch,
-    DamageCount,
-    ImageData,
-    Split,
-    evaluation_batches,
-    fingerprint,
-    open_data,
-)
+from vitral.data.batches import Batch, DamageCount
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.loader import Loader
+from vitral.data.split import SPLITS, Split, fingerprint
 from vitral.data.workers import Loading, worker_count
 from vitral.evaluation import imagenet
 from vitral.evaluation.evaluation import Evaluation
@@ -69,12 +63,8 @@ def evaluate_classifier(
     name, images = choose_split(classifier, source, wanted.split, warn)
     task = task_of(classifier)
     course = _Course(images, DamageCount(len(images), wanted.max_damaged, warn), on_images)
-    batches = evaluation_batches(
-        images,
-        classifier.preprocess,
-        batch_size=wanted.batch_size,
-        loading=Loading(worker_count(wanted.workers), warn),
-    )
+    loader = Loader(images, classifier.preprocess, Loading(worker_count(wanted.workers), warn))
+    batches = loader.evaluation_batches(wanted.batch_size)
     answers = outputs(classifier.log_probabilities, batches, classifier.placement, course.add)
     outcomes = task.outcomes.merge(task.outcomes.of(*answer) for answer in answers)
     evaluation = task.evaluation.of(outcomes, classifier.labels)
@@ -94,10 +84,8 @@ class _Course:
 
     def add(self, batch: Batch) -> None:
         self.damage.add(batch)
-        damaged = {name for name, _ in batch.damaged}
-        rows = range(self.done, self.done + len(batch.labels) + len(batch.damaged))
-        self._judged += [row for row in rows if self.images.names[row] not in damaged]
-        self.done = rows.stop
+        self._judged += batch.rows.tolist()
+        self.done += batch.asked
         self.on_images(self.done, len(self.images))
 
     @property

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from vitral.checkpoints.layouts.layout import imagenet_labels
+from vitral.checkpoints.layouts.labels import imagenet_labels
 
 # The order of the classes is that of the ids, as in every release of ILSVRC.
 _FILE = Path(__file__).with_name("imagenet_wnids.txt")

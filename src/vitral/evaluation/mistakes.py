@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitral.data.dataset import Images, Split
+from vitral.data.split import Images, Split
 from vitral.evaluation.outcomes import Outcomes
 from vitral.images.preprocess import open_image
 from vitral.images.sheet import prediction_sheet

@@ -21,16 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
-from vitral.data.dataset import (
-    DamageCount,
-    ImageData,
-    Split,
-    few_shot,
-    fingerprint,
-    in_turns,
-    open_data,
-    sample,
-)
+from vitral.data.batches import DamageCount
+from vitral.data.image_data import ImageData, open_data
+from vitral.data.split import Split, fingerprint
+from vitral.data.subsets import few_shot, in_turns, sample
 from vitral.data.workers import Loading, worker_count
 from vitral.evaluation.calibration import calibrate
 from vitral.evaluation.single_label import SingleLabelEvaluation, SingleLabelOutcomes

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitral.data.dataset import Batch
+from vitral.data.batches import Batch
 from vitral.evaluation.evaluation import Evaluation
 from vitral.evaluation.multi_label import MultiLabelEvaluation, MultiLabelOutcomes
 from vitral.evaluation.outcomes import Outcomes

@@ -1,9 +1,9 @@
 """What a training run adds to `Preprocess`: random crops, flips, colours and erasing; mixup and cutmix."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from vitral.images.preprocess import ImageSource, Preprocess
-from vitral.runtime.devices import put
 
 Crop = Literal["padded", "resized", "simple", "none"]
 
@@ -42,7 +41,7 @@ class Augmentation:
 
     @property
     def only_moves(self) -> bool:
-        """Whether `moved` can do it: pixels are shifted and mirrored at most."""
+        """Whether `Moves` can do it: pixels are shifted and mirrored at most."""
         colours = self.three_augment, self.rand_augment, self.color_jitter, self.erasing
         return self.crop in ("padded", "none") and not any(colours)
 
@@ -73,28 +72,55 @@ def training_transform(preprocess: Preprocess, augmentation: Augmentation) -> Ca
     return v2.Compose(steps)
 
 
-def moved(pixels_NHWC: Tensor, rows_B: Tensor, augmentation: Augmentation) -> Tensor:
-    """Images (B, H, W, C) of these rows, shifted and mirrored as by `training_transform`, in one indexing.
+@dataclass(frozen=True)
+class Moves:
+    """Shifts over mirrored edges and mirror images, of pixels that fit the model already.
 
-    The draws are of torch's global generator on the CPU, so that every device has the same.
-
-    Args:
-        pixels_NHWC: images that fit the model already.
-        rows_B: which of them, on their device.
-        augmentation: one that `only_moves`.
+    What is done to an image is decided by numbers that are the image's own, and done by indexing: to a
+    picture alone and to many on a device alike, to the bit.
     """
-    (count,), (_, height, width, channels) = rows_B.shape, pixels_NHWC.shape
-    shifts = augmentation.crop == "padded"
-    down_BH, across_BW = (
-        _random_cuts(count, side, _margin(side) if shifts else 0, rows_B.device) for side in (height, width)
-    )
-    if augmentation.flip:
-        mirrored_B1 = put(torch.rand(count, 1) < 0.5, rows_B.device)
-        across_BW = torch.where(mirrored_B1, across_BW.flip(1), across_BW)
-    # As one index of all pixels: two and a half times as fast as three.
-    lines_BH = rows_B[:, None] * height + down_BH
-    places_BHW = lines_BH[:, :, None] * width + across_BW[:, None, :]
-    return pixels_NHWC.view(-1, channels)[places_BHW.flatten()].view(count, height, width, channels)
+
+    size: tuple[int, int]  # (height, width) of the images
+    margin: tuple[int, int]  # by how many pixels they are shifted at most
+    flip: bool
+
+    NUMBERS: ClassVar[int] = 3  # that an image is decided by
+
+    @classmethod
+    def of(cls, augmentation: Augmentation, size: tuple[int, int]) -> Self:
+        """Takes an augmentation that `only_moves`."""
+        shifts = augmentation.crop == "padded"
+        return cls(size, (_margin(size[0]), _margin(size[1])) if shifts else (0, 0), augmentation.flip)
+
+    def decide(self, numbers_B3: np.ndarray) -> np.ndarray:
+        """Turns numbers from 0 to 1 into moves (B, 3): the first row and column, and 1 for mirrored."""
+        moves_B3 = np.empty(numbers_B3.shape, dtype=np.int64)
+        moves_B3[:, :2] = numbers_B3[:, :2] * (2 * np.array(self.margin) + 1)
+        moves_B3[:, 2] = self.flip & (numbers_B3[:, 2] < 0.5)
+        return moves_B3
+
+    def one(self, pixels_HWC: np.ndarray, move: Sequence[int]) -> np.ndarray:
+        """Moves a picture."""
+        (height, width), (top, left, mirrored) = self.size, move
+        rows = _mirrored_edges(height, self.margin[0])[top : top + height]
+        columns = _mirrored_edges(width, self.margin[1])[left : left + width]
+        return pixels_HWC[rows[:, None], columns[::-1] if mirrored else columns]
+
+    def many(self, pixels_NHWC: Tensor, rows_B: Tensor, moves_B3: Tensor) -> Tensor:
+        """Moves the images of these rows, (B, H, W, C), all on one device, in one indexing."""
+        (count,), (height, width), channels = rows_B.shape, self.size, pixels_NHWC.shape[-1]
+        down_BH, across_BW = (
+            _edges_on(rows_B.device, side, margin)[
+                moves_B3[:, axis, None] + torch.arange(side, device=rows_B.device)
+            ]
+            for axis, (side, margin) in enumerate(zip(self.size, self.margin, strict=True))
+        )
+        if self.flip:
+            across_BW = torch.where(moves_B3[:, 2:].bool(), across_BW.flip(1), across_BW)
+        # As one index of all pixels: two and a half times as fast as three.
+        lines_BH = rows_B[:, None] * height + down_BH
+        places_BHW = lines_BH[:, :, None] * width + across_BW[:, None, :]
+        return pixels_NHWC.view(-1, channels)[places_BHW.flatten()].view(count, height, width, channels)
 
 
 def _cropper(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[Image.Image], Image.Image]:
@@ -139,12 +165,6 @@ def _places(side: int, wanted: int, margin: int) -> np.ndarray:
     """Which of `side` pixels a random cut takes, in order."""
     first = int(torch.randint(side - wanted + 2 * margin + 1, ()))
     return _mirrored_edges(side, margin)[first : first + wanted]
-
-
-def _random_cuts(count: int, side: int, margin: int, device: torch.device) -> Tensor:
-    """Which of `side` pixels each of so many random cuts takes, (B, side)."""
-    first_B1 = put(torch.randint(2 * margin + 1, (count, 1)), device)
-    return _edges_on(device, side, margin)[first_B1 + torch.arange(side, device=device)]
 
 
 @functools.lru_cache

@@ -231,8 +231,8 @@ class Preprocess:
             raise ImageError(f"is too narrow to be resized, {image.width}x{image.height} pixels")
         return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
 
-    def normalize(self, image: Image.Image) -> Tensor:
-        """8-bit RGB -> (C, H, W), (value / 255 - mean) / std."""
+    def normalize(self, image: Image.Image | np.ndarray) -> Tensor:
+        """8-bit RGB, or an array (H, W, 3) of it -> (C, H, W), (value / 255 - mean) / std."""
         # Not torchvision's functions, which take as long to import as torch itself.
         pixels_HWC = torch.from_numpy(np.array(image))[..., : self.channels]
         pixels_CHW = pixels_HWC.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)

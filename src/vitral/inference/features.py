@@ -22,7 +22,9 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitral.data.dataset import Batch, DamageCount, Split, evaluation_batches
+from vitral.data.batches import Batch, DamageCount
+from vitral.data.loader import Loader
+from vitral.data.split import Split
 from vitral.data.workers import Loading, worker_count
 from vitral.inference.classifier import Classifier
 from vitral.model.config import Pooling
@@ -148,7 +150,7 @@ def extract(
             for layer, vectors_BP in vectors.items():
                 known[layer] |= zip(of_batch, vectors_BP, strict=True)
                 stores[layer].add(of_batch, vectors_BP)
-            done += len(batch.labels) + len(batch.damaged)
+            done += batch.asked
             on_images(done, len(split))
             if time.monotonic() > until:
                 break
@@ -162,20 +164,16 @@ def _computed(
     classifier: Classifier, split: Split, layers: Sequence[int], loading: Loading
 ) -> Iterator[tuple[Batch, dict[int, Tensor], list[int]]]:
     """Each batch, its vectors by layer, and the rows of the split that they are of."""
-    model, placement, first = classifier.model.eval(), classifier.placement, 0
-    loaded = evaluation_batches(split, classifier.preprocess, batch_size=_BATCH_SIZE, loading=loading)
-    with closing(loaded) as batches:
+    model, placement = classifier.model.eval(), classifier.placement
+    loader = Loader(split, classifier.preprocess, loading)
+    with closing(loader.evaluation_batches(_BATCH_SIZE)) as batches:
         for batch in batches:
-            damaged = {name for name, _ in batch.damaged}
-            last = first + len(batch.labels) + len(batch.damaged)
-            rows = [row for row in range(first, last) if split.names[row] not in damaged]
             vectors: dict[int, Tensor] = {}
-            if rows:
+            if len(batch.rows):
                 with placement.autocast():
                     found = pooled(model, placement.put(batch.images), layers)
                 vectors = {layer: vectors_BP.float().cpu() for layer, vectors_BP in found.items()}
-            yield batch, vectors, rows
-            first = last
+            yield batch, vectors, batch.rows.tolist()
 
 
 def _assembled(

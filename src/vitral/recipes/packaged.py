@@ -1,7 +1,7 @@
 """Recipes as files: those that come with Vitral, what each says of its numbers, and how two differ.
 
-A recipe file is TOML with the fields of `Recipe`. A comment at a line's end, which lines that begin
-with spaces and `#` continue, says where the number comes from; `diff` shows it beside the number.
+A recipe file is TOML with the names of `vitral.recipes.schema`. A comment at a line's end, which lines
+that begin with spaces and `#` continue, says where the number comes from; `diff` shows it beside it.
 """
 
 import difflib
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitral.recipes.recipe import RECIPES, Recipe
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.schema import FIELDS, RECIPES
 from vitral.runtime import settings as config
 from vitral.runtime.errors import VitralError
 
@@ -81,22 +82,23 @@ def settings(name_or_file: str) -> dict[str, Setting]:
     """Every setting of a recipe by name, what its file leaves out too; groups have dotted names.
 
     Raises:
-        VitralError: if there is no such recipe, or it has a setting that `Recipe` has not.
+        VitralError: if there is no such recipe, or it has a setting that no recipe has.
     """
     path = find(name_or_file)
     values = config.read_toml(path)
-    recipe = config.flat(vars(config.build(Recipe, values)))
+    recipe = Recipe(**values)
+    known = config.flat({name: recipe.get(name) for name in FIELDS})
     sources = comments(path.read_text(encoding="utf-8"))
     written = config.flat(values)
     found = {}
-    for name, value in recipe.items():
+    for name, value in known.items():
         default = "the default" if value is not None else "chosen from the data"
         found[name] = Setting(value, sources.get(name, "") if name in written else default)
     return found
 
 
 def diff(a: str, b: str) -> list[Difference]:
-    """The settings in which two recipes differ, in the order of `Recipe`'s fields.
+    """The settings in which two recipes differ, in the order of the schema.
 
     Args:
         a: a recipe's name, a file or a run's folder.

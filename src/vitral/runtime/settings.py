@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-import json
 import math
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
+import tomli_w
 from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
 from vitral.runtime.errors import VitralError
@@ -240,30 +239,14 @@ def _at(place: Sequence[str | int], values: Mapping[str, Any]) -> tuple[str, Any
     return key, value
 
 
-def to_toml(settings: Any, header: str) -> str:
-    """A dataclass as TOML, its dictionaries as tables; None is left out, for TOML has no word for it."""
+def to_toml(settings: Mapping[str, Any], header: str) -> str:
+    """Settings as TOML, groups as tables, below a comment.
+
+    Raises:
+        VitralError: if one is None, for which TOML has no word.
+    """
     lines = [f"# {line}".rstrip() for line in header.splitlines()]
-    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    lines += _toml_table({name: value for name, value in values.items() if value is not None})
-    return "\n".join(lines) + "\n"
-
-
-def _toml_table(values: Mapping[str, Any], path: str = "") -> list[str]:
-    # What follows a table's heading is its own, so the plain values come first.
-    tables = {key: value for key, value in values.items() if isinstance(value, Mapping) and value}
-    lines = [f"{_toml_key(key)} = {_toml_text(key, values[key])}" for key in values if key not in tables]
-    for key, value in tables.items():
-        inner = f"{path}{_toml_key(key)}"
-        lines += ["", f"[{inner}]", *_toml_table(value, f"{inner}.")]
-    return lines
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
-
-
-def _toml_text(key: str, value: Any) -> str:
-    if value is None:
-        raise VitralError(f"{key} is None, which a TOML file cannot say; leave it out")
-    # For numbers, text, booleans, lists of them and an empty dictionary, JSON's notation is TOML's.
-    return json.dumps(value, ensure_ascii=False)
+    for name, value in flat(settings).items():
+        if value is None:
+            raise VitralError(f"{name} is None, which a TOML file cannot say; leave it out")
+    return "\n".join([*lines, tomli_w.dumps(settings)])

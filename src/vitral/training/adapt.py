@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from vitral.data.dataset import seeded
+from vitral.data.randomness import seeded
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe
+from vitral.recipes.schema import Trained
 from vitral.runtime.errors import VitralError
 
 if TYPE_CHECKING:
@@ -20,20 +20,26 @@ _HEADS = ("head.", "distillation_head.")
 _ADAPTED = ["qkv", "out", "expand", "contract"]
 
 
-def choose_trained(model: VisionTransformer, recipe: Recipe) -> None:
-    """Freezes all but what `recipe.trained` names, and adds the adapters of "lora" (arXiv:2106.09685).
+def choose_trained(model: VisionTransformer, trained: Trained, lora_rank: int, seed: int) -> None:
+    """Freezes all but what is to be trained, and adds the adapters of "lora" (arXiv:2106.09685).
+
+    Args:
+        model: changed in place.
+        trained: "all", the "head" alone, or "lora", adapters and the head.
+        lora_rank: of the adapters.
+        seed: of their first weights.
 
     Raises:
         VitralError: if "lora" is asked for and peft is not installed, or there is no head to train.
     """
-    if recipe.trained in (None, "all"):
+    if trained == "all":
         return
     if not model.config.num_classes:
-        raise VitralError(f"trained={recipe.trained} trains the head, and this model has none")
+        raise VitralError(f"trained={trained} trains the head, and this model has none")
     model.requires_grad_(False)
-    if recipe.trained == "lora":
-        with seeded(recipe.seed):
-            _add_adapters(model, recipe.lora_rank)
+    if trained == "lora":
+        with seeded(seed):
+            _add_adapters(model, lora_rank)
     for name, parameter in model.named_parameters():
         if name.startswith(_HEADS):
             parameter.requires_grad_(True)

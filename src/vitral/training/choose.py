@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from vitral.checkpoints.folder import is_checkpoint, load_checkpoint
-from vitral.data.dataset import ImageData, image_sizes
+from vitral.data.image_data import ImageData
 from vitral.evaluation.task import task_of
-from vitral.recipes.recipe import Recipe, resolve, start
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.resolve import resolve, start
 from vitral.runtime.devices import cpu_count
 from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import Interrupted
@@ -79,18 +80,18 @@ def train(
     reporter = reporter or Reporter()
     if resume:
         return training.train(data, folder, recipe, resume=True, reporter=reporter)
-    if recipe.model == AUTO and not recipe.minutes:
+    if recipe.get("model") == AUTO and not recipe.get("minutes"):
         raise VitralError("model=auto tries several ways, for which it needs a time to keep to: minutes=30")
     RunFolder(folder).refuse_to_begin(data, recipe)
     begun = time.monotonic()
     ways = _ways(data, recipe, reporter)
-    seconds = _SHARE * 60 * (recipe.minutes or 0.0) / len(ways)
+    seconds = _SHARE * 60 * (recipe.get("minutes") or 0.0) / len(ways)
     if len(ways) > 1 and seconds < _LEAST_SECONDS:
         reporter.message(f"too short a time to try {len(ways)} ways; taken: {ways[0].name}")
         ways = ways[:1]
     way = ways[0] if len(ways) == 1 else _tried(data, recipe, ways, seconds, reporter)
     return training.train(
-        data, folder, replace(recipe, **way.settings), reporter=reporter, spent=time.monotonic() - begun
+        data, folder, recipe.changed(**way.settings), reporter=reporter, spent=time.monotonic() - begun
     )
 
 
@@ -99,14 +100,15 @@ def train(
 
 def _ways(data: ImageData, recipe: Recipe, reporter: Reporter) -> list[Way]:
     """Those that the recipe leaves open; the first is taken where there is no time to try."""
-    if recipe.model != AUTO:
-        if recipe.minutes and recipe.trained is None and recipe.model and is_checkpoint(recipe.model):
-            return _of_base(recipe.model, {})
+    model = recipe.get("model")
+    if model != AUTO:
+        if recipe.get("minutes") and "trained" not in recipe.given and model and is_checkpoint(model):
+            return _of_base(model, {})
         return [Way("as asked", {})]
     ways: list[Way] = []
-    for base in recipe.candidates:
+    for base in recipe.get("candidates"):
         try:
-            ways += _of_base(base, {"model": base, "img_size": recipe.img_size or _size(base, data)})
+            ways += _of_base(base, {"model": base, "img_size": recipe.get("img_size") or _size(base, data)})
         except VitralError as error:
             reporter.message(f"{base} cannot be tried: {error}")
     scratch = {"model": None, "img_size": _size_from_scratch(data, recipe)}
@@ -132,7 +134,7 @@ def _size(base: str, data: ImageData) -> int | tuple[int, int]:
     checkpoint = load_checkpoint(base)
     height, width = checkpoint.preprocess.img_size
     patch = checkpoint.model.config.patch_size
-    side = float(np.median(image_sizes(data.split("train")).min(axis=1)))
+    side = float(np.median(data.split("train").typical_sizes.min(axis=1)))
     patches = int(np.clip(round(side / patch), _FEWEST_PATCHES, _MOST_PATCHES))
     return (height, width) if min(height, width) <= patches * patch else patches * patch
 
@@ -140,10 +142,10 @@ def _size(base: str, data: ImageData) -> int | tuple[int, int]:
 def _size_from_scratch(data: ImageData, recipe: Recipe) -> int | tuple[int, int] | None:
     """The size that was asked for, unless it is of whole patches of the candidates alone."""
     try:
-        start(resolve(replace(recipe, model=None), data, cpu_count()), data.classes)
+        start(resolve(recipe.changed(model=None), data, None, cpu_count()), data.classes, None)
     except VitralError:
         return None
-    return recipe.img_size
+    return recipe.get("img_size")
 
 
 # --- Trials --------------------------------------------------------------------------------------
@@ -188,8 +190,7 @@ def _expected(trial: Trial) -> float:
 def _trial(data: ImageData, recipe: Recipe, way: Way, seconds: float) -> Trial:
     """A run of `seconds` of its own, its rate falling to 0 within them."""
     splits = {name: data.splits[name] for name in ("train", "val") if name in data.splits}
-    short = replace(
-        recipe,
+    short = recipe.changed(
         **way.settings,
         minutes=seconds / 60,
         epochs=None,
@@ -205,7 +206,7 @@ def _trial(data: ImageData, recipe: Recipe, way: Way, seconds: float) -> Trial:
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     name = f"val_{task_of(data).score_name}"
     points = [(record["seconds"], record[name]) for record in records]
-    expected = extrapolated(points, 60 * (recipe.minutes or 0.0) * (1 - _SHARE))
+    expected = extrapolated(points, 60 * (recipe.get("minutes") or 0.0) * (1 - _SHARE))
     return Trial(way, max(score for _, score in points), len(splits["val"]), expected, summary.steps)
 
 

@@ -5,6 +5,7 @@ Axes: B batch, L classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitral.checkpoints.folder import load_checkpoint
-from vitral.data.dataset import Split, class_counts
+from vitral.data.split import Split, class_counts
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier, as_classifier
-from vitral.recipes.recipe import Recipe
+from vitral.recipes.schema import Criterion, Loss
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
 
@@ -25,15 +26,17 @@ class Objective:
     """The mean loss of a batch.
 
     Args:
-        recipe: the kind of loss, smoothing and the share of the teacher.
+        loss: its kind.
+        label_smoothing: share of the targets that is spread over all classes.
         weights: of the classes, (L,), with mean 1 over the training images; or, of multi-label data, of
             each class where it is absent and where it is present, (2, L). None for all alike.
-        teacher: what to distil from, if anything.
+        distillation: what to distil from and how, if anything.
     """
 
-    recipe: Recipe
+    loss: Loss
+    label_smoothing: float = 0.0
     weights: Tensor | None = None
-    teacher: "Teacher | None" = None
+    distillation: "Distillation | None" = None
 
     def __call__(self, heads: Sequence[Tensor], targets_BL: Tensor, images_BCHW: Tensor) -> Tensor:
         """The loss of each head's logits (B, L), in float32, as a scalar.
@@ -44,16 +47,15 @@ class Objective:
             images_BCHW: what the model saw, for the teacher.
         """
         loss = self.supervised(heads[0].float(), targets_BL)
-        if self.teacher is None:
+        if self.distillation is None:
             return loss
-        share = self.recipe.distillation_share
+        share = self.distillation.share
         # The last head is the distillation token's, where there is one (DeiT, §4).
-        return (1 - share) * loss + share * self.distilled(heads[-1].float(), self.teacher(images_BCHW))
+        return (1 - share) * loss + share * self.distillation(heads[-1].float(), images_BCHW)
 
     def supervised(self, logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
-        smoothing = self.recipe.label_smoothing
-        assert smoothing is not None
-        if self.recipe.loss != "binary":
+        smoothing = self.label_smoothing
+        if self.loss != "binary":
             return F.cross_entropy(logits_BL, targets_BL, self.weights, label_smoothing=smoothing)
         # Mixed images show both classes (ResNet strikes back, arXiv:2110.00476, §2.2; DeiT-III's code).
         present_BL = (targets_BL > 0).float()
@@ -65,14 +67,30 @@ class Objective:
             weights = torch.where(present_BL > 0, weights[1], weights[0])
         return F.binary_cross_entropy_with_logits(logits_BL, smoothed_BL, weights)
 
-    def distilled(self, logits_BL: Tensor, teacher_BL: Tensor) -> Tensor:
-        """DeiT's eq. 3 ("hard": the teacher's label) or eq. 2 ("soft": its probabilities)."""
-        if self.recipe.distillation == "hard":
+
+@dataclass(frozen=True)
+class Distillation:
+    """The loss against a teacher's answers: DeiT's eq. 3 ("hard") or eq. 2 ("soft").
+
+    Args:
+        teacher: images (B, C, H, W) -> its logits (B, L).
+        kind: "hard" for the teacher's label, "soft" for its probabilities.
+        share: of the whole loss that is the teacher's.
+        temperature: of "soft".
+    """
+
+    teacher: "Teacher"
+    kind: Literal["hard", "soft"] = "hard"
+    share: float = 0.5
+    temperature: float = 3.0
+
+    def __call__(self, logits_BL: Tensor, images_BCHW: Tensor) -> Tensor:
+        teacher_BL = self.teacher(images_BCHW)
+        if self.kind == "hard":
             return F.cross_entropy(logits_BL, teacher_BL.argmax(1))
-        temperature = self.recipe.distillation_temperature
-        return temperature**2 * F.kl_div(
-            (logits_BL / temperature).log_softmax(1),
-            (teacher_BL / temperature).log_softmax(1),
+        return self.temperature**2 * F.kl_div(
+            (logits_BL / self.temperature).log_softmax(1),
+            (teacher_BL / self.temperature).log_softmax(1),
             reduction="batchmean",
             log_target=True,
         )
@@ -122,22 +140,27 @@ class Teacher:
 
 
 def build_objective(
-    recipe: Recipe, train: Split, preprocess: Preprocess, labels: Sequence[str], placement: Placement
+    criterion: Criterion, train: Split, preprocess: Preprocess, labels: Sequence[str], placement: Placement
 ) -> Objective:
-    """The recipe's objective for the training images.
+    """The objective of these settings for the training images.
 
     Raises:
         VitralError: if the teacher cannot be loaded or has other labels.
     """
     weights = None
-    if recipe.class_weights == "balanced":
+    if criterion.class_weights == "balanced":
         weights = placement.put(torch.from_numpy(balanced_weights(train.labels, len(labels))).float())
-    teacher = None
-    if recipe.teacher is not None:
+    distillation = None
+    if criterion.teacher:
         alike = Placement.choose(placement.device.type)  # pyrefly: ignore[bad-argument-type]
-        classifier = as_classifier(load_checkpoint(recipe.teacher), alike)
-        teacher = Teacher(classifier, preprocess, labels)
-    return Objective(recipe, weights, teacher)
+        classifier = as_classifier(load_checkpoint(criterion.teacher), alike)
+        distillation = Distillation(
+            Teacher(classifier, preprocess, labels),
+            criterion.distillation,
+            criterion.distillation_share,
+            criterion.distillation_temperature,
+        )
+    return Objective(criterion.loss, criterion.label_smoothing, weights, distillation)
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:

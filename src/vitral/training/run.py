@@ -22,35 +22,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitral.checkpoints.folder import Checkpoint, description
+from vitral.data.batches import Batch, DamageCount
 from vitral.data.contents import Contents
-from vitral.data.dataset import (
-    Batch,
-    DamageCount,
-    Draw,
-    ImageData,
-    KeptImages,
-    Split,
-    evaluation_batches,
-    few_shot,
-    fingerprint,
-    in_turns,
-    sample,
-    seeded,
-    thinned,
-    training_batches,
-)
-from vitral.data.in_memory import HeldImages, can_be_held
+from vitral.data.image_data import ImageData
+from vitral.data.loader import Loader
+from vitral.data.randomness import Sampling, seeded
+from vitral.data.split import Split, fingerprint
+from vitral.data.subsets import few_shot, in_turns, sample_rows, thinned
 from vitral.data.workers import Loading
 from vitral.evaluation.calibration import CALIBRATION_IMAGES, Calibration, calibrate
 from vitral.evaluation.evaluation import Evaluation
 from vitral.evaluation.probe import fitted_head
 from vitral.evaluation.task import Task, outputs, task_of
-from vitral.images.augment import batch_mixer, training_transform
-from vitral.images.preprocess import Preprocess, open_image
+from vitral.images.augment import batch_mixer
+from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
 from vitral.model.embedding import ConvStem
 from vitral.model.vit import VisionTransformer
-from vitral.recipes.recipe import Recipe, resolve, start
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.resolve import load_base, resolve, start
+from vitral.recipes.schema import BUDGET, Resolved
 from vitral.runtime.devices import Placement, compiles, computing_threads, cpu_count
 from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import Stopped, StopSignal, stop_signal
@@ -59,7 +50,7 @@ from vitral.training.loss_watch import LossWatch
 from vitral.training.memory import MemoryNeed, advice_when_out_of_memory, memory_need
 from vitral.training.objective import build_objective
 from vitral.training.optimizers import Group, build_optimizer, parameter_groups
-from vitral.training.run_folder import BUDGET, Record, RunFolder, RunState, Saved, Summary, changed
+from vitral.training.run_folder import Record, RunFolder, RunState, Saved, Summary, changed
 from vitral.training.schedule import Schedule, scaled_rate
 from vitral.training.step import Computation, Step, StepResult, average_share
 
@@ -104,7 +95,7 @@ class Reporter:
 class Run:
     """Everything a step touches."""
 
-    recipe: Recipe
+    recipe: Resolved
     folder: Path
     data: ImageData
     checkpoint: Checkpoint
@@ -114,55 +105,53 @@ class Run:
     memory: MemoryNeed | None = None  # known once the run begins
 
     def __post_init__(self) -> None:
-        assert self.recipe.batch_size is not None
         self.files = RunFolder(self.folder)
         labels = self.checkpoint.labels
         self.model: VisionTransformer = self.placement.place(self.checkpoint.model, training=True).train()
-        choose_trained(self.model, self.recipe)
-        self.model.checkpoint_layers = self.recipe.checkpoint_layers
+        tuning = self.recipe.tuning
+        choose_trained(self.model, tuning.trained, tuning.lora_rank, self.recipe.course.seed)
+        self.model.checkpoint_layers = self.recipe.batches.checkpoint_layers
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         groups = groups_by_recipe(self.model, self.recipe)
         self.optimizer = build_optimizer(
-            self.recipe.optimizer or "adamw",
+            self.recipe.optimization.optimizer,
             groups,
-            betas=self.recipe.betas,
-            muon_momentum=self.recipe.muon_momentum,
+            betas=self.recipe.optimization.betas,
+            muon_momentum=self.recipe.optimization.muon_momentum,
         )
-        self.objective = build_objective(
-            self.recipe, self.data.split("train"), self.checkpoint.preprocess, labels, self.placement
-        )
-        compiled = compiles(self.recipe.device, wanted=self.recipe.compile)
+        preprocess, train = self.checkpoint.preprocess, self.data.split("train")
+        self.objective = build_objective(self.recipe.criterion, train, preprocess, labels, self.placement)
+        compiled = compiles(self.recipe.machine.device, wanted=self.recipe.machine.compile_wanted)
         captured = compiled and self.optimizer.capturable
         # A schedule-free optimizer keeps the average itself; see `_take_optimizers_average`.
-        follows = self.recipe.optimizer != "schedule_free"
+        follows = self.recipe.optimization.optimizer != "schedule_free"
         self.take = Step(
             self.model,
             self.average if follows else None,
             self.objective,
             self.task.hits,
             self.optimizer,
-            Computation(self.recipe.batch_size, self.recipe.accumulate, compiled, captured),
+            Computation(self.recipe.batches.batch_size, self.recipe.batches.accumulate, compiled, captured),
             self.placement,
-            self.recipe.clip_norm,
+            self.recipe.optimization.clip_norm,
         )
-        assert self.recipe.cutmix is not None
-        self._mix = batch_mixer(self.recipe.mixup, self.recipe.cutmix, len(labels))
+        self._mix = batch_mixer(self.recipe.mixing.mixup, self.recipe.mixing.cutmix, len(labels))
         self._leave = batch_mixer(0.0, 0.0, len(labels))
-        self.steps_per_epoch = len(self.data.split("train")) // self.recipe.batch_size
+        self.steps_per_epoch = len(self.data.split("train")) // self.recipe.batches.batch_size
         self.damage = DamageCount(
-            sum(map(len, self.data.splits.values())), self.recipe.max_damaged, self.reporter.message
+            sum(map(len, self.data.splits.values())), self.recipe.images.max_damaged, self.reporter.message
         )
         self.recent = RunningMean()
         self.loss_watch = LossWatch(self.steps_per_epoch, self.placement.device)
         self.evaluation_seconds, self.evaluated_at = 0.0, 0.0
         self.told_of_chance = False
-        self._held: dict[str, HeldImages] = {}
-        self.loading = Loading(self.recipe.workers or 0, self.reporter.message)
+        self._loaders: dict[str, Loader] = {}
+        self.loading = Loading(self.recipe.machine.workers, self.reporter.message)
         self._resumed_at, self._earlier_seconds = time.monotonic(), self.state.seconds
 
     @property
     def steps_between_evaluations(self) -> int:
-        return self.recipe.eval_epochs * self.steps_per_epoch
+        return self.recipe.course.eval_epochs * self.steps_per_epoch
 
     @property
     def epoch(self) -> float:
@@ -172,28 +161,34 @@ class Run:
     def images_at_a_time(self) -> int:
         return self.take.computation.images_at_a_time
 
-    def held(self, name: str, stop: StopSignal | None = None) -> HeldImages | None:
-        """The images of a split in memory, opened when first asked for; None if they are large or many."""
-        preprocess = self.checkpoint.preprocess
-        split = self.validation if name == "val" else self.data.split(name)
-        if not can_be_held(split, preprocess):
-            return None
-        if name not in self._held:
-            if len(split) > _TOLD_IMAGES:
-                self.reporter.message(f"opening {len(split):,} images")
-            loading, opening = replace(self.loading, stop=stop), partial(self.reporter.preparing, "opening")
-            self._held[name] = HeldImages.open(split, preprocess, self.placement.device, loading, opening)
-        return self._held[name]
+    def loader(self, name: str, stop: StopSignal | None = None) -> Loader:
+        """Of a split's batches; few and small images are read into memory when it is first asked for.
+
+        Not the test images, which are looked at once, nor what is altered by more than `Moves`.
+        """
+        if name in self._loaders:
+            return self._loaders[name]
+        keeps = self.recipe.alteration.augmentation.only_moves if name == "train" else name == "val"
+        split = self._validation if name == "val" else self.data.split(name)
+        pin_memory = name == "train" and self.placement.device.type == "cuda"
+        self._loaders[name] = loader = Loader(
+            split,
+            self.checkpoint.preprocess,
+            replace(self.loading, stop=stop, pin_memory=pin_memory) if name == "train" else self.loading,
+            keep_on=self.placement.device if keeps else None,
+        )
+        if loader.in_memory and len(split) > _TOLD_IMAGES:
+            self.reporter.message(f"opening {len(split):,} images")
+        return loader.open(partial(self.reporter.preparing, "opening"))
 
     def sized(self, images_BCHW: Tensor) -> Tensor:
         """The images, in whole patches from half their size to the whole while `small_images` passes.
 
         Detail teaches little at first, and a step on a quarter of the patches takes half the time.
         """
-        assert self.recipe.small_images is not None
-        if self.progress >= self.recipe.small_images:
+        if self.progress >= self.recipe.batches.small_images:
             return images_BCHW
-        share = 0.5 + 0.5 * self.progress / self.recipe.small_images
+        share = 0.5 + 0.5 * self.progress / self.recipe.batches.small_images
         patch = self.model.config.patch_size
         sides = [max(round(share * side / patch), 1) * patch for side in images_BCHW.shape[2:]]
         return F.interpolate(images_BCHW, sides, mode="bilinear", antialias=True)
@@ -203,7 +198,7 @@ class Run:
 
         The first passes learn more from images as they are; later ones would learn them by heart.
         """
-        passes = self.recipe.mix_passes
+        passes = self.recipe.mixing.mix_passes
         if passes and float(torch.rand(())) >= self.epoch / passes:
             return self._leave(images_BCHW, labels)
         return self._mix(images_BCHW, labels)
@@ -211,10 +206,9 @@ class Run:
     @property
     def total_steps(self) -> int | None:
         """The budget in steps; None if only time limits it."""
-        limits = [self.recipe.steps] if self.recipe.steps else []
-        if self.recipe.epochs:
-            limits.append(max(round(self.recipe.epochs * self.steps_per_epoch), 1))
-        return min(limits, default=None)
+        limits = self.recipe.limits
+        steps = min(limits.steps, limits.epochs * self.steps_per_epoch)
+        return max(round(steps), 1) if math.isfinite(steps) else None
 
     @property
     def progress(self) -> float:
@@ -222,9 +216,9 @@ class Run:
         shares = []
         if self.total_steps:
             shares.append(self.state.step / self.total_steps)
-        if self.recipe.minutes:
+        if self.recipe.limits.timed:
             start = self.state.start_seconds
-            shares.append((self.state.seconds - start) / max(60 * self.recipe.minutes - start, 1e-9))
+            shares.append((self.state.seconds - start) / max(60 * self.recipe.limits.minutes - start, 1e-9))
         return min(max(shares), 1.0)
 
     @property
@@ -242,19 +236,22 @@ class Run:
         return "base" in self.checkpoint.metadata
 
     @property
-    def validation(self) -> Split:
-        """The images that evaluations look at; where time is the budget, as many as it allows.
+    def _validation(self) -> Split:
+        """The validation images; where time is the budget, in turns of the classes.
 
-        In turns of the classes then, so that any first part is even over them.
+        Any first part is even over the classes then.
         """
         split = self.data.split("val")
-        if not self.recipe.minutes:
+        if not self.recipe.limits.timed:
             return split
         if split.multi_label:
-            order = np.random.default_rng(self.recipe.seed).permutation(len(split))
-        else:
-            order = in_turns(split, self.recipe.seed)
-        return split.take(order[: self.state.val_images or None])
+            return split.take(np.random.default_rng(self.recipe.course.seed).permutation(len(split)))
+        return split.take(in_turns(split, self.recipe.course.seed))
+
+    @property
+    def validated(self) -> np.ndarray:
+        """The rows of `loader("val")` to evaluate: where time is the budget, as many as it allows."""
+        return np.arange(self.state.val_images or len(self.data.split("val")))
 
     def spend(self, seconds: float) -> None:
         """Counts time that was spent on the run before it began."""
@@ -263,14 +260,14 @@ class Run:
 
     def tick(self) -> None:
         self.state.seconds = self._earlier_seconds + time.monotonic() - self._resumed_at
-        if self.state.step <= _STARTING_STEPS:  # compiling, where there is any
-            self.state.start_seconds = min(self.state.seconds, 30 * (self.recipe.minutes or 0))
+        if self.recipe.limits.timed and self.state.step <= _STARTING_STEPS:  # compiling, where there is any
+            self.state.start_seconds = min(self.state.seconds, 30 * self.recipe.limits.minutes)
 
     def watch(self, loss: Tensor) -> None:
         """Takes a step's loss, where it means the same from step to step."""
         recipe = self.recipe
-        grows = recipe.mix_passes or recipe.small_images
-        if self.is_tuning and not grows and recipe.optimizer != "schedule_free":
+        grows = recipe.mixing.mix_passes or recipe.batches.small_images
+        if self.is_tuning and not grows and recipe.optimization.optimizer != "schedule_free":
             self.loss_watch.add(loss)
 
 
@@ -308,22 +305,22 @@ def train(
     with _deterministic(), stop_signal() as stop, files.claimed():
         if not resume:
             files.refuse_to_begin(data, recipe)
-            with computing_threads(recipe.threads or torch.get_num_threads()):
+            with computing_threads(recipe.get("threads") or torch.get_num_threads()):
                 run = _begun(data, files, recipe, reporter)
                 run.spend(spent)
                 return _carry_out_new(run, stop)
         saved_recipe = files.recipe()
-        recipe = changed(saved_recipe, recipe)
-        with computing_threads(_threads(recipe, files)):
-            run = _resumed(data, files, recipe, saved_recipe, reporter)
+        settled = changed(saved_recipe, recipe)
+        with computing_threads(_threads(settled, files)):
+            run = _resumed(data, files, settled, saved_recipe, reporter)
             return _carry_out(run, stop)
 
 
 def _carry_out(run: Run, stop: StopSignal) -> Summary:
     with advice_when_out_of_memory(run.images_at_a_time):
         run.reporter.begin(run)
-        teacher = run.objective.teacher
-        for note in (*run.checkpoint.notes, *(teacher.classifier.notes if teacher else ())):
+        distillation = run.objective.distillation
+        for note in (*run.checkpoint.notes, *(distillation.teacher.classifier.notes if distillation else ())):
             run.reporter.message(note)
         try:
             _start(run, stop)
@@ -348,7 +345,7 @@ def _start(run: Run, stop: StopSignal) -> None:
     if run.state.step or not run.is_tuning:
         return
     with stop.raises():
-        if run.recipe.probe_head:
+        if run.recipe.tuning.probe_head:
             _start_head(run)
         _judge_start(run)
     run.tick()
@@ -356,17 +353,17 @@ def _start(run: Run, stop: StopSignal) -> None:
 
 def _start_head(run: Run) -> None:
     """A drawn head's first gradients spoil what the layers below have learnt (arXiv:2202.10054, §3)."""
-    train, minutes = run.data.split("train"), run.recipe.minutes
+    train, limits = run.data.split("train"), run.recipe.limits
     # Not the run's own seed, whose first epoch takes images in the same order: those that the head knows
     # would come first, and the loss would seem to rise after them.
-    seed = run.recipe.seed + 1
+    seed = run.recipe.course.seed + 1
     images = few_shot(train, max(_head_images(run) // len(run.data.classes), 1), seed)
     classifier = Classifier(run.model, run.checkpoint.preprocess, run.data.classes, run.placement)
     found = fitted_head(
         classifier,
         images,
         seed,
-        seconds=60 * minutes * _HEAD_SHARE if minutes else None,
+        seconds=60 * limits.minutes * _HEAD_SHARE if limits.timed else None,
         on_images=lambda done, total: run.reporter.preparing("the head's start", done, total),
         loading=run.loading,
     )
@@ -384,7 +381,7 @@ def _head_images(run: Run) -> int:
     """How many images a head may begin with: a step looks at an image three times as long."""
     if run.total_steps is None:
         return _PROBED_IMAGES
-    affordable = round(3 * _HEAD_SHARE * run.total_steps * (run.recipe.batch_size or 0))
+    affordable = round(3 * _HEAD_SHARE * run.total_steps * (run.recipe.batches.batch_size))
     return min(_PROBED_IMAGES, max(affordable, _LEAST_OF_A_CLASS * len(run.data.classes)))
 
 
@@ -425,11 +422,10 @@ def _loop(run: Run, stop: StopSignal) -> bool:
 
 def step(run: Run, batch: Batch) -> Tensor:
     """One update on a batch; its mean loss, on the device."""
-    assert run.recipe.ema_decay is not None
-    with seeded(run.recipe.seed, run.state.step, device=run.placement.device):
+    with seeded(run.recipe.course.seed, run.state.step, device=run.placement.device):
         images_BCHW = run.sized(run.placement.put(batch.images))
         images_BCHW, targets_BL = run.mixed(images_BCHW, run.placement.put(batch.labels))
-        share = average_share(run.state.step, run.recipe.ema_decay)
+        share = average_share(run.state.step, run.recipe.optimization.ema_decay)
         result = run.take(images_BCHW, targets_BL, run.learning_rate, share)
     run.recent.add(result, len(targets_BL))
     return result.loss
@@ -440,7 +436,7 @@ def _evaluation_is_due(run: Run) -> bool:
     if run.state.step % run.steps_between_evaluations:
         return False
     since = run.state.seconds - run.evaluated_at
-    return not run.recipe.minutes or since >= run.evaluation_seconds / _EVALUATIONS_SHARE
+    return not run.recipe.limits.timed or since >= run.evaluation_seconds / _EVALUATIONS_SHARE
 
 
 def _finish_epoch(run: Run) -> None:
@@ -466,7 +462,7 @@ def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
         run.reporter.message(
             f"after {run.progress:.0%} of the budget the model is no better than chance ({chance:.1%}): see "
             f"that the labels fit the images, give it more time, or lower learning_rate "
-            f"(now {run.recipe.learning_rate:g})"
+            f"(now {run.recipe.rate.learning_rate:g})"
         )
 
 
@@ -485,7 +481,7 @@ def _mind_the_loss(run: Run) -> None:
         return
     assert watch.lowest is not None
     assert watch.latest is not None
-    if run.progress < (run.recipe.warmup or 0) or run.state.best_merit < 0:
+    if run.progress < run.recipe.rate.warmup or run.state.best_merit < 0:
         return
     run.state.rate_share *= _LOWERED
     best = run.placement.place(run.files.best().model)
@@ -504,7 +500,7 @@ def _refuse_lost(run: Run) -> None:
         rounded = run.placement.precision != torch.float32
         raise VitralError(
             f"the loss is {run.recent.loss} after step {run.state.step}; lower learning_rate "
-            f"(it is {run.recipe.learning_rate})"
+            f"(it is {run.recipe.rate.learning_rate})"
             f"{' or set precision=float32' if rounded else ''}, and start again"
         )
 
@@ -534,7 +530,7 @@ def _conclude(run: Run, stop: StopSignal) -> Summary:
         _summary(run), finished=True, test=test, calibration=asdict(calibration) if calibration else None
     )
     run.files.conclude(summary)
-    if not run.recipe.keep_state:
+    if not run.recipe.course.keep_state:
         run.files.drop_optimizer(_saved(run, {"model": run.model.state_dict()}))
     return summary
 
@@ -557,14 +553,9 @@ def _evaluate_split(
     run: Run, name: str, temperature: float = 1.0, on_batch: Callable[[Batch], None] | None = None
 ) -> Evaluation:
     on_batch = on_batch or run.damage.add
-    # The test images are looked at once.
-    held = run.held(name) if name == "val" else None
-    limited = name == "val" and run.recipe.minutes and not run.state.val_images
+    limited = name == "val" and run.recipe.limits.timed and not run.state.val_images
     size = _FIRST_EVALUATION_BATCH if limited else EVALUATION_BATCH
-    if held:
-        batches = held.evaluation_batches(size)
-    else:
-        batches = _evaluation_batches(run, run.validation if name == "val" else run.data.split(name), size)
+    batches = run.loader(name).evaluation_batches(size, run.validated if name == "val" else None)
     if limited:
         batches = _while_time_allows(run, batches)
     begun = time.monotonic()
@@ -579,12 +570,12 @@ def _evaluate_split(
 
 def _while_time_allows(run: Run, batches: Generator[Batch]) -> Generator[Batch]:
     """The first of the batches: as many as a share of the budget takes. Later evaluations take as many."""
-    total, done = len(run.validation), 0
-    end = time.monotonic() + 60 * (run.recipe.minutes or 0) * _VALIDATION_SHARE
+    total, done = len(run.validated), 0
+    end = time.monotonic() + 60 * run.recipe.limits.minutes * _VALIDATION_SHARE
     with closing(batches):
         for batch in batches:
             yield batch
-            done += len(batch.labels) + len(batch.damaged)
+            done += batch.asked
             run.reporter.preparing("validating", done, total)
             if time.monotonic() > end and done >= min(_LEAST_VALIDATED, total):
                 break
@@ -597,77 +588,53 @@ def _calibrate(run: Run, on_batch: Callable[[Batch], None]) -> Calibration | Non
     """Of the averaged weights, on the validation images; for softmax's probabilities only."""
     if not run.task.calibrates:
         return None
-    images = sample(run.validation, CALIBRATION_IMAGES, run.recipe.seed)
-    answers = outputs(run.average, _evaluation_batches(run, images), run.placement, on_batch)
+    loader = run.loader("val")
+    rows = sample_rows(loader.split.take(run.validated), CALIBRATION_IMAGES, run.recipe.course.seed)
+    batches = loader.evaluation_batches(EVALUATION_BATCH, rows)
+    answers = outputs(run.average, batches, run.placement, on_batch)
     return calibrate(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
-
-
-def _evaluation_batches(run: Run, split: Split, size: int = EVALUATION_BATCH) -> Generator[Batch]:
-    return evaluation_batches(split, run.checkpoint.preprocess, batch_size=size, loading=run.loading)
 
 
 def _training_batches(run: Run, stop: StopSignal | None = None) -> Generator[Batch]:
     """Without end; a `stop` that comes while one is waited for raises Stopped."""
     recipe = run.recipe
-    assert recipe.batch_size is not None
-    pin_memory = run.placement.device.type == "cuda"
-    loading = replace(run.loading, stop=stop, pin_memory=pin_memory)
-    draw = Draw(balanced=recipe.sampling == "balanced", repeats=recipe.repeats)
-    if recipe.augmentation.only_moves and (held := run.held("train", stop)):
-        return held.training_batches(
-            recipe.augmentation,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            first_step=run.state.step,
-            draw=draw,
-        )
-    split = run.data.split("train")
-    if not recipe.workers:  # each of them would keep images of its own
-        split = replace(split, images=KeptImages(split.images, open_image))
-    return training_batches(
-        split,
-        training_transform(run.checkpoint.preprocess, recipe.augmentation),
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
+    return run.loader("train", stop).training_batches(
+        recipe.alteration.augmentation,
+        batch_size=recipe.batches.batch_size,
+        seed=recipe.course.seed,
         first_step=run.state.step,
-        draw=draw,
-        loading=loading,
+        sampling=Sampling(balanced=recipe.images.sampling == "balanced", repeats=recipe.images.repeats),
     )
 
 
-def groups_of(recipe: Recipe, data: ImageData) -> tuple[list[Group], list[str]]:
+def groups_of(asked: Recipe, data: ImageData) -> tuple[list[Group], list[str]]:
     """The parameter groups of a run that is not begun, and the names of what it would not train.
 
     Raises:
         VitralError: as `train`.
     """
-    recipe = resolve(recipe, data, cpu_count())
-    model = start(recipe, data.classes).model
-    choose_trained(model, recipe)
+    base = load_base(asked)
+    recipe = resolve(asked, data, base, cpu_count())
+    model = start(recipe, data.classes, base).model
+    choose_trained(model, recipe.tuning.trained, recipe.tuning.lora_rank, recipe.course.seed)
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     rate = schedule_of(recipe).peak
     return [{**group, "lr": rate * group["scale"]} for group in groups_by_recipe(model, recipe)], frozen
 
 
-def groups_by_recipe(model: VisionTransformer, recipe: Recipe) -> list[Group]:
-    assert recipe.layer_decay is not None
-    assert recipe.weight_decay is not None
+def groups_by_recipe(model: VisionTransformer, recipe: Resolved) -> list[Group]:
     return parameter_groups(
         model,
-        layer_decay=recipe.layer_decay,
-        weight_decay=recipe.weight_decay,
-        orthogonal=recipe.optimizer == "muon",
+        layer_decay=recipe.optimization.layer_decay,
+        weight_decay=recipe.optimization.weight_decay,
+        orthogonal=recipe.optimization.optimizer == "muon",
     )
 
 
-def schedule_of(recipe: Recipe) -> Schedule:
-    """Of a resolved recipe."""
-    assert recipe.schedule is not None
-    assert recipe.learning_rate is not None
-    assert recipe.warmup is not None
-    assert recipe.batch_size is not None
-    peak = scaled_rate(recipe.learning_rate, recipe.batch_size, recipe.learning_rate_batch)
-    return Schedule(recipe.schedule, peak, recipe.warmup, recipe.decay, recipe.final_share)
+def schedule_of(recipe: Resolved) -> Schedule:
+    rate = recipe.rate
+    peak = scaled_rate(rate.learning_rate, recipe.batches.batch_size, rate.learning_rate_batch)
+    return Schedule(rate.schedule, peak, rate.warmup, rate.decay, rate.final_share)
 
 
 # --- Averages --------------------------------------------------------------------------------
@@ -676,7 +643,7 @@ def schedule_of(recipe: Recipe) -> Schedule:
 @torch.no_grad()
 def _take_optimizers_average(run: Run) -> None:
     """A schedule-free optimizer keeps the average itself; the weights are left to the bit as they were."""
-    if run.recipe.optimizer != "schedule_free":
+    if run.recipe.optimization.optimizer != "schedule_free":
         return
     weights: list[Tensor] = list(run.model.parameters())
     before = [weight.clone() for weight in weights]
@@ -713,8 +680,9 @@ class RunningMean:
 
 def _begun(data: ImageData, files: RunFolder, recipe: Recipe, reporter: Reporter) -> Run:
     """A new run; nothing is written before all is accepted."""
-    recipe = resolve(recipe, data, cpu_count())
-    run = _opened(data, files, recipe, _first_checkpoint(recipe, data), reporter)
+    base = load_base(recipe)
+    resolved = resolve(recipe, data, base, cpu_count())
+    run = _opened(data, files, resolved, _first_checkpoint(resolved, data, base), reporter)
     run.state.data = fingerprint(data.split("train"))
     return run
 
@@ -732,15 +700,17 @@ def _carry_out_new(run: Run, stop: StopSignal) -> Summary:
 
 
 def _resumed(
-    data: ImageData, files: RunFolder, recipe: Recipe, saved_recipe: Recipe, reporter: Reporter
+    data: ImageData, files: RunFolder, recipe: Resolved, saved_recipe: Resolved, reporter: Reporter
 ) -> Run:
     """A run taken up again; nothing is written before all is accepted."""
     if files.finished and not files.has_state:
         raise _is_finished(files.path)
     steps_per_epoch = _steps_per_epoch(data, recipe)
-    device = Placement.choose(recipe.device, recipe.precision).device
-    saved = files.saved(recipe.checkpoint_steps or steps_per_epoch, device)
-    checkpoint = (files.checkpoint_of(saved) if saved else None) or _first_checkpoint(recipe, data)
+    device = Placement.choose(recipe.machine.device, recipe.machine.precision).device
+    saved = files.saved(recipe.course.checkpoint_steps or steps_per_epoch, device)
+    checkpoint = files.checkpoint_of(saved) if saved else None
+    if checkpoint is None:
+        checkpoint = _first_checkpoint(recipe, data, load_base(Recipe(**recipe.settings())))
     run = _opened(data, files, recipe, checkpoint, reporter)
     contents = Contents.of(data)
     if saved is None:
@@ -758,24 +728,23 @@ def _resumed(
 
 
 def _opened(
-    data: ImageData, files: RunFolder, recipe: Recipe, checkpoint: Checkpoint, reporter: Reporter
+    data: ImageData, files: RunFolder, recipe: Resolved, checkpoint: Checkpoint, reporter: Reporter
 ) -> Run:
-    run = Run(
-        recipe, files.path, data, checkpoint, Placement.choose(recipe.device, recipe.precision), reporter
-    )
+    placement = Placement.choose(recipe.machine.device, recipe.machine.precision)
+    run = Run(recipe, files.path, data, checkpoint, placement, reporter)
     run.files = files
     with advice_when_out_of_memory(run.images_at_a_time):
         run.memory = memory_need(run.model, run.images_at_a_time, run.placement)
     return run
 
 
-def _first_checkpoint(recipe: Recipe, data: ImageData) -> Checkpoint:
+def _first_checkpoint(recipe: Resolved, data: ImageData, base: Checkpoint | None) -> Checkpoint:
     """What a run begins with."""
-    with seeded(recipe.seed):
-        checkpoint = start(recipe, data.classes)
-    if recipe.whiten and isinstance(checkpoint.model.embedding.stem, ConvStem):
+    with seeded(recipe.course.seed):
+        checkpoint = start(recipe, data.classes, base)
+    if recipe.start.whiten and isinstance(checkpoint.model.embedding.stem, ConvStem):
         _whiten(checkpoint.model.embedding.stem, data, checkpoint.preprocess)
-    split: dict[str, Any] = {"val_fraction": recipe.val_fraction, "seed": recipe.seed}
+    split: dict[str, Any] = {"val_fraction": recipe.images.val_fraction, "seed": recipe.course.seed}
     if data.held_out:
         split["held_out"] = fingerprint(data.split("val"))
     metadata = {**checkpoint.metadata, "data": data.source, **split}
@@ -786,30 +755,29 @@ def _whiten(stem: ConvStem, data: ImageData, preprocess: Preprocess) -> None:
     """By training images; where none can be read, the run will say so."""
     count = -(-_WHITENING_PIXELS // math.prod(preprocess.img_size))
     images = thinned(data.split("train"), count)
-    batches = list(evaluation_batches(images, preprocess, batch_size=EVALUATION_BATCH))
+    batches = list(Loader(images, preprocess).evaluation_batches(EVALUATION_BATCH))
     readable = [batch.images for batch in batches if len(batch.labels)]
     if readable:
         stem.whiten(torch.cat(readable))
 
 
-def _steps_per_epoch(data: ImageData, recipe: Recipe) -> int:
+def _steps_per_epoch(data: ImageData, recipe: Resolved) -> int:
     """Of a run that is resumed."""
     images = len(data.split("train"))
-    assert recipe.batch_size is not None
-    if recipe.batch_size > images:
+    if recipe.batches.batch_size > images:
         raise VitralError(
             f"{data.source} has only {images} training images now, and the run began with "
-            f"batch_size={recipe.batch_size}; put them back"
+            f"batch_size={recipe.batches.batch_size}; put them back"
         )
-    return images // recipe.batch_size
+    return images // recipe.batches.batch_size
 
 
-def _threads(recipe: Recipe, files: RunFolder) -> int:
+def _threads(recipe: Resolved, files: RunFolder) -> int:
     """As many as the run began with, unless the recipe says otherwise or a GPU computes."""
     here = torch.get_num_threads()
-    on_cpu = Placement.choose(recipe.device, recipe.precision).device.type == "cpu"
-    if recipe.threads or files.record is None or not on_cpu:
-        return recipe.threads or here
+    on_cpu = Placement.choose(recipe.machine.device, recipe.machine.precision).device.type == "cpu"
+    if recipe.machine.threads or files.record is None or not on_cpu:
+        return recipe.machine.threads or here
     began = files.record.threads
     if began != here:
         files.tell(
@@ -819,7 +787,7 @@ def _threads(recipe: Recipe, files: RunFolder) -> int:
     return began
 
 
-def _take_up(run: Run, saved: Saved, saved_recipe: Recipe) -> None:
+def _take_up(run: Run, saved: Saved, saved_recipe: Resolved) -> None:
     """Puts a checkpoint into the run.
 
     Raises:
@@ -828,9 +796,10 @@ def _take_up(run: Run, saved: Saved, saved_recipe: Recipe) -> None:
     run.state, run._earlier_seconds = saved.state, saved.state.seconds
     if run.files.finished and (run.progress >= 1 or not saved.can_go_on):
         raise _is_finished(run.folder, run.recipe if saved.can_go_on else None)
-    changes = [name for name in BUDGET if getattr(run.recipe, name) != getattr(saved_recipe, name)]
+    now, before = vars(run.recipe.limits), vars(saved_recipe.limits)
+    changes = [name for name in BUDGET if now[name] != before[name] and math.isfinite(now[name])]
     if run.progress >= 1 and changes:
-        asked = f"{changes[0]}={getattr(run.recipe, changes[0]):g}"
+        asked = f"{changes[0]}={now[changes[0]]:g}"
         raise VitralError(
             f"{run.folder} is at step {run.state.step} already, past {asked}; name a larger budget, or none"
         )
@@ -859,11 +828,11 @@ def _replace_best(run: Run, saved: Saved) -> None:
     run.reporter.message(f"{lost}; the best of those from here on take their place")
 
 
-def _is_finished(folder: Path, budget_of: Recipe | None = None) -> VitralError:
+def _is_finished(folder: Path, budget_of: Resolved | None = None) -> VitralError:
     """What to say; a run whose state is there can go on with more than the budget of its recipe."""
     if budget_of is not None:
         # A second limit beside the one that was reached would change nothing.
-        had = ", ".join(f"{name}={value:g}" for name in BUDGET if (value := getattr(budget_of, name)))
+        had = ", ".join(f"{name}={value:g}" for name, value in budget_of.limits.given())
         return VitralError(f"{folder} is finished; name a larger budget to go on (it had {had})")
     return VitralError(
         f"{folder} is finished, and the optimizer's state was dropped then (keep_state=true keeps it for a "
@@ -888,7 +857,7 @@ def _averaged_checkpoint(run: Run) -> Checkpoint:
 
 
 def _checkpoint_is_due(run: Run) -> bool:
-    return run.state.step % (run.recipe.checkpoint_steps or run.steps_per_epoch) == 0
+    return run.state.step % (run.recipe.course.checkpoint_steps or run.steps_per_epoch) == 0
 
 
 def save(run: Run) -> None:

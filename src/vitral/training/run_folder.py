@@ -39,11 +39,15 @@ from vitral.checkpoints.folder import (
     save_checkpoint,
 )
 from vitral.data.contents import Contents
-from vitral.data.dataset import ImageData, seeded
+from vitral.data.image_data import ImageData
+from vitral.data.randomness import seeded
+from vitral.data.workers import worker_count
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.packaged import RUN_FILE
 from vitral.recipes.recipe import Recipe
+from vitral.recipes.schema import BUDGET, FIELDS, Resolved, default, missing
 from vitral.runtime import settings as config
+from vitral.runtime.devices import cpu_count
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import remove_leftovers, write_atomically
 from vitral.runtime.lock import LockedError, locked
@@ -54,13 +58,6 @@ CHANGEABLE = {
     "epochs", "steps", "minutes", "checkpoint_steps", "eval_epochs", "max_damaged", "keep_state", "threads",
     "workers", "device", "accumulate", "checkpoint_layers",
 }  # fmt: skip
-BUDGET = ("epochs", "steps", "minutes")
-# What a resolved recipe always has; without a record nobody knows what stood there.
-_RESOLVED = (
-    "model", "img_size", "optimizer", "learning_rate", "schedule", "warmup", "weight_decay", "layer_decay",
-    "ema_decay", "batch_size", "loss", "label_smoothing", "cutmix", "small_images", "crop", "flip",
-    "rand_augment",
-)  # fmt: skip
 _TENSORS = ("model", "average", "optimizer")
 _NEW_RUN = "begin a new run with another --out"
 
@@ -107,23 +104,22 @@ class Summary:
 class Record:
     """What a run is, from its beginning on."""
 
-    recipe: dict[str, Any]  # the settings, those that are None left out
+    recipe: dict[str, Any]  # `Resolved.settings`
     threads: int  # of the CPU; another number adds in another order, and changes the bits
     contents: Contents
     damaged: tuple[str, ...] = ()  # names of images that could not be read
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
-    def of(cls, recipe: Recipe, threads: int, contents: Contents) -> "Record":
-        settings = {name: value for name, value in vars(recipe).items() if value is not None}
-        return cls(settings, threads, contents)
+    def of(cls, recipe: Resolved, threads: int, contents: Contents) -> "Record":
+        return cls(recipe.settings(), threads, contents)
 
-    def began(self) -> Recipe:
+    def began(self) -> Resolved:
         """The recipe. Raises VitralError if it is one of another version of Vitral."""
-        strange = self.recipe.keys() - vars(Recipe()).keys()
+        strange = self.recipe.keys() - FIELDS.keys()
         if strange:
             raise VitralError(f"this run was begun {_elsewhere(strange)}")
-        return config.build(Recipe, self.recipe)
+        return Resolved.of(Recipe(**self.recipe).given)
 
 
 @dataclass(frozen=True)
@@ -196,7 +192,7 @@ class RunFolder:
     def has_state(self) -> bool:
         return self._state_file.exists()
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> Resolved:
         """The recipe that the run began with, and what was changed of it since.
 
         Raises:
@@ -209,14 +205,13 @@ class RunFolder:
             values = config.read_toml(file)
             if record is not None:
                 values = self._completed(values, record)
-            recipe = config.build(Recipe, values)
+            settings = Recipe(**values).given
         except VitralError as error:
             if record is None:
                 raise VitralError(f"{file} cannot be used: {error}; put it back as it was") from error
             self.tell(f"{file} cannot be used ({error}); the run goes on with the settings it began with")
             return record.began()
-        self._refuse_edited(recipe, record.began() if record else recipe)
-        return recipe
+        return self._as_begun(settings, record.began() if record else None)
 
     def _completed(self, values: dict[str, Any], record: Record) -> dict[str, Any]:
         lacking = [name for name in record.recipe if name not in values]
@@ -227,20 +222,22 @@ class RunFolder:
             self.tell(f"{self._recipe_file} has no {listed} any more; the run goes on as it began")
         return values | {name: record.recipe[name] for name in lacking}
 
-    def _refuse_edited(self, recipe: Recipe, began: Recipe) -> None:
+    def _as_begun(self, settings: dict[str, Any], began: Resolved | None) -> Resolved:
+        """The recipe of these settings, unless they would compute something else than the run began with."""
         file = self._recipe_file
-        for name in vars(recipe).keys() - CHANGEABLE:
-            now, then = getattr(recipe, name), getattr(began, name)
-            if now != then:
+        then = began.settings() if began else settings
+        for name in settings.keys() - CHANGEABLE:
+            has, had = settings[name], then.get(name)
+            if has != had:
                 raise VitralError(
-                    f"{file} has {name}={now}, and the run began with {name}={then}; put that back, or take "
+                    f"{file} has {name}={has}, and the run began with {name}={had}; put that back, or take "
                     "the file to a new run with --recipe"
                 )
-        missing = [name for name in _RESOLVED if getattr(recipe, name) is None]
-        if missing:
-            raise VitralError(f"{file} has no {missing[0]}; put back what stood there when the run began")
-        if all(getattr(recipe, name) is None for name in BUDGET):
+        if not any(name in settings for name in BUDGET):
             raise VitralError(f"{file} has no budget; put back epochs, steps or minutes")
+        if lost := missing(settings):
+            raise VitralError(f"{file} has no {lost[0]}; put back what stood there when the run began")
+        return Resolved.of(settings)
 
     def saved(self, first_checkpoint: int, device: torch.device) -> Saved | None:
         """The checkpoint to resume from; None if the run was stopped before its first.
@@ -364,7 +361,7 @@ class RunFolder:
                 "beside them"
             )
         for name in ("model", "teacher"):
-            source = getattr(recipe, name)
+            source = recipe.get(name)
             if source and Path(source).exists() and Path(source).resolve().is_relative_to(here):
                 raise VitralError(
                     f"--out {self.path} holds {name}={source}, which the run would overwrite; choose another "
@@ -373,7 +370,7 @@ class RunFolder:
 
     # --- What is written -----------------------------------------------------------------------------
 
-    def begin(self, record: Record, recipe: Recipe, source: str) -> None:
+    def begin(self, record: Record, recipe: Resolved, source: str) -> None:
         """Makes a run of the folder."""
         self.go_on(record, recipe, source, step=-1)
 
@@ -386,7 +383,7 @@ class RunFolder:
         with contextlib.suppress(OSError):
             self._checkpoints.rmdir()
 
-    def go_on(self, record: Record, recipe: Recipe, source: str, step: int) -> None:
+    def go_on(self, record: Record, recipe: Resolved, source: str, step: int) -> None:
         """Takes the run up after `step`; a larger budget holds for the next resume too."""
         self._summary_file.unlink(missing_ok=True)
         self._checkpoints.mkdir(exist_ok=True)
@@ -438,11 +435,13 @@ class RunFolder:
         write_atomically(self._record_file, (json.dumps(asdict(record), indent=1) + "\n").encode())
         self.record = record
 
-    def _write_recipe(self, recipe: Recipe, source: str) -> None:
+    def _write_recipe(self, recipe: Resolved, source: str) -> None:
         command = shlex.join(
             ["vitral", "train", source, "--out", "NEW_DIR", "--recipe", str(self._recipe_file)]
         )
-        write_atomically(self._recipe_file, config.to_toml(recipe, f"Run again with: {command}").encode())
+        write_atomically(
+            self._recipe_file, config.to_toml(recipe.settings(), f"Run again with: {command}").encode()
+        )
 
     @property
     def _metrics(self) -> list[tuple[int, str]]:
@@ -466,19 +465,28 @@ class RunFolder:
             write_atomically(self._metrics_file, "".join(f"{line}\n" for line in kept).encode())
 
 
-def changed(recipe: Recipe, asked: Recipe) -> Recipe:
-    """A run's recipe with what of `asked` may change it.
+def changed(recipe: Resolved, asked: Recipe) -> Resolved:
+    """A run's recipe with what of `asked` may change it; None takes a setting back to its default.
 
     Raises:
-        VitralError: if `asked` would change what the run computes.
+        VitralError: if `asked` would change what the run computes, or leaves it without a budget.
     """
-    changes = {name: value for name, value in vars(asked).items() if value != getattr(Recipe(), name)}
-    fixed = sorted(name for name in changes.keys() - CHANGEABLE if changes[name] != getattr(recipe, name))
+    settings = recipe.settings()
+    fixed = sorted(
+        name
+        for name in asked.settings.keys() - CHANGEABLE
+        if asked.settings[name] != settings.get(name, default(name))
+    )
     if fixed:
         raise VitralError(
             f"{fixed[0]} cannot change in a resumed run; what can: {', '.join(sorted(CHANGEABLE))}"
         )
-    return replace(recipe, **changes)
+    kept = {name: value for name, value in settings.items() if name not in asked.settings}
+    kept |= asked.given
+    kept.setdefault("workers", worker_count(cores=cpu_count()))
+    if not any(name in kept for name in BUDGET):
+        raise VitralError("the run would have no budget; name epochs, steps or minutes")
+    return Resolved.of(kept)
 
 
 def _one_within_other(one: Path, other: Path) -> bool:

@@ -41,9 +41,9 @@ _COURSES: dict[str, Callable[[float, float, float], float]] = {
 }
 
 
-def scaled_rate(rate: float, batch_size: int, meant_for: int | None) -> float:
-    """The rate for a batch of `batch_size`, where it was meant for another; None: for any.
+def scaled_rate(rate: float, batch_size: int, meant_for: int) -> float:
+    """The rate for a batch of `batch_size`, where it was meant for another; 0: for any.
 
     Linear scaling (Goyal et al., arXiv:1706.02677, §2.1), as DeiT, MAE and BEiT do.
     """
-    return rate if meant_for is None else rate * batch_size / meant_for
+    return rate * batch_size / meant_for if meant_for else rate

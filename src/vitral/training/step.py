@@ -81,6 +81,9 @@ class Step:
         self._weights: list[Tensor] = list(model.parameters())
         self._averages: list[Tensor] = list(average.parameters()) if average else []
         self._compiled = self._compile() if computation.compiled else model
+        # A stream of its own from the first step on: what autograd keeps of a step would tie a graph that is
+        # recorded on another to this one.
+        self._stream = torch.cuda.Stream() if computation.captured else None
         self._captured: _CapturedStep | None = None
         self._taken = 0
 
@@ -105,18 +108,27 @@ class Step:
             rate: the learning rate.
             share: of the new weights in the average; 0 leaves it alone.
         """
-        captured = self._captured
-        if self.computation.captured and captured is None and self._taken >= _WARM_UP:
-            captured = self._captured = _CapturedStep(self._update, images_BCHW, targets_BL)
-        if captured is not None and captured.takes(images_BCHW, targets_BL):
-            return captured(images_BCHW, targets_BL, rate, share)
+        if self._stream is not None and self._captured is None and self._taken >= _WARM_UP:
+            self._captured = _CapturedStep(self._update, images_BCHW, targets_BL, self._stream)
+        if self._captured is not None and self._captured.takes(images_BCHW, targets_BL):
+            return self._captured(images_BCHW, targets_BL, rate, share)
         self._taken += len(images_BCHW) == self.computation.batch_size
-        if not self.computation.captured:
+        return self._at_once(images_BCHW, targets_BL, rate, share)
+
+    def _at_once(self, images_BCHW: Tensor, targets_BL: Tensor, rate: float, share: float) -> StepResult:
+        """A step that is not a graph's; with the very kernels that one would record, where it could be."""
+        if not self.optimizer.capturable:
             return self._update(images_BCHW, targets_BL, rate, share)
-        # With the very kernels that a graph would record, so that a resumed run has the same bits.
         device = images_BCHW.device
-        rate_, share_ = (torch.full((), value, device=device) for value in (rate, share))
-        return self._update(images_BCHW, targets_BL, rate_, share_)
+        numbers = (torch.full((), value, device=device) for value in (rate, share))
+        if self._stream is None:
+            return self._update(images_BCHW, targets_BL, *numbers)
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = self._update(images_BCHW, targets_BL, *numbers)
+        current.wait_stream(self._stream)
+        return result
 
     def _update(
         self, images_BCHW: Tensor, targets_BL: Tensor, rate: float | Tensor, share: float | Tensor
@@ -157,11 +169,14 @@ class _CapturedStep:
     Its random numbers are those of the device's generator as it stands at each call.
     """
 
-    def __init__(self, update: Update, images_BCHW: Tensor, targets_BL: Tensor) -> None:
+    def __init__(
+        self, update: Update, images_BCHW: Tensor, targets_BL: Tensor, stream: torch.cuda.Stream
+    ) -> None:
         self._images, self._targets = images_BCHW.clone(), targets_BL.clone()
         self._rate, self._share = torch.zeros(2, device=images_BCHW.device).unbind()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):  # records, and computes nothing
+        # Records, and computes nothing. Other threads may load images meanwhile.
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             self._result = update(self._images, self._targets, self._rate, self._share)
 
     def takes(self, images_BCHW: Tensor, targets_BL: Tensor) -> bool:

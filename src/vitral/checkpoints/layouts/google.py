@@ -8,24 +8,25 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vitral.checkpoints.formats import NumpyWeights, Renamed, Weights
-from vitral.checkpoints.layouts.layout import (
-    Checkpoint,
-    Draft,
-    Reading,
-    Source,
-    Writing,
-    count_layers,
-    labels_of,
-    square,
+from vitral.checkpoints.checkpoint import Checkpoint
+from vitral.checkpoints.formats.damage import NUMPY
+from vitral.checkpoints.formats.weights import Renamed, Weights
+from vitral.checkpoints.layouts import preprocessing
+from vitral.checkpoints.layouts.key_table import (
+    SAME,
+    TRANSPOSED,
+    UNBATCHED,
+    Row,
+    Transform,
+    each,
+    joined,
+    row,
 )
-from vitral.checkpoints.layouts.tables import SAME, TRANSPOSED, UNBATCHED, Row, Transform, each, joined, row
-from vitral.images.preprocess import Preprocess
+from vitral.checkpoints.layouts.labels import assumed_labels
+from vitral.checkpoints.layouts.layout import Draft, RawCheckpoint, Reading, Writing, count_layers, square
 from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
 from vitral.runtime.settings import deep_merge
-
-NAME = "google"
 
 _CONVOLUTION = each(lambda x: x.permute(3, 2, 0, 1), lambda x: x.permute(2, 3, 1, 0))
 _LAYER = "Transformer/encoderblock_{i}"
@@ -92,35 +93,32 @@ def _attention(ours: str, theirs: str, heads: int) -> list[Row]:
 # --- Reading -------------------------------------------------------------------------------------
 
 
-def recognises(source: Source) -> bool:
-    return isinstance(source.weights, NumpyWeights)
+def recognizes(raw: RawCheckpoint) -> bool:
+    return raw.weights.path.suffix == NUMPY
 
 
-def read(source: Source, asked: Mapping[str, Any]) -> Reading:
-    weights = _renamed(source.weights)
+def read(raw: RawCheckpoint, asked: Mapping[str, Any]) -> Reading:
+    weights = _renamed(raw.weights)
     del asked
-    draft = _draft(source, weights)
+    draft = _draft(raw, weights)
     return Reading(
         draft,
         rows,
         weights,
-        # Their input pipelines resize to the square whatever the aspect and scale to -1..1.
-        lambda img_size: Preprocess(img_size, resize="squash", interpolation="bilinear"),
-        labels_of(source, draft["num_classes"]),
+        preprocessing.google,
+        assumed_labels(raw, draft["num_classes"]),
         ignored=r"^opt/(?!target)|^t$|^params/(txt|t|b)(/|$)",
     )
 
 
-def _draft(source: Source, weights: Weights) -> Draft:
+def _draft(raw: RawCheckpoint, weights: Weights) -> Draft:
     needed = ("embedding/kernel", "Transformer/posembed_input/pos_embedding", f"{_LAYER}/LayerNorm_0/scale")
     for name in needed:
         if name.replace("{i}", "0") not in weights:
-            raise VitralError(
-                f"{source.name} has no {name.replace('{i}', '0')}; it is no plain ViT of Google's"
-            )
+            raise VitralError(f"{raw.name} has no {name.replace('{i}', '0')}; it is no plain ViT of Google's")
     patch, across, channels, width = weights.shape("embedding/kernel")
     if patch != across:
-        raise VitralError(f"{source.name}: patches are {patch}x{across} pixels; Vitral's are square")
+        raise VitralError(f"{raw.name}: patches are {patch}x{across} pixels; Vitral's are square")
     attention = f"{_LAYER}/MultiHeadDotProductAttention_1".replace("{i}", "0")
     hidden = weights.shape(f"{_LAYER}/MlpBlock_3/Dense_0/kernel".replace("{i}", "0"))[1]
     length, has_class = weights.shape(needed[1])[1], "cls" in weights
@@ -146,21 +144,21 @@ def _draft(source: Source, weights: Weights) -> Draft:
                 else None
             },
         },
-        _sizes(source, length, patch, has_class=has_class),
+        _sizes(raw, length, patch, has_class=has_class),
     )
 
 
-def _sizes(source: Source, length: int, patch: int, *, has_class: bool) -> Draft:
+def _sizes(raw: RawCheckpoint, length: int, patch: int, *, has_class: bool) -> Draft:
     # With the class token in the table (ViT), or without (big_vision's later models, FlexiViT).
     for positioned, count in (("all", length - has_class), ("patches", length)):
         side = square(count)
         if side:
             return {"img_size": side * patch, "embedding": {"positioned": positioned}}
-    raise VitralError(f"{source.name}: its {length} positions are no square grid of patches")
+    raise VitralError(f"{raw.name}: its {length} positions are no square grid of patches")
 
 
 def _renamed(weights: Weights) -> Weights:
-    """Under google-research/vision_transformer's names, layers apart."""
+    """Renames to google-research/vision_transformer's names, each layer a tensor of its own."""
     names: dict[str, str | tuple[str, int]] = {}
     for name in weights:
         plain = re.sub(r"^(opt/target|params/img|params|img)/", "", name)
@@ -184,7 +182,7 @@ _NUMBERS = {
 
 
 def _renumbered(name: str) -> str:
-    """big_vision counts a layer's modules by kind, the older project by order."""
+    """Numbers a layer's modules by order, as the older project does; big_vision does by kind."""
     if "encoderblock" not in name:
         return name
     for theirs, ours in _NUMBERS.items():
@@ -193,5 +191,5 @@ def _renumbered(name: str) -> str:
 
 
 def write(checkpoint: Checkpoint) -> Writing:
-    """``model.npz`` under google-research/vision_transformer's names."""
+    """Makes ``model.npz`` under google-research/vision_transformer's names."""
     return Writing(rows(checkpoint.model.config), "model.npz", {})

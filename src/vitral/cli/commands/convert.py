@@ -25,7 +25,7 @@ def convert(
     vitral convert hf://facebook/dinov2-small dino --to timm
     vitral convert clip.pth clip --to vitral layer.feed_forward.activation=quick_gelu
     """
-    from vitral.checkpoints.convert import CERTIFICATE_FILE
+    from vitral.checkpoints.certificate import CERTIFICATE_FILE
     from vitral.checkpoints.convert import convert as run_conversion
     from vitral.runtime.settings import nested, parse_overrides
 

@@ -42,7 +42,7 @@ class Demo:
 
 def learn_digits(folder: Path, reporter: "Reporter | None" = None) -> Demo:
     """Train on four fifths of the digits, evaluate on the held-out fifth and draw some of it."""
-    from vitral.data.dataset import open_data
+    from vitral.data.image_data import open_data
     from vitral.evaluation.evaluate import evaluate_classifier
     from vitral.images.preprocess import open_image
     from vitral.images.sheet import prediction_sheet

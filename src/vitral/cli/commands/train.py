@@ -24,7 +24,12 @@ def train(
     recipe: Annotated[
         str | None, options.name("NAME_OR_FILE", "A recipe that comes with Vitral, or a file of settings.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run in --out; a setting=default takes a changed one back."
+        ),
+    ] = False,
     show_groups: Annotated[
         bool, typer.Option("--show-groups", help="Print what learns at which rate, and train nothing.")
     ] = False,
@@ -38,23 +43,23 @@ def train(
     vitral train imagenet/ --out runs/deit3 --recipe deit3 batch_size=512
     """
     from vitral.cli.training import TrainingConsole
-    from vitral.data.dataset import open_data
+    from vitral.data.image_data import open_data
     from vitral.evaluation.task import task_of
     from vitral.recipes import packaged as recipes
     from vitral.recipes.recipe import Recipe
-    from vitral.runtime import settings as config
     from vitral.training.choose import train as run_training
     from vitral.training.run import groups_of
     from vitral.training.run_folder import RunFolder, changed
 
-    values = recipes.read(recipe) if recipe else {}
-    words = config.nested(config.parse_overrides(settings or []))
-    wanted = config.build(Recipe, config.deep_merge(values, words))
+    wanted = Recipe(**recipes.read(recipe) if recipe else {}).with_words(settings or [])
     if out is None and not show_groups:
         raise typer.BadParameter("name a folder for the run", param_hint="--out")
     if resume and out is not None:
-        wanted = changed(RunFolder(out).recipe(), wanted)
-    images = open_data(data, val_fraction=wanted.val_fraction, seed=wanted.seed)
+        begun = changed(RunFolder(out).recipe(), wanted)
+        val_fraction, seed = begun.images.val_fraction, begun.course.seed
+    else:
+        val_fraction, seed = wanted.get("val_fraction"), wanted.get("seed")
+    images = open_data(data, val_fraction=val_fraction, seed=seed)
     if show_groups:
         print_groups(*groups_of(wanted, images))
         return

@@ -1,18 +1,22 @@
-"""Where images with labels come from, one file a kind; `find` reads any of them."""
+"""Decides what a folder, a file or a Dataset means as data, one file a kind; `find` reads what a path names.
+
+`tree` owns which files of a folder are pictures and what is passed over, also for `vitral predict`; `folder`
+what folders are classes and splits; `parquet` and `labels` what columns mean; `dataset` a torch Dataset.
+"""
 
 from pathlib import Path
 
 from vitral.data.sources.digits import read_digits
 from vitral.data.sources.folder import read_folder
 from vitral.data.sources.parquet import read_parquet
-from vitral.data.sources.split import SPLITS, Found, Images, Split, shortened
 from vitral.data.sources.tree import FoundImages, find_images
+from vitral.data.split import Found
 
-__all__ = ["SPLITS", "Found", "FoundImages", "Images", "Split", "find", "find_images", "shortened"]
+__all__ = ["FoundImages", "find", "find_images"]
 
 
 def find(source: str) -> Found:
-    """The classes and splits of an image folder, parquet files or ``digits``.
+    """Gives the classes and splits of an image folder, parquet files or ``digits``.
 
     Raises:
         VitralError: if there is nothing usable there.

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from vitral.data.sources.split import Found, Split
+from vitral.data.split import Found, Split
 
 
 def read_digits() -> Found:

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from vitral.data.sources.split import Split
+from vitral.data.split import Split
 from vitral.runtime.errors import ImageError
 
 # Of more images, to ask for the size of each file would take minutes on a disk of the network.
@@ -16,7 +16,7 @@ _PROBED_BYTES = 4096
 
 def note_on_doubles(splits: dict[str, Split]) -> Iterator[str]:
     """A line for each split that shares images with "train": one file, or two of the same content."""
-    if sum(map(len, splits.values())) > _MOST_COMPARED:
+    if sum(map(len, splits.values())) > _MOST_COMPARED or not _has_files(splits["train"]):
         return
     for name, split in splits.items():
         if name != "train" and (found := _doubles(splits["train"], split)):
@@ -25,6 +25,14 @@ def note_on_doubles(splits: dict[str, Split]) -> Iterator[str]:
                 f"{len(found):,} of the {name} images are in train too, such as {theirs}, there {ours}: what "
                 "is measured on them says little of new images"
             )
+
+
+def _has_files(train: Split) -> bool:
+    """Whether there are bytes of files to compare; to decode all pictures of a Dataset would take long."""
+    try:
+        return isinstance(train.images[0], Path | bytes)
+    except (ImageError, IndexError):
+        return True
 
 
 def _doubles(train: Split, other: Split) -> list[tuple[str, str]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vitral.data.sources.split import Found, Split, shortened
 from vitral.data.sources.tree import Folder, read_tree
+from vitral.data.split import Found, Split, shortened
 from vitral.images.files import HEIF_ADVICE
 from vitral.runtime.errors import VitralError
 

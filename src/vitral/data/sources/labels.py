@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vitral.data.sources.split import shortened
+from vitral.data.split import shortened
 from vitral.runtime.errors import VitralError
 
 # Of a split without labels, by the convention of the Hugging Face hub.

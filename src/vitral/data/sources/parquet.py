@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 
 from vitral.data.sources.labels import read_labels
-from vitral.data.sources.split import SPLITS, Found, Split, shortened
+from vitral.data.split import SPLITS, Found, Split, shortened
 from vitral.images.files import refuse_irregular, why_not_read
 from vitral.runtime.errors import ImageError, VitralError
 

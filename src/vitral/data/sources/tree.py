@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitral.data.sources.split import shortened
+from vitral.data.split import shortened
 from vitral.images.files import (
     HEIF_ADVICE,
     begins_like_a_picture,

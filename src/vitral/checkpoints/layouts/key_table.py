@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitral.checkpoints.formats.weights import Weights
 from vitral.runtime.errors import VitralError
 
 Tensors = list[Tensor]
@@ -26,12 +27,12 @@ class Transform:
 
 
 def each(read: Callable[[Tensor], Tensor], write: Callable[[Tensor], Tensor]) -> Transform:
-    """One tensor to one tensor."""
+    """Returns the transform of one tensor to one tensor."""
     return Transform(lambda found: [read(x) for x in found], lambda found: [write(x) for x in found])
 
 
 def joined(*shares: int, then: Transform | None = None) -> Transform:
-    """Several tensors that are one of ours, along the first axis, in these proportions."""
+    """Returns the transform of several tensors to one, joined along the first axis in these proportions."""
 
     def join(found: Tensors) -> Tensors:
         return [torch.cat(then.read(found) if then else found)]
@@ -44,13 +45,13 @@ def joined(*shares: int, then: Transform | None = None) -> Transform:
     return Transform(join, split)
 
 
-def apart(sizes: Sequence[int]) -> Transform:
-    """One tensor that is several of ours, cut along the first axis."""
+def cut(sizes: Sequence[int]) -> Transform:
+    """Returns the transform of one tensor that is several of ours, cut along the first axis."""
     return Transform(lambda found: list(found[0].split(list(sizes))), lambda found: [torch.cat(found)])
 
 
 def stacked(axis: int = 0) -> Transform:
-    """One tensor with an axis over layers, one of ours for each layer."""
+    """Returns the transform of one tensor with an axis over layers to one of ours for each layer."""
     return Transform(lambda found: list(found[0].unbind(axis)), lambda found: [torch.stack(found, axis)])
 
 
@@ -76,8 +77,21 @@ def row(ours: str | Sequence[str], theirs: str | Sequence[str], transform: Trans
     return Row(as_tuple(ours), as_tuple(theirs), transform)
 
 
+def modules(names: Mapping[str, str], ours: str = "", theirs: str = "") -> list[Row]:
+    """Returns a row for each module whose weight and bias are the same in both, by name, within others."""
+    return [row(f"{ours}{mine}.{{p}}", f"{theirs}{their}.{{p}}") for mine, their in names.items()]
+
+
+def separate_qkv(ours: str, q: str, k: str, v: str) -> list[Row]:
+    """Returns rows for q, k and v as modules of their own, with all biases or (BEiT) without k's."""
+    return [
+        row(f"{ours}.qkv.{{p}}", [f"{name}.{{p}}" for name in (q, k, v)], QKV),
+        row(f"{ours}.qv_bias", [f"{q}.bias", f"{v}.bias"], QV),
+    ]
+
+
 def expand(rows: Iterable[Row], num_layers: int) -> list[Row]:
-    """Each row for each layer, weight and bias that its names speak of."""
+    """Writes out each row for each layer, weight and bias that its names speak of."""
     found = []
     for pattern in rows:
         names = " ".join(pattern.ours + pattern.theirs)
@@ -93,12 +107,12 @@ def expand(rows: Iterable[Row], num_layers: int) -> list[Row]:
 
 def read(
     rows: Iterable[Row],
-    weights: Mapping[str, Tensor],
+    weights: Weights,
     num_layers: int,
     ignored: str = "(?!)",
     optional: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Our tensors from theirs.
+    """Makes our tensors of theirs.
 
     Args:
         rows: the layout.
@@ -117,7 +131,8 @@ def read(
         available = all(name in wanted and name not in used for name in pattern.theirs)
         if not available or any(name in state for name in pattern.ours):
             continue
-        tensors = pattern.transform.read([weights[name] for name in pattern.theirs])
+        take = weights.__getitem__ if len(pattern.theirs) == 1 else weights.temporary
+        tensors = pattern.transform.read([take(name) for name in pattern.theirs])
         state.update(zip(pattern.ours, tensors, strict=True))
         used.update(pattern.theirs)
     left = sorted(wanted - used - set(optional))
@@ -127,7 +142,7 @@ def read(
 
 
 def write(rows: Iterable[Row], state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    """Their tensors from ours. Raises VitralError naming every tensor that no row takes."""
+    """Makes their tensors of ours. Raises VitralError naming every tensor that no row takes."""
     found: dict[str, Tensor] = {}
     done: set[str] = set()
     for pattern in expand(rows, num_layers):
@@ -142,10 +157,12 @@ def write(rows: Iterable[Row], state: Mapping[str, Tensor], num_layers: int) -> 
     return found
 
 
-def matches(pattern: str, name: str) -> bool:
-    return re.search(pattern, name) is not None
+def without(rows: Iterable[Row], pattern: str) -> list[Row]:
+    """Leaves out the rows whose names in the other layout, written in one line, match."""
+    return [r for r in rows if not re.search(pattern, " ".join(r.theirs))]
 
 
 def listing(names: Sequence[str]) -> str:
-    shown = ", ".join(sorted(names)[:_NAMED_IN_ERRORS])
-    return shown if len(names) <= _NAMED_IN_ERRORS else f"{shown} and {len(names) - _NAMED_IN_ERRORS} more"
+    """Names the first few, for a message."""
+    some = ", ".join(sorted(names)[:_NAMED_IN_ERRORS])
+    return some if len(names) <= _NAMED_IN_ERRORS else f"{some} and {len(names) - _NAMED_IN_ERRORS} more"

@@ -6,7 +6,8 @@ one prefix. What has none stands beside the model, such as a classifier, and no 
 
 import re
 
-from vitral.checkpoints.formats import Renamed, Weights, damaged
+from vitral.checkpoints.formats.damage import refuse_repeated
+from vitral.checkpoints.formats.weights import Renamed, Weights
 from vitral.runtime.errors import VitralError
 
 # Names that each layout has once: the projection of patches, or of CLIP's tower, its class token.
@@ -23,8 +24,8 @@ _PRETRAINING = re.compile(
 _HEADS = ("head", "classifier", "fc", "linear", "linear_head")
 
 
-def plain(weights: Weights, *, described: bool) -> Weights:
-    """The weights under their model's own names.
+def strip_prefixes(weights: Weights, *, described: bool) -> Weights:
+    """Returns the weights under their model's own names.
 
     Args:
         weights: as the file names them.
@@ -35,7 +36,7 @@ def plain(weights: Weights, *, described: bool) -> Weights:
     """
     prefix = next((p for p in _WHOLE if all(name.startswith(p) for name in weights)), "")
     if prefix:
-        return plain(
+        return strip_prefixes(
             _renamed(weights, {name: name.removeprefix(prefix) for name in weights}), described=described
         )
     return weights if described else _without_model_prefix(weights)
@@ -69,8 +70,5 @@ def _as_head(name: str, weights: Weights) -> str:
 
 
 def _renamed(weights: Weights, names: dict[str, str]) -> Weights:
-    olds = {new: old for old, new in names.items()}
-    if len(olds) < len(names):
-        twice = next(new for old, new in names.items() if olds[new] != old)
-        raise damaged(weights.path, f"it holds {twice} twice, with and without a prefix")
-    return Renamed(weights, olds)
+    refuse_repeated(weights.path, names.values())
+    return Renamed(weights, {new: old for old, new in names.items()})

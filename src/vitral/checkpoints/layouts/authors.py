@@ -4,49 +4,54 @@ They carry no config. Most use timm's names, so a bare file in timm's layout is 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from vitral.checkpoints.formats import Renamed, Weights
-from vitral.checkpoints.layouts import timm
+from vitral.checkpoints.formats.weights import Renamed, Weights
+from vitral.checkpoints.layouts import preprocessing
+from vitral.checkpoints.layouts.key_table import (
+    TRANSPOSED,
+    VECTOR,
+    Row,
+    Transform,
+    joined,
+    modules,
+    row,
+)
+from vitral.checkpoints.layouts.labels import assumed_labels
 from vitral.checkpoints.layouts.layout import (
-    CLIP,
-    IMAGENET,
     Draft,
+    RawCheckpoint,
     Reading,
-    Source,
     count_layers,
-    labels_of,
-    no_preprocessing,
-    per_channel,
     square,
     usual_heads,
 )
-from vitral.checkpoints.layouts.tables import TRANSPOSED, VECTOR, Row, Transform, joined, row
-from vitral.images.preprocess import Preprocess
+from vitral.checkpoints.layouts.preprocessing import assumed_note
+from vitral.checkpoints.layouts.timm import keys as timm
+from vitral.checkpoints.layouts.timm.shapes import read_shapes
 from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
 from vitral.runtime.settings import deep_merge
 
-NAME = "authors"
 OPEN_CLIP_FILE = "open_clip_config.json"
 
 
-def recognises(source: Source) -> bool:
-    return _family(source.weights) is not None
+def recognizes(raw: RawCheckpoint) -> bool:
+    return _family(raw.weights) is not None
 
 
-def read(source: Source, asked: Mapping[str, Any]) -> Reading:
-    family = _family(source.weights)
+def read(raw: RawCheckpoint, asked: Mapping[str, Any]) -> Reading:
+    family = _family(raw.weights)
     assert family is not None
-    return family(source, asked)
+    return family(raw, asked)
 
 
-def _family(weights: Weights) -> Callable[[Source, Mapping[str, Any]], Reading] | None:
-    """Told apart by keys that only they have."""
+def _family(weights: Weights) -> Callable[[RawCheckpoint, Mapping[str, Any]], Reading] | None:
+    """Tells the families by keys that only they have."""
     if any(re.fullmatch(r"(visual\.)?(class_embedding|conv1\.weight)", name) for name in weights):
         return _read_clip
     if "storage_tokens" in weights or "rope_embed.periods" in weights:
@@ -58,18 +63,6 @@ def _family(weights: Weights) -> Callable[[Source, Mapping[str, Any]], Reading] 
     return None
 
 
-def _imagenet(img_size: tuple[int, int], draft: Draft) -> Preprocess:
-    """What DINO, DINOv2, DeiT and MAE are evaluated with: the shorter side to 256 of 224 pixels."""
-    return _prepared(img_size, draft, {"crop_fraction": 0.875, "interpolation": "bicubic", **IMAGENET})
-
-
-def _prepared(img_size: tuple[int, int], draft: Draft, options: Draft) -> Preprocess:
-    """With as many means and deviations as the model has channels."""
-    channels = draft["in_channels"]
-    for_each: Draft = {name: per_channel(options[name], channels) for name in ("mean", "std")}
-    return Preprocess(img_size, **(options | for_each))
-
-
 def _asked_size(asked: Mapping[str, Any]) -> tuple[int, int] | None:
     size = asked.get("img_size")
     return None if size is None or isinstance(size, int) else (size[0], size[1])
@@ -78,68 +71,53 @@ def _asked_size(asked: Mapping[str, Any]) -> tuple[int, int] | None:
 # --- timm's names: DINO, DeiT, MAE, I-JEPA ---------------------------------------------------------
 
 
-def _read_timm_names(source: Source, asked: Mapping[str, Any]) -> Reading:
-    weights = source.weights
-    trunk = "visual.trunk."
+def _read_timm_names(raw: RawCheckpoint, asked: Mapping[str, Any]) -> Reading:
+    weights, trunk = raw.weights, "visual.trunk."
     if f"{trunk}patch_embed.proj.weight" in weights:
         weights = Renamed(weights, {n.removeprefix(trunk): n for n in weights if n.startswith(trunk)})
-    source = replace(source, weights=weights)
-    activation = _activation(source, asked) if "norm_pre.weight" in weights else {}
-    clip = "norm_pre.weight" in weights
+    raw = replace(raw, weights=weights)
+    is_clip = "norm_pre.weight" in weights
     draft = deep_merge(
-        timm.read_shapes(source, asked, _asked_size(asked)),
-        {"embedding": {"resize": "bicubic"}, "norm": {"eps": 1e-5 if clip else 1e-6}},
-        activation,
+        read_shapes(raw, asked, _asked_size(asked)),
+        {"embedding": {"resize": "bicubic"}, "norm": {"eps": 1e-5 if is_clip else 1e-6}},
+        _clip_activation(raw, asked) if is_clip else {},
     )
-    _require_rotary(source, draft, asked)
+    _require_rotary(raw, draft, asked)
+    channels = draft["in_channels"]
     return Reading(
         draft,
         timm.rows,
         weights,
-        (lambda size: _clip_preprocess(source, size, draft))
-        if clip
-        else (lambda size: _imagenet(size, draft)),
-        labels_of(source, draft["num_classes"]),
+        (lambda size: preprocessing.clip(size, channels, raw.open_clip))
+        if is_clip
+        else (lambda size: preprocessing.dinov2(size, channels)),
+        assumed_labels(raw, draft["num_classes"]),
         ignored=r"^(decoder|mask_token)|^head\.(mlp|last_layer)",
-        notes=()
-        if clip
-        else no_preprocessing(source, asked, "DINO, DeiT and MAE take, ImageNet's mean and std"),
+        notes=() if is_clip else assumed_note(raw, asked, "DINO, DeiT and MAE take, ImageNet's mean and std"),
     )
 
 
-def _activation(source: Source, asked: Mapping[str, Any]) -> Draft:
-    """Of CLIP's MLPs, from OpenCLIP's config if there is one. Raises VitralError if nothing tells it."""
+def _clip_activation(raw: RawCheckpoint, asked: Mapping[str, Any]) -> Draft:
+    """Reads CLIP's activation off OpenCLIP's config. Raises VitralError if nothing tells it."""
     if asked.get("layer", {}).get("feed_forward", {}).get("activation") is not None:
         return {}
-    model = source.open_clip.get("model_cfg")
+    model = raw.open_clip.get("model_cfg")
     if not isinstance(model, Mapping):
         raise VitralError(
-            f"{source.name}: CLIP's weights do not say their activation; pass "
+            f"{raw.name}: CLIP's weights do not say their activation; pass "
             "layer.feed_forward.activation=quick_gelu (OpenAI, DFN, MetaCLIP) or =gelu (LAION, DataComp)"
         )
     return {"layer": {"feed_forward": {"activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}}}
 
 
-def _clip_preprocess(source: Source, img_size: tuple[int, int], draft: Draft) -> Preprocess:
-    """As OpenCLIP's config says, else as OpenAI's."""
-    told = source.open_clip.get("preprocess_cfg") or {}
-    options = {
-        "mean": told.get("mean") or CLIP["mean"],
-        "std": told.get("std") or CLIP["std"],
-        "interpolation": told.get("interpolation") or "bicubic",
-        "resize": told.get("resize_mode") or "shortest",
-    }
-    return _prepared(img_size, draft, options)
-
-
-def _require_rotary(source: Source, draft: Draft, asked: Mapping[str, Any]) -> None:
+def _require_rotary(raw: RawCheckpoint, draft: Draft, asked: Mapping[str, Any]) -> None:
     """RoPE-ViT and EVA-02 turn queries and keys by angles that are in no tensor."""
     layer = draft["layer"]
     placeless = draft["position"] == "none" and "relative_bias" not in layer["attention"]
     eva02 = layer["feed_forward"]["gated"] and layer["attention"]["biases"] == "qv"
     if (placeless or eva02) and "rotary" not in asked.get("layer", {}).get("attention", {}):
         raise VitralError(
-            f"{source.name}: a bare file does not describe rotary positions; load a hub folder, or pass "
+            f"{raw.name}: a bare file does not describe rotary positions; load a hub folder, or pass "
             "layer.attention.rotary.kind=axial and its other settings"
         )
 
@@ -157,29 +135,27 @@ def _dinov2_rows(config: ViTConfig) -> list[Row]:
     ]
 
 
-def _read_dinov2(source: Source, asked: Mapping[str, Any]) -> Reading:
-    weights = source.weights
+def _read_dinov2(raw: RawCheckpoint, asked: Mapping[str, Any]) -> Reading:
+    weights = raw.weights
     aliases = {
         re.sub(r"mlp\.w12\.", "mlp.fc1.", re.sub(r"mlp\.w3\.", "mlp.fc2.", n)).replace(
             "register_tokens", "reg_token"
         ): n
         for n in weights
     }
-    renamed = Source(source.name, source.path, Renamed(weights, aliases))
+    renamed = RawCheckpoint(raw.name, raw.path, Renamed(weights, aliases))
     registers = "register_tokens" in weights
     # Registers came with antialiasing and without the offset (their hub/backbones.py).
     resize = "bicubic_antialias" if registers else "bicubic_offset"
-    draft = deep_merge(
-        timm.read_shapes(renamed, asked, _asked_size(asked)), {"embedding": {"resize": resize}}
-    )
+    draft = deep_merge(read_shapes(renamed, asked, _asked_size(asked)), {"embedding": {"resize": resize}})
     if draft["num_classes"] and weights.shape("head.weight")[1] == 2 * draft["embed_dim"]:
         draft["pooling"] = "class_mean"  # their linear evaluation's head
     return Reading(
         draft,
         _dinov2_rows,
         weights,
-        lambda size: _imagenet(size, draft),
-        labels_of(source, draft["num_classes"]),
+        lambda size: preprocessing.dinov2(size, draft["in_channels"]),
+        assumed_labels(raw, draft["num_classes"]),
         ignored=r"^mask_token$",
     )
 
@@ -211,16 +187,16 @@ def _dinov3_rows(config: ViTConfig) -> list[Row]:
     ]
 
 
-def _read_dinov3(source: Source, asked: Mapping[str, Any]) -> Reading:
-    weights = source.weights
+def _read_dinov3(raw: RawCheckpoint, asked: Mapping[str, Any]) -> Reading:
+    weights = raw.weights
     gated = "blocks.0.mlp.w1.weight" in weights
     names = {n.replace("storage_tokens", "reg_token").replace("mlp.w3.", "mlp.fc2."): n for n in weights}
     if gated:
         names |= {n.replace("mlp.w1.", "mlp.fc1_g.").replace("mlp.w2.", "mlp.fc1_x."): n for n in weights}
-    renamed = Source(source.name, source.path, Renamed(weights, names))
+    renamed = RawCheckpoint(raw.name, raw.path, Renamed(weights, names))
     masked = "blocks.0.attn.qkv.bias" in weights
     draft = deep_merge(
-        timm.read_shapes(renamed, asked, _asked_size(asked)),
+        read_shapes(renamed, asked, _asked_size(asked)),
         {
             "norm": {"eps": 1e-5},
             "position": "none",
@@ -236,8 +212,8 @@ def _read_dinov3(source: Source, asked: Mapping[str, Any]) -> Reading:
         draft,
         _dinov3_rows,
         weights,
-        lambda size: _prepared(size, draft, {"resize": "squash", "interpolation": "bilinear", **IMAGENET}),
-        labels_of(source, draft["num_classes"]),
+        lambda size: preprocessing.dinov3(size, draft["in_channels"]),
+        assumed_labels(raw, draft["num_classes"]),
         ignored=r"^mask_token$|rope_embed\.|bias_mask$|^local_cls_norm|^cls_norm",
     )
 
@@ -247,43 +223,46 @@ def _read_dinov3(source: Source, asked: Mapping[str, Any]) -> Reading:
 
 def _clip_rows(config: ViTConfig) -> list[Row]:
     del config
-    ours, theirs = "layers.{i}", "transformer.resblocks.{i}"
+    ours, theirs = "layers.{i}.", "transformer.resblocks.{i}."
     return [
         row("embedding.class_token", "class_embedding", VECTOR),
         row("embedding.positions.table", "positional_embedding"),
-        row("embedding.patches.projection.{p}", "conv1.{p}"),
-        row("embedding.norm.{p}", "ln_pre.{p}"),
-        row(f"{ours}.attention_norm.{{p}}", f"{theirs}.ln_1.{{p}}"),
-        row(f"{ours}.attention.qkv.{{p}}", f"{theirs}.attn.in_proj_{{p}}"),
-        row(f"{ours}.attention.out.{{p}}", f"{theirs}.attn.out_proj.{{p}}"),
-        row(f"{ours}.attention_scale.gamma", f"{theirs}.ls_1.gamma"),
-        row(f"{ours}.feed_forward_norm.{{p}}", f"{theirs}.ln_2.{{p}}"),
-        row(f"{ours}.feed_forward.expand.{{p}}", f"{theirs}.mlp.c_fc.{{p}}"),
-        row(f"{ours}.feed_forward.contract.{{p}}", f"{theirs}.mlp.c_proj.{{p}}"),
-        row(f"{ours}.feed_forward_scale.gamma", f"{theirs}.ls_2.gamma"),
-        row("norm.{p}", "ln_post.{p}"),
+        *modules({"embedding.patches.projection": "conv1", "embedding.norm": "ln_pre", "norm": "ln_post"}),
+        row(f"{ours}attention.qkv.{{p}}", f"{theirs}attn.in_proj_{{p}}"),
+        *modules(
+            {
+                "attention_norm": "ln_1",
+                "attention.out": "attn.out_proj",
+                "feed_forward_norm": "ln_2",
+                "feed_forward.expand": "mlp.c_fc",
+                "feed_forward.contract": "mlp.c_proj",
+            },
+            ours,
+            theirs,
+        ),
+        row(f"{ours}attention_scale.gamma", f"{theirs}ls_1.gamma"),
+        row(f"{ours}feed_forward_scale.gamma", f"{theirs}ls_2.gamma"),
         row("head.weight", "proj", TRANSPOSED),
     ]
 
 
-def _read_clip(source: Source, asked: Mapping[str, Any]) -> Reading:
-    tower = any(name.startswith("visual.") for name in source.weights)
-    weights = source.weights
+def _read_clip(raw: RawCheckpoint, asked: Mapping[str, Any]) -> Reading:
+    tower = any(name.startswith("visual.") for name in raw.weights)
+    weights = raw.weights
     if tower:
         weights = Renamed(weights, {n.removeprefix("visual."): n for n in weights if n.startswith("visual.")})
     width, channels, patch, _ = weights.shape("conv1.weight")
     depth = count_layers(weights, "transformer.resblocks.{i}.ln_1.weight")
     side = square(weights.shape("positional_embedding")[0] - 1) if "positional_embedding" in weights else None
     if depth == 0 or side is None:
-        raise VitralError(f"{source.name} looks like CLIP's vision tower, but is no plain ViT")
-    activation = _activation(source, asked)
+        raise VitralError(f"{raw.name} looks like CLIP's vision tower, but is no plain ViT")
     draft: Draft = {
         "img_size": side * patch,
         "patch_size": patch,
         "in_channels": channels,
         "embed_dim": width,
         "num_layers": depth,
-        "num_heads": usual_heads(source, width, asked),
+        "num_heads": usual_heads(raw, width, asked),
         "mlp_ratio": weights.shape("transformer.resblocks.0.mlp.c_fc.weight")[0] / width,
         "num_classes": weights.shape("proj")[1] if "proj" in weights else 0,
         "dropout": 0.0,
@@ -296,8 +275,9 @@ def _read_clip(source: Source, asked: Mapping[str, Any]) -> Reading:
         "layer": {"layer_scale": 1.0 if "transformer.resblocks.0.ls_1.gamma" in weights else None},
         "head": {"bias": False},
     }
-    draft = deep_merge(draft, activation)
-    return Reading(draft, _clip_rows, weights, lambda size: _clip_preprocess(source, size, draft), ())
-
-
-__all__: Sequence[str] = ["NAME", "read", "recognises"]
+    return Reading(
+        deep_merge(draft, _clip_activation(raw, asked)),
+        _clip_rows,
+        weights,
+        lambda size: preprocessing.clip(size, channels, raw.open_clip),
+    )

@@ -1,4 +1,4 @@
-"""Images held in memory give the batches that loading one by one gives, but for the draw of the moves."""
+"""Images in memory give, to the bit, the batches that loading one by one gives."""
 
 import io
 from collections import Counter
@@ -12,16 +12,21 @@ import torch
 from PIL import Image
 
 from tests.conftest import write_images
-from vitral.data.dataset import Batch, Draw, Split, evaluation_batches, open_data, seeded, training_batches
-from vitral.data.in_memory import HeldImages, can_be_held
+from vitral.data.batches import Batch
+from vitral.data.image_data import open_data
+from vitral.data.in_memory import fits_in_memory
+from vitral.data.loader import Loader
+from vitral.data.randomness import Sampling
+from vitral.data.split import Split
 from vitral.data.workers import Loading
-from vitral.images.augment import Augmentation, moved
+from vitral.images.augment import Augmentation, Moves
 from vitral.images.preprocess import Preprocess
 from vitral.recipes.recipe import Recipe
 from vitral.training.run import Reporter, Run, train
 
 PREPROCESS = Preprocess((8, 16), mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
 CPU = torch.device("cpu")
+MOVES = Augmentation(crop="padded", flip=True)
 
 
 def split_of(count: int = 13, damaged: tuple[int, ...] = ()) -> Split:
@@ -38,17 +43,23 @@ def split_of(count: int = 13, damaged: tuple[int, ...] = ()) -> Split:
     return Split(files, np.arange(count) % 3, [f"image {row}" for row in range(count)])
 
 
-def held(split: Split, workers: int = 0, device: torch.device = CPU) -> HeldImages:
-    return HeldImages.open(split, PREPROCESS, device, Loading(workers))
+def in_memory(split: Split, workers: int = 0, device: torch.device = CPU) -> Loader:
+    return Loader(split, PREPROCESS, Loading(workers), keep_on=device).open()
+
+
+def taken(
+    loader: Loader, steps: int, augmentation: Augmentation, first_step: int = 0, **sampling: Any
+) -> list[Batch]:
+    batches = loader.training_batches(
+        augmentation, batch_size=4, seed=1, first_step=first_step, sampling=Sampling(**sampling)
+    )
+    return list(islice(batches, steps))
 
 
 def stream(
-    split: Split, steps: int, augmentation: Augmentation, first_step: int = 0, **draw: Any
+    split: Split, steps: int, augmentation: Augmentation, first_step: int = 0, **sampling: Any
 ) -> list[Batch]:
-    batches = held(split).training_batches(
-        augmentation, batch_size=4, seed=1, first_step=first_step, draw=Draw(**draw)
-    )
-    return list(islice(batches, steps))
+    return taken(in_memory(split), steps, augmentation, first_step, **sampling)
 
 
 def assert_same_bits(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -57,6 +68,7 @@ def assert_same_bits(ours: list[Batch], theirs: list[Batch]) -> None:
         assert torch.equal(a.labels, b.labels)
         assert a.labels.dtype == b.labels.dtype
         assert a.damaged == b.damaged
+        assert a.rows.tolist() == b.rows.tolist()
 
 
 # --- The same batches ----------------------------------------------------------------------------
@@ -65,34 +77,72 @@ def assert_same_bits(ours: list[Batch], theirs: list[Batch]) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_in_evaluation_they_are_the_batches_of_loading(workers: int) -> None:
     split = split_of(13, damaged=(0, 6))
-    ours = list(held(split, workers).evaluation_batches(4))
-    assert_same_bits(ours, list(evaluation_batches(split, PREPROCESS, batch_size=4)))
+    ours = list(in_memory(split, workers).evaluation_batches(4))
+    assert_same_bits(ours, list(Loader(split, PREPROCESS).evaluation_batches(4)))
     assert [name for batch in ours for name, _ in batch.damaged] == ["image 0", "image 6"]
 
 
 @pytest.mark.parametrize(
-    "draw", [{}, {"repeats": 2}, {"balanced": True}, {"balanced": True, "repeats": 3}], ids=str
+    "sampling", [{}, {"repeats": 2}, {"balanced": True}, {"balanced": True, "repeats": 3}], ids=str
 )
-@pytest.mark.parametrize("first_step", [0, 2, 7])
-def test_unaltered_they_are_the_training_batches_of_loading(draw: dict[str, Any], first_step: int) -> None:
-    split = split_of(13, damaged=(5,))
-    loaded = training_batches(
-        split, PREPROCESS, batch_size=4, seed=1, first_step=first_step, draw=Draw(**draw)
+@pytest.mark.parametrize(
+    "augmentation",
+    [Augmentation(), Augmentation(flip=True), Augmentation(crop="padded"), MOVES],
+    ids=["none", "flip", "padded", "both"],
+)
+def test_in_memory_decoded_or_loaded_by_workers_training_sees_the_same_bits(
+    sampling: dict[str, Any], augmentation: Augmentation
+) -> None:
+    split, first_step = split_of(13, damaged=(5,)), 2
+    memory = taken(in_memory(split), 7, augmentation, first_step, **sampling)
+    assert_same_bits(taken(Loader(split, PREPROCESS), 7, augmentation, first_step, **sampling), memory)
+    workers = Loader(split, PREPROCESS, Loading(2))
+    assert_same_bits(taken(workers, 7, augmentation, first_step, **sampling), memory)
+
+
+def test_what_is_decoded_once_and_what_is_decoded_anew_are_altered_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    every = Augmentation(
+        "resized", flip=True, rand_augment=9, three_augment=True, color_jitter=0.3, erasing=0.5
     )
-    ours = stream(split, 7, Augmentation(), first_step, **draw)
-    assert_same_bits(ours, list(islice(loaded, 7)))
+    split, found = split_of(13, damaged=(5,)), []
+    for room in (0, 10**9):
+        monkeypatch.setattr("vitral.data.batches.KEPT_BYTES", room)
+        found += [taken(Loader(split, PREPROCESS, Loading(workers)), 7, every) for workers in (0, 2)]
+    for other in found[1:]:
+        assert_same_bits(other, found[0])
+
+
+def test_an_image_is_moved_by_its_own_numbers_whatever_stands_beside_it() -> None:
+    """In batches of another size the same image of an epoch moves alike, and each copy by itself."""
+    split = split_of(12)
+    seen = {}
+    for size in (3, 4):
+        batches = in_memory(split).training_batches(MOVES, batch_size=size, seed=1)
+        for batch in islice(batches, 12 // size):
+            for row, image in zip(batch.rows.tolist(), batch.images, strict=True):
+                assert torch.equal(seen.setdefault(row, image), image)
+    assert len(seen) == 12
+
+
+def test_evaluation_may_ask_for_some_rows() -> None:
+    split, rows = split_of(13, damaged=(6,)), np.array([7, 6, 0, 12, 3])
+    ours = list(in_memory(split).evaluation_batches(4, rows))
+    assert_same_bits(ours, list(Loader(split, PREPROCESS).evaluation_batches(4, rows)))
+    assert [batch.rows.tolist() for batch in ours] == [[7, 0, 12], [3]]
 
 
 def test_lists_of_labels_stay_lists() -> None:
     single = split_of(6)
     several = Split(single.images, np.eye(3, dtype=bool)[single.labels], single.names)
-    ours = list(held(several).evaluation_batches(4))
-    assert_same_bits(ours, list(evaluation_batches(several, PREPROCESS, batch_size=4)))
+    ours = list(in_memory(several).evaluation_batches(4))
+    assert_same_bits(ours, list(Loader(several, PREPROCESS).evaluation_batches(4)))
     assert ours[0].labels.shape == (4, 3)
 
 
 def test_a_split_of_damaged_images_alone_gives_empty_batches() -> None:
-    (batch,) = held(split_of(2, damaged=(0, 1))).evaluation_batches(4)
+    (batch,) = in_memory(split_of(2, damaged=(0, 1))).evaluation_batches(4)
     assert len(batch.labels) == len(batch.images) == 0
     assert len(batch.damaged) == 2
 
@@ -104,6 +154,16 @@ def noise_pixels(count: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(2).integers(0, 256, (count, 8, 16, 3), dtype=np.uint8))
 
 
+def moved(pixels: torch.Tensor, rows: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
+    """Each by numbers of its own; a picture alone comes to the same."""
+    moves = Moves.of(augmentation, (8, 16))
+    decided = moves.decide(np.random.default_rng(3).random((len(rows), moves.NUMBERS)))
+    results = moves.many(pixels, rows, torch.from_numpy(decided))
+    for row, move, result in zip(rows.tolist(), decided.tolist(), results.numpy(), strict=True):
+        assert np.array_equal(moves.one(pixels[row].numpy(), move), result)
+    return results
+
+
 def moves_seen(augmentation: Augmentation, count: int) -> Counter:
     """How often one picture came down and across by how much, and mirrored: found among all that may come."""
     pixels = noise_pixels(2)
@@ -113,8 +173,7 @@ def moves_seen(augmentation: Augmentation, count: int) -> Counter:
         for left in range(5):
             cut = wide[top : top + 8, left : left + 16]
             known |= {cut.tobytes(): (top, left, False), cut[:, ::-1].tobytes(): (top, left, True)}
-    with seeded(3):
-        results = moved(pixels, torch.ones(count, dtype=torch.int64), augmentation)
+    results = moved(pixels, torch.ones(count, dtype=torch.int64), augmentation)
     assert results.shape == (count, 8, 16, 3)
     return Counter(known[result.numpy().tobytes()] for result in results)
 
@@ -141,8 +200,7 @@ def test_only_what_is_asked_for_moves(augmentation: Augmentation, wanted: set) -
 
 def test_each_image_of_a_batch_moves_by_itself() -> None:
     pixels = noise_pixels(40)
-    with seeded(4):
-        results = moved(pixels, torch.arange(40), Augmentation(flip=True))
+    results = moved(pixels, torch.arange(40), Augmentation(flip=True))
     mirrored = [torch.equal(result, image.flip(1)) for result, image in zip(results, pixels, strict=True)]
     assert 8 < sum(mirrored) < 32
 
@@ -166,8 +224,6 @@ def test_what_is_no_move_is_left_to_loading(change: dict[str, Any], only: bool) 
 
 
 # --- The stream and the run ----------------------------------------------------------------------
-
-MOVES = Augmentation(crop="padded", flip=True)
 
 
 class Listener(Reporter):
@@ -196,41 +252,44 @@ def test_an_image_moves_otherwise_in_the_next_epoch() -> None:
 
 
 def test_drawing_leaves_the_generator_as_it_was() -> None:
-    images = held(split_of(4))
+    loader = in_memory(split_of(4))
     before = torch.get_rng_state()
-    next(images.training_batches(MOVES, batch_size=4, seed=1, first_step=0, draw=Draw()))
+    next(loader.training_batches(MOVES, batch_size=4, seed=1))
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_large_images_and_many_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_and_many_are_not_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     split = split_of(4)
-    assert can_be_held(split, PREPROCESS)
-    assert can_be_held(split, Preprocess((64, 64)))
-    assert not can_be_held(split, Preprocess((64, 65)))
+    assert fits_in_memory(split, PREPROCESS)
+    assert fits_in_memory(split, Preprocess((64, 64)))
+    assert not fits_in_memory(split, Preprocess((64, 65)))
     monkeypatch.setattr("vitral.data.in_memory.KEPT_BYTES", 4 * 8 * 16 * 3 - 1)
-    assert not can_be_held(split, PREPROCESS)
+    assert not fits_in_memory(split, PREPROCESS)
 
 
-def test_held_or_loaded_an_unaltered_run_ends_with_the_same_bits(
+def test_in_memory_or_loaded_a_run_ends_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = open_data(str(write_images(tmp_path / "images", {"ant": 12, "bee": 12}, size=(16, 16))))
     recipe = Recipe(
-        model="ViT-Pico/8", epochs=2, batch_size=4, crop="none", flip=False, rand_augment=0, device="cpu"
+        model="ViT-Pico/8", epochs=2, batch_size=4, crop="padded", flip=True, rand_augment=0, device="cpu"
     )
-    for name in ("held", "loaded"):
-        train(data, tmp_path / name, recipe)
-        monkeypatch.setattr("vitral.training.run.can_be_held", lambda *_: False)
-    held_run, loaded_run = ((tmp_path / name / "last/model.safetensors") for name in ("held", "loaded"))
-    assert held_run.read_bytes() == loaded_run.read_bytes()
+    train(data, tmp_path / "memory", recipe)
+    monkeypatch.setattr("vitral.data.loader.fits_in_memory", lambda *_: False)
+    train(data, tmp_path / "decoded", recipe)
+    monkeypatch.setattr("vitral.data.batches.KEPT_BYTES", 0)
+    train(data, tmp_path / "loaded", recipe.changed(workers=2))
+    names = "memory", "decoded", "loaded"
+    memory, *others = ((tmp_path / name / "last/model.safetensors").read_bytes() for name in names)
+    assert others == [memory, memory]
 
 
-def test_a_run_holds_small_images_and_names_damaged_ones(tmp_path: Path) -> None:
+def test_a_run_keeps_small_images_and_names_damaged_ones(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", {"ant": 12, "bee": 12}, size=(16, 16))
     (folder / "bee" / "011.png").write_bytes(b"no image")
     listener = Listener()
     recipe = Recipe(model="ViT-Pico/8", epochs=2, batch_size=4, rand_augment=0, max_damaged=0.2)
     train(open_data(str(folder)), tmp_path / "run", recipe, reporter=listener)
-    assert set(listener.run._held) == {"train", "val"}
+    assert all(listener.run.loader(name).in_memory for name in ("train", "val"))
     assert len(listener.messages) == 1
     assert "skipped damaged image bee/011.png" in listener.messages[0]

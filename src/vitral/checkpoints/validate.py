@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitral.checkpoints.formats import Weights, one_line
+from vitral.checkpoints.formats.damage import one_line
+from vitral.checkpoints.formats.weights import Weights
 from vitral.images.preprocess import Preprocess
 from vitral.model.config import ViTConfig, height_and_width
 from vitral.runtime.errors import VitralError

@@ -1,16 +1,17 @@
 """peft's LoRA adapters (arXiv:2106.09685): the base model by its name, and what was learnt added to it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitral.checkpoints.fields import read_json
-from vitral.checkpoints.formats import Weights, open_weights
-from vitral.checkpoints.layouts.tables import listing
+from vitral.checkpoints.formats.open import open_weights
+from vitral.checkpoints.formats.weights import Weights, checked
+from vitral.checkpoints.layouts.key_table import listing
+from vitral.checkpoints.validate import read_json
 from vitral.runtime.errors import VitralError
 
 CONFIG_FILE = "adapter_config.json"
@@ -36,7 +37,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def base_of(folder: Path, name: str) -> str:
-    """The name of the model that was adapted. Raises VitralError if the adapter does not tell it."""
+    """Returns the name of the model that was adapted. Raises VitralError if the adapter does not tell it."""
     base = read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise VitralError(
@@ -50,11 +51,10 @@ def base_of(folder: Path, name: str) -> str:
 
 
 class AdaptedWeights(Weights):
-    """The base's tensors, those that were adapted with the product of the factors added."""
+    """The base's tensors; to those that were adapted, the product of the factors is added."""
 
     def __init__(self, base: Weights, folder: Path) -> None:
-        super().__init__(base.path)
-        self.about, self.beside, self._base = base.about, base.beside, base
+        self._base = base
         self._settings = _settings(folder)
         file = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
         if file is None:
@@ -68,6 +68,10 @@ class AdaptedWeights(Weights):
         unknown = half + [key for key in self._factors if key not in base]
         if unknown:
             raise VitralError(f"{folder} adapts {listing(unknown)}, which {base.path} does not hold so")
+        shapes = {name: base.shape(name) for name in base}
+        shapes |= {name: self._learnt.shape(learnt) for name, learnt in self._replaced.items()}
+        super().__init__(base.path, shapes)
+        self.about, self.beside = base.about, base.beside
 
     def _place(self, name: str) -> None:
         plain = name.removeprefix(_PREFIX)
@@ -79,7 +83,7 @@ class AdaptedWeights(Weights):
             raise VitralError(f"{self._learnt.path} holds {plain}, which is no factor of LoRA's")
 
     def _on_disk(self, module: str) -> str:
-        """The module's name among the base's keys."""
+        """Returns the module's name among the base's keys."""
         if f"{module}.weight" in self._base:
             return module
         for pattern, disk in (*_ON_DISK, _DINOV2_MLP):
@@ -89,29 +93,25 @@ class AdaptedWeights(Weights):
                 return found
         return module
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._learnt.shape(self._replaced[name]) if name in self._replaced else self._base.shape(name)
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self._base
-        yield from (name for name in self._replaced if name not in self._base)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._base or name in self._replaced
-
     def __getitem__(self, name: str) -> Tensor:
         if name in self._replaced:
             return self._learnt[self._replaced[name]]
-        tensor = self._base[name]
         if name not in self._factors:
-            return tensor
+            return self._base[name]
+        tensor = self._base.temporary(name)
         down, up = (self._learnt[self._factors[name][letter]].float() for letter in "AB")
         if down.ndim != 2 or up.ndim != 2 or (up.shape[0], down.shape[1]) != tuple(tensor.shape):
             raise VitralError(
                 f"{self._learnt.path}: factors of {tuple(up.shape)} and {tuple(down.shape)} do not fit {name}"
             )
         change = up @ down * self._scale(down.shape[0])
-        return self.checked(name, (tensor.float() + change).to(torch.promote_types(tensor.dtype, up.dtype)))
+        return checked(
+            self.path, name, (tensor.float() + change).to(torch.promote_types(tensor.dtype, up.dtype))
+        )
+
+    def temporary(self, name: str) -> Tensor:
+        own = name in self._factors or name in self._replaced
+        return self[name] if own else self._base.temporary(name)
 
     def _scale(self, rank: int) -> float:
         alpha = self._settings["lora_alpha"]
@@ -119,7 +119,7 @@ class AdaptedWeights(Weights):
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:
-    """What the factors mean. Raises VitralError if they are of a kind that is not read."""
+    """Reads what the factors mean. Raises VitralError if they are of a kind that is not read."""
     found = read_json(folder / CONFIG_FILE)
     kind = found.get("peft_type")
     if kind != "LORA":

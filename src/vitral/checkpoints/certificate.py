@@ -1,0 +1,105 @@
+"""How far a written model's answers are from the read one's, asked of the target library itself."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitral.checkpoints import peers
+from vitral.checkpoints.checkpoint import Checkpoint
+from vitral.checkpoints.folder import load_checkpoint
+from vitral.model.config import height_and_width
+from vitral.model.vit import VisionTransformer
+from vitral.runtime.errors import VitralError
+
+CERTIFICATE_FILE = "parity.json"
+_TOLERANCE = 1e-4  # relative; what float32 sums in another order differ by, with room
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far the written model's answers are from the read one's."""
+
+    layout: str
+    source: str
+    compared_with: str  # the library that loaded what was written, and its version
+    input_sha256: str
+    input_shape: tuple[int, ...]
+    features: dict[str, float] | None  # largest absolute and relative difference of tokens
+    logits: dict[str, float] | None  # None if the library's class gives none, only tokens
+    rounded: tuple[str, ...]  # settings that the target has otherwise
+    versions: dict[str, str]
+    licence: str | None
+    assumed: tuple[str, ...] = ()  # what no file of the source states
+    temperature: float = 1.0  # the source's, by which the written head is divided; so are its logits here
+
+    @property
+    def worst(self) -> float:
+        """The largest relative difference of all that was compared."""
+        found = [part["relative"] for part in (self.features, self.logits) if part is not None]
+        return math.nan if any(math.isnan(value) for value in found) else max(found)
+
+
+def certify(
+    folder: Path, checkpoint: Checkpoint, source: str, to: str, rounded: tuple[str, ...]
+) -> Certificate:
+    model = checkpoint.model
+    height, width = height_and_width(model.config.img_size)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, model.config.in_channels, height, width, generator=generator)
+    try:
+        peer = peers.load(to, folder)
+    except Exception as error:  # whatever the library says of what it cannot load
+        reason = " ".join(str(error).split())
+        raise VitralError(
+            f"{to} cannot hold this model: its own loader refuses it: {reason[:300]}"
+        ) from error
+    with torch.inference_mode():
+        tokens, logits = _answer(model, images)
+        if peer is not None:
+            peer.model.float()
+            their_tokens, their_logits = peer.answer(images)
+            compared_with = f"{peer.library} {peer.version}"
+        else:
+            heads = {"num_heads": model.config.num_heads} if to == "torchvision" else {}
+            their_tokens, their_logits = _answer(load_checkpoint(folder, **heads).model, images)
+            compared_with = f"vitral {version('vitral')}, which read it back"
+    certificate = Certificate(
+        to,
+        source,
+        compared_with,
+        hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+        tuple(images.shape),
+        None if their_tokens is None else _difference(tokens, their_tokens),
+        None if their_logits is None else _difference(logits, their_logits),
+        rounded,
+        {name: version(name) for name in ("vitral", "torch", "numpy", "safetensors")},
+        checkpoint.metadata.get("licence"),
+        checkpoint.notes,
+    )
+    rounds = any(not name.startswith(("preprocess.", "probabilities")) for name in rounded)
+    # A difference that is no number is none that may be certified.
+    if not certificate.worst <= (1e-2 if rounds else _TOLERANCE):
+        raise VitralError(
+            f"{to} cannot hold this model: {compared_with} answers otherwise, by {certificate.worst:.1e} of "
+            "the largest value"
+        )
+    return certificate
+
+
+def _answer(model: VisionTransformer, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens and logits in float32, whatever the weights are stored in."""
+    stored = next(model.parameters()).dtype
+    tokens_BTD = model.float().encode(model.embedding(images_BCHW))
+    answer = tokens_BTD, model.classify(tokens_BTD)
+    model.to(stored)
+    return answer
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> dict[str, float]:
+    absolute = float((ours - theirs).abs().max())
+    return {"absolute": absolute, "relative": absolute / max(float(theirs.abs().max()), 1e-12)}

@@ -1,0 +1,1 @@
+"""Files of weights: safetensors, PyTorch's and NumPy's, read without executing anything."""

@@ -1,0 +1,1 @@
+"""timm's layout: `vision_transformer.py`, `deit.py`, `eva.py` and `beit.py`, hub folders and bare files."""

@@ -1,0 +1,125 @@
+"""`Split`: labelled images of one purpose, whatever source they are of; `Found`: what a source holds."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from vitral.images.files import opened
+from vitral.runtime.errors import VitralError
+
+SPLITS = ("train", "val", "test")
+_NAMES_IN_MESSAGE = 5
+_SIZES = 200  # images whose sizes tell what is typical
+
+
+class Images(Protocol):
+    """Pictures by index: encoded (a path or a file's bytes), or decoded."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Path | bytes | Image.Image: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled images, and the name by which messages know each."""
+
+    images: Images
+    # (n,) indices into the classes; or, with any number of classes an image, (n, L) of which it shows.
+    labels: np.ndarray
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.labels.ndim == 2
+
+    @cached_property
+    def typical_sizes(self) -> np.ndarray:
+        """(height, width) of at most 200 images, (n, 2); read once.
+
+        Raises:
+            VitralError: if not one of them can be read.
+        """
+        return image_sizes(self, _SIZES)
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """Gives the images of these rows, in this order; copies none."""
+        return Split(
+            _Taken(self.images, indices),
+            self.labels[indices],
+            [self.names[index] for index in indices],
+        )
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A view of some of the images."""
+
+    images: Images
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Path | bytes | Image.Image:
+        return self.images[int(self.indices[index])]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The classes and splits of a source, and what its reader passed over, a line each."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    notes: tuple[str, ...] = ()
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Gives a list for a message, of which the first few are named."""
+    shown = ", ".join(names[:_NAMES_IN_MESSAGE])
+    more = len(names) - _NAMES_IN_MESSAGE
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts the images that show each class, (L,)."""
+    return np.bincount(labels, minlength=num_classes) if labels.ndim == 1 else labels.sum(0)
+
+
+def fingerprint(split: Split) -> str:
+    """Digests which images a split holds, to tell later whether they are still the same."""
+    return hashlib.sha256(os.fsencode("\n".join(sorted(split.names)))).hexdigest()
+
+
+def evenly(count: int, at_most: int) -> np.ndarray:
+    """Gives at most so many of `count` rows, evenly over their order."""
+    return np.linspace(0, count - 1, min(at_most, count), dtype=int)
+
+
+def image_sizes(split: Split, at_most: int) -> np.ndarray:
+    """Reads (height, width) of evenly chosen images, (n, 2), from their headers; passes over unreadable ones.
+
+    Raises:
+        VitralError: if not one of them can be read.
+    """
+    sizes = []
+    for row in evenly(len(split), at_most):
+        try:
+            image = split.images[row]
+            with nullcontext(image) if isinstance(image, Image.Image) else opened(image) as picture:
+                sizes.append((picture.height, picture.width))
+        except Exception:  # Pillow raises many kinds on damaged bytes; loading the image says which
+            continue
+    if not sizes:
+        raise VitralError(f"not one of the images could be read, for example {split.names[0]}")
+    return np.array(sizes)

@@ -1,0 +1,92 @@
+"""Parts of a split: what is held out to validate on, few images of each class, a sample of all."""
+
+import hashlib
+import os
+
+import numpy as np
+
+from vitral.data.split import Split, evenly
+from vitral.runtime.errors import VitralError
+
+
+def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Divides a split into training and validation images, the same share of each class.
+
+    Images are ranked by a hash of their name, so that adding some moves few others. With several classes an
+    image, the images of the rarest class are divided first, and those of each further class as far as they
+    are not divided yet (iterative stratification, Sechidis et al., 2011).
+
+    Raises:
+        VitralError: if there would be none to validate on.
+    """
+    ranks = np.array([hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest()[:8] for name in split.names])
+    chosen, divided = np.zeros(len(split), dtype=bool), np.zeros(len(split), dtype=bool)
+    groups = rows_by_class(split.labels)
+    for members in groups:
+        wanted = min(max(round(len(members) * fraction), 1), len(members) - 1)
+        left = members[~divided[members]]
+        count = max(wanted - chosen[members].sum(), 0)
+        chosen[left[np.argsort(ranks[left], kind="stable")[:count]]] = True
+        divided[members] = True
+    for members in groups:
+        if chosen[members].all():  # by its companions' shares; there must be something to learn from
+            chosen[members[np.argmax(ranks[members])]] = False
+    if not chosen.any():
+        raise VitralError(
+            "no image can be held out to validate on; give a val folder, or more images a class"
+        )
+    return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
+
+
+def rows_by_class(labels: np.ndarray) -> list[np.ndarray]:
+    """Gives the rows of each class that there is.
+
+    With several classes an image, from the rarest class on; images of no class count as one more.
+    """
+    if labels.ndim == 1:
+        # One sort, for a comparison with each class takes the square of many.
+        order = np.argsort(labels, kind="stable")
+        return np.split(order, np.unique(labels[order], return_index=True)[1][1:])
+    shown = np.column_stack([labels, ~labels.any(1)])
+    groups = [np.flatnonzero(column) for column in shown.T]
+    return sorted((members for members in groups if len(members)), key=len)
+
+
+def sample_rows(split: Split, limit: int, seed: int) -> np.ndarray:
+    """Draws at most `limit` rows evenly over the classes, in the split's order; a function of the seed.
+
+    One class an image, here, in `in_turns` and in `few_shot`.
+    """
+    return np.sort(in_turns(split, seed)[:limit])
+
+
+def sample(split: Split, limit: int, seed: int) -> Split:
+    """Takes `sample_rows`."""
+    return split.take(sample_rows(split, limit, seed))
+
+
+def in_turns(split: Split, seed: int) -> np.ndarray:
+    """Orders the rows, one of each class after another: any first part is even over the classes."""
+    order, turns = _turns(split, seed)
+    return order[np.argsort(turns[order], kind="stable")]
+
+
+def few_shot(split: Split, per_class: int, seed: int) -> Split:
+    """Takes at most `per_class` images of each class; a larger number adds to those of a smaller one."""
+    _, turns = _turns(split, seed)
+    return split.take(np.flatnonzero(turns < per_class))
+
+
+def _turns(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A random order of the images, and of each image how many of its class come before it there."""
+    order = np.random.default_rng(seed).permutation(len(split))
+    turns = np.empty(len(split), dtype=np.int64)
+    by_class = order[np.argsort(split.labels[order], kind="stable")]
+    _, firsts, counts = np.unique(split.labels[by_class], return_index=True, return_counts=True)
+    turns[by_class] = np.arange(len(split)) - np.repeat(firsts, counts)
+    return order, turns
+
+
+def thinned(split: Split, at_most: int) -> Split:
+    """Takes at most so many of the images, evenly over the split's order."""
+    return split.take(evenly(len(split), at_most))
