@@ -23,8 +23,8 @@ ROOMS: dict[str, set[str]] = {
     "data": {"images", "runtime"},
     "checkpoints": {"images", "model", "runtime"},
     "inference": {"checkpoints", "data", "images", "model", "runtime"},
-    "recipes": {"checkpoints", "data", "images", "model", "runtime"},
     "evaluation": {"checkpoints", "data", "images", "inference", "model", "runtime"},
+    "recipes": {"checkpoints", "data", "evaluation", "images", "model", "runtime"},
     "training": {"checkpoints", "data", "evaluation", "images", "inference", "model", "recipes", "runtime"},
     "bench": {"checkpoints", "images", "inference", "model", "runtime"},
     "cli": {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vitral.evaluation.probe import ProbeOptions
+from vitral.evaluation.probing.probe import ProbeOptions
 from vitral.model.config import ViTConfig
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError

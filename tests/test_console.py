@@ -12,9 +12,11 @@ import pytest
 from vitral.bench.report import Report, Row
 from vitral.cli import training
 from vitral.cli.commands import bench, doctor, eval, info, probe, recipe, train
-from vitral.evaluation.doctor import Diagnosis, Finding
+from vitral.evaluation.diagnosis.report import Diagnosis, Finding
 from vitral.evaluation.multi_label import MultiLabelEvaluation, MultiLabelOutcomes
-from vitral.evaluation.probe import LinearResult, NeighboursResult, ProbeResult
+from vitral.evaluation.probing.linear import LinearResult
+from vitral.evaluation.probing.neighbours import NeighboursResult
+from vitral.evaluation.probing.probe import ProbeResult
 from vitral.evaluation.single_label import SingleLabelEvaluation, SingleLabelOutcomes
 from vitral.model.cost import PatchCost, stages
 from vitral.model.variants import parse

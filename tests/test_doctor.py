@@ -18,8 +18,10 @@ from tests.conftest import write_images
 from vitral.data.image_data import open_data
 from vitral.data.split import Split
 from vitral.data.subsets import sample
-from vitral.evaluation import doctor
-from vitral.evaluation.doctor import Diagnosis, Finding, diagnose, mcnemar, paired
+from vitral.evaluation.diagnosis import doctor
+from vitral.evaluation.diagnosis.doctor import diagnose
+from vitral.evaluation.diagnosis.paired_tests import mcnemar, paired
+from vitral.evaluation.diagnosis.report import Diagnosis, Finding
 from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference.classifier import Classifier

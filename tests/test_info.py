@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model_weights
 
-from vitral.bench.one_image import seconds_an_image
+from vitral.inference.info import seconds_an_image
 from vitral.model import cost as info
 from vitral.model.config import ViTConfig
 from vitral.model.variants import parse

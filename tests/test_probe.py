@@ -20,14 +20,10 @@ from vitral.data.image_data import open_data
 from vitral.data.split import Split
 from vitral.data.subsets import few_shot
 from vitral.evaluation.evaluate import evaluate_classifier
-from vitral.evaluation.probe import (
-    LinearHead,
-    ProbeOptions,
-    ProbeResult,
-    neighbour_votes,
-    probe,
-    usual_features,
-)
+from vitral.evaluation.probing.linear import LinearHead
+from vitral.evaluation.probing.neighbours import neighbour_votes
+from vitral.evaluation.probing.probe import ProbeOptions, ProbeResult, probe
+from vitral.evaluation.probing.usual import usual_features
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.inference import features as features_module
 from vitral.inference.classifier import Classifier, as_classifier, load
@@ -218,15 +214,15 @@ def test_the_whole_is_scikit_learns_by_hand(classifier: Classifier, folder: Path
 
 
 def test_without_a_test_split_the_held_out_images_judge(classifier: Classifier, folder: Path) -> None:
-    result = probe(classifier, str(folder / "train"), ProbeOptions(seed=3))
+    result = probe(classifier, str(folder / "train"), seed=3)
     data = open_data(str(folder / "train"), seed=3)
     assert (result.split, result.labelled) == ("val", len(data.split("train")))
     assert result.linear.evaluation.n == len(data.split("val"))
 
 
 def test_of_several_layers_the_best_on_held_out_images_is_taken(classifier: Classifier, folder: Path) -> None:
-    alone = {layer: probe(classifier, str(folder), ProbeOptions(layers=(layer,))) for layer in (0, 1, -1)}
-    together = probe(classifier, str(folder), ProbeOptions(layers=(0, 1, -1)))
+    alone = {layer: probe(classifier, str(folder), layers=(layer,)) for layer in (0, 1, -1)}
+    together = probe(classifier, str(folder), layers=(0, 1, -1))
     losses = [result.linear.held_out_loss for result in alone.values()]
     assert together.linear.held_out_loss == min(loss for loss in losses if loss is not None)
     assert together.linear == alone[together.linear.layer].linear
@@ -236,10 +232,10 @@ def test_of_several_layers_the_best_on_held_out_images_is_taken(classifier: Clas
 
 
 def test_few_shot_sees_so_many_of_each_class(classifier: Classifier, folder: Path) -> None:
-    result = probe(classifier, str(folder), ProbeOptions(per_class=3))
+    result = probe(classifier, str(folder), per_class=3)
     assert (result.labelled, result.split, result.linear.evaluation.n) == (9, "test", 41)
-    assert result == probe(classifier, str(folder), ProbeOptions(per_class=3))
-    assert result != probe(classifier, str(folder), ProbeOptions(per_class=3, seed=1))
+    assert result == probe(classifier, str(folder), per_class=3)
+    assert result != probe(classifier, str(folder), per_class=3, seed=1)
 
 
 def test_draws_are_nested_and_even(folder: Path) -> None:
@@ -251,16 +247,16 @@ def test_draws_are_nested_and_even(folder: Path) -> None:
 
 
 def test_one_image_a_class_leaves_nothing_to_choose_by(classifier: Classifier, folder: Path) -> None:
-    result = probe(classifier, str(folder), ProbeOptions(per_class=1))
+    result = probe(classifier, str(folder), per_class=1)
     assert result.linear.held_out_top1 is result.neighbours.held_out_top1 is None
     assert (result.labelled, result.linear.temperature) == (3, 1)
 
 
 def test_the_limit_holds_for_every_split(classifier: Classifier, folder: Path) -> None:
-    result = probe(classifier, str(folder), ProbeOptions(limit=9))
+    result = probe(classifier, str(folder), limit=9)
     assert (result.labelled, result.linear.evaluation.n) == (18, 9)
     # Where the number of labelled images is named, it holds for the judging ones.
-    result = probe(classifier, str(folder), ProbeOptions(limit=9, per_class=5))
+    result = probe(classifier, str(folder), limit=9, per_class=5)
     assert (result.labelled, result.linear.evaluation.n) == (15, 9)
 
 
@@ -501,12 +497,12 @@ def test_damaged_images_are_named_and_left_out(classifier: Classifier, folder: P
     (folder / "test" / "cat" / "001.png").write_bytes(b"")
     for _ in range(2):  # with and without the rest in the cache
         said: list[str] = []
-        result = probe(classifier, str(folder), ProbeOptions(max_damaged=0.1), warn=said.append)
+        result = probe(classifier, str(folder), max_damaged=0.1, warn=said.append)
         assert (result.labelled, result.linear.evaluation.n) == (81, 40)
         named = [line for line in said if "skipped damaged image" in line]
         assert ["train/ant/003.png" in named[0], "test/cat/001.png" in named[1]] == [True, True]
     with pytest.raises(VitralError, match="damaged, more than the limit"):
-        probe(classifier, str(folder), ProbeOptions(max_damaged=0))
+        probe(classifier, str(folder), max_damaged=0)
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -537,7 +533,7 @@ WRITTEN: list[tuple[str | None, dict[str, Any]]] = [
 def test_the_written_model_answers_as_the_probe(
     features: Any, options: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
-    result = probe(classifier_of(vit(**options)), str(folder), ProbeOptions(features), out=tmp_path / "out")
+    result = probe(classifier_of(vit(**options)), str(folder), features=features, out=tmp_path / "out")
     written = load(tmp_path / "out", device="cpu", precision="float32")
     assert written.labels == tuple(CLASSES)
     name, evaluation = evaluate_classifier(written, str(folder))
@@ -554,7 +550,7 @@ def test_the_written_model_knows_what_was_held_out(
     classifier: Classifier, folder: Path, tmp_path: Path
 ) -> None:
     source = str(folder / "train")
-    result = probe(classifier, source, ProbeOptions(seed=4), out=tmp_path / "out")
+    result = probe(classifier, source, seed=4, out=tmp_path / "out")
     said: list[str] = []
     name, evaluation = evaluate_classifier(load(tmp_path / "out"), source, warn=said.append)
     assert (name, said) == ("val", [])
@@ -587,7 +583,7 @@ def test_what_cannot_be_is_said(
         probe(
             classifier_of(vit(**options)),
             str(folder),
-            ProbeOptions(**asked),
+            **asked,
             out=tmp_path / "out" if out else None,
         )
     assert not (tmp_path / "out").exists()

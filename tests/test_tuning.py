@@ -17,9 +17,9 @@ from vitral.checkpoints.folder import load_checkpoint
 from vitral.data.image_data import ImageData, open_data
 from vitral.data.randomness import seeded
 from vitral.data.subsets import few_shot, in_turns
-from vitral.evaluation import probe
 from vitral.evaluation.evaluation import Evaluation
-from vitral.evaluation.probe import PENALTIES, LinearHead
+from vitral.evaluation.probing import head_start
+from vitral.evaluation.probing.linear import PENALTIES, LinearHead
 from vitral.inference.classifier import Classifier
 from vitral.inference.features import extract
 from vitral.recipes.recipe import Recipe
@@ -165,12 +165,12 @@ def test_a_head_without_time_looks_at_one_batch_and_tries_one_penalty(
         return fit(cls, vectors, labels, classes, penalty)
 
     monkeypatch.setattr(LinearHead, "fit", classmethod(counted))
-    start = probe.fitted_head(classifier_of(base, data), data.split("train"), 0, seconds=1e-9)
+    start = head_start.fitted_head(classifier_of(base, data), data.split("train"), 0, seconds=1e-9)
     assert start is not None
     assert start.images == len(data.split("train"))  # fewer than a batch
     assert set(fitted) == {0.1}
     fitted.clear()
-    assert probe.fitted_head(classifier_of(base, data), data.split("train"), 0) is not None
+    assert head_start.fitted_head(classifier_of(base, data), data.split("train"), 0) is not None
     assert set(fitted) == set(PENALTIES)
 
 

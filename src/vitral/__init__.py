@@ -1,11 +1,23 @@
-"""Vitral: the plain Vision Transformer, end to end."""
+"""Vitral: the plain Vision Transformer, end to end.
+
+`open_data` and `train` make a model, `evaluate` and `diagnose` judge it, `load` gives it to use, `convert`
+writes it for other libraries; `create` builds one from a variant's name. docs/python.md shows all of it.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitral.bench.run import benchmark
+    from vitral.checkpoints.convert import convert
+    from vitral.data.image_data import ImageData, open_data
+    from vitral.evaluation.diagnosis.doctor import diagnose
+    from vitral.evaluation.evaluate import evaluate
+    from vitral.evaluation.evaluation import Evaluation
+    from vitral.evaluation.probing.probe import probe
     from vitral.images.preprocess import Preprocess
-    from vitral.inference.classifier import Classifier, load
+    from vitral.inference.classifier import Classifier, Prediction, load
+    from vitral.inference.info import info
     from vitral.model.attention import MultiHeadAttention
     from vitral.model.config import ViTConfig
     from vitral.model.embedding import PatchEmbedding, ViTEmbedding
@@ -13,38 +25,67 @@ if TYPE_CHECKING:
     from vitral.model.positions.tables import PositionalEncoding
     from vitral.model.variants import create
     from vitral.model.vit import Features, VisionTransformer
+    from vitral.recipes.recipe import Recipe
+    from vitral.runtime.errors import VitralError
+    from vitral.training.interface import train
 
 # Where each public name lives. Resolved on first use, so that `vitral --help` need not import torch.
 _HOMES = {
     "Classifier": "inference.classifier",
     "EncoderLayer": "model.encoder",
+    "Evaluation": "evaluation.evaluation",
     "Features": "model.vit",
     "FeedForward": "model.encoder",
+    "ImageData": "data.image_data",
     "MultiHeadAttention": "model.attention",
     "PatchEmbedding": "model.embedding",
     "PositionalEncoding": "model.positions.tables",
+    "Prediction": "inference.classifier",
     "Preprocess": "images.preprocess",
+    "Recipe": "recipes.recipe",
     "ViTConfig": "model.config",
     "ViTEmbedding": "model.embedding",
     "VisionTransformer": "model.vit",
+    "VitralError": "runtime.errors",
+    "benchmark": "bench.run",
+    "convert": "checkpoints.convert",
     "create": "model.variants",
+    "diagnose": "evaluation.diagnosis.doctor",
+    "evaluate": "evaluation.evaluate",
+    "info": "inference.info",
     "load": "inference.classifier",
+    "open_data": "data.image_data",
+    "probe": "evaluation.probing.probe",
+    "train": "training.interface",
 }
 
 __all__ = [
     "Classifier",
     "EncoderLayer",
+    "Evaluation",
     "Features",
     "FeedForward",
+    "ImageData",
     "MultiHeadAttention",
     "PatchEmbedding",
     "PositionalEncoding",
+    "Prediction",
     "Preprocess",
+    "Recipe",
     "ViTConfig",
     "ViTEmbedding",
     "VisionTransformer",
+    "VitralError",
+    "benchmark",
+    "convert",
     "create",
+    "diagnose",
+    "evaluate",
+    "info",
     "load",
+    "open_data",
+    "probe",
+    "train",
 ]
 
 

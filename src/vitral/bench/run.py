@@ -1,6 +1,8 @@
 """Every benchmark by its name, as `vitral bench` knows it."""
 
+import json
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from vitral.bench.kernels import kernels
 from vitral.bench.report import Report
@@ -8,7 +10,8 @@ from vitral.bench.rounds import Settings
 from vitral.bench.speed import infer, train
 from vitral.bench.start import start
 from vitral.bench.workload import Workload, choose_workload
-from vitral.checkpoints import peers
+from vitral.checkpoints import peers as libraries
+from vitral.runtime.devices import Device, Placement, Precision
 from vitral.runtime.errors import VitralError
 from vitral.runtime.limits import ROUNDS
 from vitral.runtime.ranges import refuse_beyond
@@ -18,6 +21,38 @@ _OF_MODELS: dict[str, Callable[[Workload, Settings], Report]] = {
     "infer": infer,
     "start": start,
 }
+
+
+def benchmark(
+    what: Literal["train", "infer", "start", "kernels"],
+    model: str | None = None,
+    *,
+    rounds: int = 7,
+    peers: Sequence[str] = (),
+    device: Device = "auto",
+    precision: Precision = "auto",
+    **settings: Any,
+) -> Report:
+    """Measure speed beside timm, transformers, torchvision and vit-pytorch, whichever are installed.
+
+    Args:
+        what: "train" steps, "infer" forward passes, "start" a fresh process to its first prediction, or
+            "kernels", our two routes of patches and of attention.
+        model: a variant's name or a checkpoint; "kernels" takes none.
+        rounds: interleaved readings of each contender.
+        peers: compete with these libraries only.
+        device: where to compute.
+        precision: of matrix products.
+        settings: batch_size, also a list; fields of `ViTConfig`, such as ``img_size=32``; ``compiled`` and
+            ``isolated``, as the command line's options.
+
+    Raises:
+        VitralError: if a setting or the model cannot be used.
+    """
+    chosen = {name: settings.pop(name) for name in ("compiled", "isolated") if name in settings}
+    words = [*([model] if model else []), *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
+    how = Settings(Placement.choose(device, precision), rounds, peers=tuple(peers), **chosen)
+    return run(what, words, how)
 
 
 def run(benchmark: str, words: Sequence[str], settings: Settings) -> Report:
@@ -33,9 +68,9 @@ def run(benchmark: str, words: Sequence[str], settings: Settings) -> Report:
         VitralError: if there is no such benchmark, or a word cannot be used.
     """
     refuse_beyond("rounds", settings.rounds, ROUNDS)
-    unknown = [name for name in settings.peers if name not in peers.LIBRARIES]
+    unknown = [name for name in settings.peers if name not in libraries.LIBRARIES]
     if unknown:
-        raise VitralError(f"peer={unknown[0]}: it is one of {', '.join(peers.LIBRARIES)}")
+        raise VitralError(f"peer={unknown[0]}: it is one of {', '.join(libraries.LIBRARIES)}")
     if benchmark in _OF_MODELS:
         return _OF_MODELS[benchmark](choose_workload(benchmark, words, settings.placement), settings)
     if benchmark != "kernels":

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from vitral.runtime.files import new_folder, write_atomically
 LAYOUTS = ("vitral", *WRITERS)
 
 
-def convert(source: str, out: Path, to: str, dtype: str | None = None, **overrides: Any) -> Certificate:
-    """Writes the model `source` into the new folder `out` as the layout `to`.
+def convert(
+    source: str | PathLike, out: str | PathLike, to: str, dtype: str | None = None, **overrides: Any
+) -> Certificate:
+    """Write the model `source` into the new folder `out` as the layout `to`.
 
     The folder appears whole or not at all, with ``parity.json`` beside the weights.
 
@@ -43,6 +46,7 @@ def convert(source: str, out: Path, to: str, dtype: str | None = None, **overrid
     Raises:
         VitralError: if the layout cannot hold the model, `out` exists, or the answers differ.
     """
+    source, out = str(source), Path(out)
     if to not in LAYOUTS:
         raise VitralError(f"there is no layout {to!r}; there are {', '.join(LAYOUTS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -100,9 +100,11 @@ class ImageData:
         return "\n".join([lines, *self.notes])
 
 
-def open_data(
-    source: str | os.PathLike | Dataset | ImageData, *, val_fraction: float = 0.2, seed: int = 0
-) -> ImageData:
+# What data may be given as: the command line's DATA, a torch Dataset of (image, label), or what was opened.
+DataSource = str | os.PathLike | Dataset | ImageData
+
+
+def open_data(source: DataSource, *, val_fraction: float = 0.2, seed: int = 0) -> ImageData:
     """Finds the images of an image folder, parquet files, ``digits`` or a torch Dataset.
 
     An image folder holds one folder a class, or ``train/`` with ``val/`` or ``test/`` that do, by any

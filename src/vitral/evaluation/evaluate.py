@@ -1,14 +1,18 @@
-"""`evaluate_classifier`: which images of a data source are judged, and how a classifier does on them."""
+"""How well a model does on labelled images, and which images of a data source are judged."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from os import PathLike
+from typing import Any, Literal, cast
 
 import numpy as np
+import torch
+from torch import nn
 from torch.utils.data import ConcatDataset
 
 from vitral.data.batches import Batch, DamageCount
-from vitral.data.image_data import ImageData, open_data
+from vitral.data.image_data import DataSource, ImageData, open_data
 from vitral.data.loader import Loader
 from vitral.data.split import SPLITS, Split, fingerprint
 from vitral.data.workers import Loading, worker_count
@@ -16,7 +20,11 @@ from vitral.evaluation import imagenet
 from vitral.evaluation.evaluation import Evaluation
 from vitral.evaluation.mistakes import find_mistakes
 from vitral.evaluation.task import outputs, task_of
-from vitral.inference.classifier import Classifier
+from vitral.images.preprocess import Preprocess
+from vitral.inference.classifier import Classifier, load
+from vitral.model.config import height_and_width
+from vitral.model.vit import VisionTransformer
+from vitral.runtime.devices import Device, Placement, Precision
 from vitral.runtime.errors import VitralError
 from vitral.runtime.ranges import Batch as BatchSize
 from vitral.runtime.ranges import Whole, Workers
@@ -36,9 +44,77 @@ class EvaluationOptions:
     mistakes: bool = False  # whether the evaluation is to name the images that are wrong
 
 
+def evaluate(
+    model: str | PathLike | Classifier | nn.Module,
+    data: DataSource,
+    split: SplitName | None = None,
+    *,
+    preprocess: Preprocess | None = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    **options: Any,
+) -> Evaluation:
+    """Judge a model on labelled images.
+
+    Args:
+        model: a run or any checkpoint, a `Classifier`, or a module: images (B, C, H, W) -> logits (B, L),
+            its classes in the order of the data's.
+        data: as `open_data` takes it.
+        split: "train", "val", "test" or "all"; None: the test images, else those that were held out from
+            training, else all.
+        preprocess: what a module expects of an image; a `VisionTransformer` needs none to be named.
+        device: where to compute, if the model is named by its path; a module computes where it is.
+        precision: of matrix products, likewise.
+        options: fields of `EvaluationOptions`, such as ``batch_size=32``.
+
+    Returns:
+        A `SingleLabelEvaluation` (top1, loss, ece, confusion, ...) or a `MultiLabelEvaluation`.
+
+    Raises:
+        VitralError: if the model, the data or an option cannot be used, or their classes differ.
+    """
+    if isinstance(model, nn.Module):
+        return _evaluate_module(model, open_data(data), split, preprocess, build(EvaluationOptions, options))
+    if not isinstance(model, Classifier):
+        model = load(model, device=device, precision=precision)
+    return evaluate_classifier(model, data, split=split, warn=warnings.warn, **options)[1]
+
+
+def _evaluate_module(
+    module: nn.Module,
+    data: ImageData,
+    split: SplitName | None,
+    preprocess: Preprocess | None,
+    options: "EvaluationOptions",
+) -> Evaluation:
+    """Judge a module where it is, on the splits as they were opened; it is left as it was."""
+    if preprocess is None:
+        if not isinstance(module, VisionTransformer):
+            raise VitralError(
+                f"say what images a {type(module).__name__} takes: preprocess=vitral.Preprocess((224, 224))"
+            )
+        height, width = height_and_width(module.config.img_size)
+        preprocess = Preprocess((height, width)).for_channels(module.config.in_channels)
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    was_training, model = module.training, cast(Any, module.eval())
+    classifier = Classifier(
+        model, preprocess, data.classes, Placement(device, torch.float32), multi_label=data.multi_label
+    )
+    try:
+        return _judge(classifier, _own_split(data, split), options)
+    finally:
+        module.train(was_training)
+
+
+def _own_split(data: ImageData, name: SplitName | None) -> Split:
+    if name == "all":
+        return _all_images(data)
+    return data.split(name or ("test" if "test" in data.splits else "val"))
+
+
 def evaluate_classifier(
     classifier: Classifier,
-    source: str,
+    source: DataSource,
     *,
     warn: Callable[[str], None] = lambda _: None,
     on_images: Callable[[int, int], None] = lambda *_: None,
@@ -51,7 +127,7 @@ def evaluate_classifier(
 
     Args:
         classifier: a model with labels.
-        source: the command line's DATA.
+        source: as `open_data` takes it.
         warn: told of each damaged image and of doubts about the split.
         on_images: told how many images are done, of how many.
         options: fields of `EvaluationOptions`, such as ``split="val"``.
@@ -61,6 +137,16 @@ def evaluate_classifier(
     """
     wanted = build(EvaluationOptions, options)
     name, images = choose_split(classifier, source, wanted.split, warn)
+    return name, _judge(classifier, images, wanted, warn, on_images)
+
+
+def _judge(
+    classifier: Classifier,
+    images: Split,
+    wanted: EvaluationOptions,
+    warn: Callable[[str], None] = warnings.warn,
+    on_images: Callable[[int, int], None] = lambda *_: None,
+) -> Evaluation:
     task = task_of(classifier)
     course = _Course(images, DamageCount(len(images), wanted.max_damaged, warn), on_images)
     loader = Loader(images, classifier.preprocess, Loading(worker_count(wanted.workers), warn))
@@ -71,7 +157,7 @@ def evaluate_classifier(
     if wanted.mistakes:
         found = find_mistakes(images, course.judged, outcomes, classifier.labels)
         evaluation = replace(evaluation, mistakes=found)
-    return name, evaluation
+    return evaluation
 
 
 class _Course:
@@ -95,7 +181,7 @@ class _Course:
 
 
 def choose_split(
-    classifier: Classifier, source: str, wanted: str | None, warn: Callable[[str], None]
+    classifier: Classifier, source: DataSource, wanted: str | None, warn: Callable[[str], None]
 ) -> tuple[str, Split]:
     made_by = classifier.metadata
     fraction, seed = made_by.get("val_fraction", 0.2), made_by.get("seed", 0)
@@ -104,7 +190,7 @@ def choose_split(
     data = open_data(source, val_fraction=fraction, seed=seed)
     if task_of(data) is not task_of(classifier):
         raise VitralError(
-            f"{source} has {task_of(data).words}, and the model was trained for "
+            f"{data.source} has {task_of(data).words}, and the model was trained for "
             f"{task_of(classifier).words}; give it data of its own kind, or train a model on this"
         )
     doubts: list[str] = []
@@ -113,7 +199,7 @@ def choose_split(
         if wanted == "val" and not same:
             doubts.append(
                 f"these are not the images that were held out when the model was trained; it may "
-                f"have seen some of them ({source} has changed, or is other data)"
+                f"have seen some of them ({data.source} has changed, or is other data)"
             )
         if wanted is None and "test" not in data.splits and not same:
             data, wanted = open_data(source, val_fraction=0), "all"
@@ -126,7 +212,8 @@ def choose_split(
     if name not in (*data.splits, "all"):
         others = [split for split in SPLITS if split in data.splits or (split == "val" and name == "test")]
         raise VitralError(
-            f"{source} has no {name!r} split; it has {', '.join(map(repr, others))}; 'all' takes every image"
+            f"{data.source} has no {name!r} split; it has {', '.join(map(repr, others))}; "
+            "'all' takes every image"
         )
     images = _all_images(data) if name == "all" else data.split(name)
     images = _relabelled(images, data.classes, classifier.labels)

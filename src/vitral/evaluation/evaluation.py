@@ -6,9 +6,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from vitral.evaluation.mistakes import Mistakes
+from vitral.images import notebook
+
+_CLASSES_IN_NOTEBOOKS = 20
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation(ABC):
     """How well a model does on labelled images. Shares are 0..1.
 
@@ -20,8 +23,8 @@ class Evaluation(ABC):
 
     n: int  # images
     loss: float  # mean over the images, nats
-    per_class: Mapping[str, Any] = field(repr=False)
-    mistakes: Mistakes | None = field(default=None, repr=False, compare=False)  # if they were asked for
+    per_class: Mapping[str, Any]
+    mistakes: Mistakes | None = field(default=None, compare=False)  # if they were asked for
 
     @classmethod
     @abstractmethod
@@ -72,6 +75,17 @@ class Evaluation(ABC):
     @abstractmethod
     def class_rows(self, most: int) -> list[dict[str, str]]:
         """Return a row a class for people, by heading, the worst first and `most` rows at most."""
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name} {value}" for name, value in self.figures())
+        return f"<{type(self).__name__} of {self.n:,} images: {figures}>"
+
+    def _repr_html_(self) -> str:
+        rows = self.class_rows(_CLASSES_IN_NOTEBOOKS)
+        by_class = notebook.table(
+            [tuple(row.values()) for row in rows], tuple(rows[0]), "by class, the worst first"
+        )
+        return notebook.table(self.figures(), title=f"{self.n:,} images") + by_class
 
 
 def distinct(classes: Iterable[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
@@ -54,7 +54,7 @@ class MultiLabelClassResult:
     average_precision: float | None  # None where no image shows it
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MultiLabelEvaluation(Evaluation):
     """Precision and F1 of a model of any number of classes an image.
 
@@ -68,7 +68,7 @@ class MultiLabelEvaluation(Evaluation):
     micro_f1: float  # of all images' classes together, at a threshold of 0.5
     macro_f1: float  # the mean over the classes
     exact_match: float  # share of the images whose classes are all right and complete
-    per_class: dict[str, MultiLabelClassResult] = field(repr=False)
+    per_class: dict[str, MultiLabelClassResult]
 
     @classmethod
     def of(cls, outcomes: MultiLabelOutcomes, classes: Iterable[str]) -> Self:

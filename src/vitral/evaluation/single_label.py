@@ -10,10 +10,12 @@ from torch.nn import functional as F
 
 from vitral.evaluation.evaluation import Evaluation, distinct
 from vitral.evaluation.outcomes import Outcomes
+from vitral.images import notebook
 
 CALIBRATION_BINS = 15
 # JSON has the confusion matrix of so many classes at most; of 20,000 it would be a gigabyte of zeros.
 MOST_CLASSES_IN_JSON = 1000
+_CLASSES_IN_HEAT_MAP = 30
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class ClassResult:
     precision: float  # share of the predictions of this class that were right
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SingleLabelEvaluation(Evaluation):
     """Accuracy and calibration of a model of one class an image."""
 
@@ -70,10 +72,10 @@ class SingleLabelEvaluation(Evaluation):
     top5: float
     ece: float  # expected calibration error over 15 equal bins (arXiv:1706.04599, eq. 3)
     ci95: tuple[float, float]  # of top1, Wilson's score interval
-    per_class: dict[str, ClassResult] = field(repr=False)
+    per_class: dict[str, ClassResult]
     # Images by true class (rows) and prediction (columns), a scipy.sparse.csr_array (L, L): a full matrix
     # grows with the square of the classes.
-    counts: Any = field(repr=False, compare=False)
+    counts: Any = field(compare=False)
 
     @classmethod
     def of(cls, outcomes: SingleLabelOutcomes, classes: Iterable[str]) -> Self:
@@ -153,6 +155,12 @@ class SingleLabelEvaluation(Evaluation):
                 }
             )
         return rows
+
+    def _repr_html_(self) -> str:
+        if len(self.per_class) > _CLASSES_IN_HEAT_MAP:
+            return super()._repr_html_()
+        title = "images by true class (rows) and prediction (columns)"
+        return super()._repr_html_() + notebook.heat_map(self.confusion, list(self.per_class), title)
 
 
 def _per_class(names: list[str], outcomes: SingleLabelOutcomes) -> dict[str, ClassResult]:

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint
-from vitral.images.preprocess import ImageSource, Preprocess
+from vitral.images import notebook
+from vitral.images.preprocess import ImageSource, Preprocess, open_image
 from vitral.inference.activation import log_activation
 from vitral.model.config import Size
 from vitral.model.vit import Features, VisionTransformer
@@ -48,12 +50,22 @@ class Prediction:
             raise VitralError(f"{self.image} has no label: {self.error}")
         return self.top[0][0]
 
+    def _repr_html_(self) -> str:
+        """Show the picture with its answers in a notebook."""
+        if self.error is not None:
+            return notebook.table([(self.image, self.error)])
+        try:
+            picture = notebook.picture(open_image(Path(self.image)))
+        except ImageError:  # it was given as pixels, or is gone
+            picture = notebook.table([(self.image,)])
+        return f'<div style="display: flex; gap: 1em">{picture}{notebook.bars(self.top)}</div>'
+
 
 @dataclass(frozen=True)
 class Classifier:
     """A trained model that takes images of any kind: paths, bytes, PIL images, arrays and tensors."""
 
-    model: VisionTransformer
+    model: VisionTransformer  # or any module of logits, which gives no features
     preprocess: Preprocess
     labels: tuple[str, ...]
     placement: Placement
@@ -66,6 +78,28 @@ class Classifier:
     def __post_init__(self) -> None:
         if self.tta not in get_args(Augmentation):
             raise VitralError(f"tta={self.tta}: it is one of {', '.join(get_args(Augmentation))}")
+
+    def __repr__(self) -> str:
+        return f"<Classifier: {'; '.join(f'{name} {value}' for name, value in self._facts())}>"
+
+    def _repr_html_(self) -> str:
+        return notebook.table(self._facts(), title="Classifier")
+
+    def _facts(self) -> list[tuple[str, str]]:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        height, width = self.preprocess.img_size
+        shown = ", ".join(self.labels[:3]) + (", ..." if len(self.labels) > 3 else "")
+        facts = [
+            ("model", f"{type(self.model).__name__}, {parameters:,} parameters"),
+            ("images", f"{height}x{width} pixels"),
+            ("labels", f"{len(self.labels):,} ({shown})" if self.labels else "none"),
+            ("computes on", str(self.placement)),
+        ]
+        if self.multi_label:
+            facts.append(("answers", "any number of labels an image"))
+        if self.temperature != 1:
+            facts.append(("temperature", f"{self.temperature:.3f}"))
+        return facts if self.tta == "none" else [*facts, ("test-time augmentation", self.tta)]
 
     def predict(
         self, images: ImageSource | Iterable[ImageSource], *, top: int = 5, batch_size: int = 32
@@ -235,6 +269,11 @@ def load(
     for note in checkpoint.notes:
         warnings.warn(note, stacklevel=2)
     return as_classifier(checkpoint, Placement.choose(device, precision), tta)
+
+
+def loaded(model: str | PathLike | Classifier) -> Classifier:
+    """Give a classifier as it is, and load what is named."""
+    return model if isinstance(model, Classifier) else load(model)
 
 
 def as_classifier(checkpoint: Checkpoint, placement: Placement, tta: Augmentation = "none") -> Classifier:

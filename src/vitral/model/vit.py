@@ -44,6 +44,12 @@ class Features:
     grid: Grid  # rows and columns of patches
     layers: dict[int, Tensor] = field(default_factory=dict)  # index asked for -> (B, T, D)
 
+    def __repr__(self) -> str:
+        tensors = [(name, value) for name, value in vars(self).items() if isinstance(value, Tensor)]
+        tensors += [(f"layer {index}", tokens) for index, tokens in self.layers.items()]
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors)
+        return f"<Features of {self.grid[0]}x{self.grid[1]} patches: {shapes}>"
+
 
 class VisionTransformer(HasKernels):
     """The Vision Transformer: images (B, C, H, W) -> logits (B, L), or features (B, D) without a head.

@@ -10,6 +10,7 @@ from vitral.checkpoints.folder import Checkpoint, is_checkpoint, load_checkpoint
 from vitral.data.image_data import ImageData
 from vitral.data.split import class_counts
 from vitral.data.workers import worker_count
+from vitral.evaluation.task import SINGLE_LABEL, task_of
 from vitral.images.preprocess import Preprocess
 from vitral.model.config import height_and_width
 from vitral.model.variants import configure, parse
@@ -131,7 +132,7 @@ def _refuse_misfits(recipe: Recipe, data: ImageData, base: Checkpoint | None) ->
         raise VitralError(
             f"whiten=true begins a new stem, and {recipe.get('model')} is trained; leave it out"
         )
-    if not data.multi_label:
+    if task_of(data) is SINGLE_LABEL:
         return
     several = f"one class an image, and {data.source} has lists of labels"
     if recipe.get("loss") == "cross_entropy":
@@ -173,7 +174,7 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
         "crop": "padded" if side < 1.5 * smallest else "resized",
         "flip": data.mirror_safe,
         "rand_augment": 9.0 if few and data.mirror_safe else 0.0,
-        "loss": "binary" if data.multi_label else "cross_entropy",
+        "loss": task_of(data).loss,
         "batch_size": min(int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 64)), len(train)),
         "workers": worker_count(cores=cpu_count),
     }
@@ -198,7 +199,7 @@ def _epochs_from_scratch(images: int) -> float:
 def _can_be_probed(data: ImageData) -> bool:
     """Whether each image shows one class, and each class has an image."""
     labels = data.split("train").labels
-    return not data.multi_label and bool(class_counts(labels, len(data.classes)).all())
+    return task_of(data) is SINGLE_LABEL and bool(class_counts(labels, len(data.classes)).all())
 
 
 def _new_model(model: str | None, side: float) -> tuple[str, int | tuple[int, int]]:

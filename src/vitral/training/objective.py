@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from vitral.checkpoints.folder import load_checkpoint
 from vitral.data.split import Split, class_counts
+from vitral.evaluation.task import SINGLE_LABEL, task_of
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier, as_classifier
 from vitral.recipes.schema import Criterion, Loss
@@ -109,7 +110,7 @@ class Teacher:
     """
 
     def __init__(self, classifier: Classifier, seen: Preprocess, labels: Sequence[str]) -> None:
-        if classifier.multi_label:
+        if task_of(classifier) is not SINGLE_LABEL:
             raise VitralError("the teacher is multi-label; distil from a model of one class an image")
         missing = sorted(set(labels) - set(classifier.labels))
         if missing:

@@ -32,7 +32,7 @@ from vitral.data.subsets import few_shot, in_turns, sample_rows, thinned
 from vitral.data.workers import Loading
 from vitral.evaluation.calibration import CALIBRATION_IMAGES, Calibration, calibrate
 from vitral.evaluation.evaluation import Evaluation
-from vitral.evaluation.probe import fitted_head
+from vitral.evaluation.probing.head_start import fitted_head
 from vitral.evaluation.task import Task, outputs, task_of
 from vitral.images.augment import batch_mixer
 from vitral.images.preprocess import Preprocess

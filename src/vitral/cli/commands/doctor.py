@@ -11,7 +11,7 @@ from vitral.runtime import limits
 from vitral.runtime.plainjson import to_json
 
 if TYPE_CHECKING:
-    from vitral.evaluation.doctor import Diagnosis
+    from vitral.evaluation.diagnosis.report import Diagnosis
 
 
 def doctor(  # noqa: PLR0913 - a command's options
@@ -26,7 +26,7 @@ def doctor(  # noqa: PLR0913 - a command's options
     precision: options.Precision = "auto",
 ) -> None:
     """Measure what wrong settings cost on labelled images, and name the likely mismatch."""
-    from vitral.evaluation.doctor import diagnose
+    from vitral.evaluation.diagnosis.doctor import diagnose
 
     classifier = load_classifier(model, device, precision)
     with progress_bar("examining") as bar:

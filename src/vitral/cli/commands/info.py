@@ -1,7 +1,6 @@
 """`vitral info`: a model's stages with shapes, parameters and FLOPs, and what its patch size costs."""
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,29 +25,16 @@ def info(
     precision: options.Precision = "auto",
 ) -> None:
     """Every stage with its shape, parameters and FLOPs, and what the patch size costs."""
-    from vitral.bench.one_image import seconds_an_image
-    from vitral.model.cost import patch_costs, stages
+    from vitral.inference.info import info as describe
     from vitral.runtime.devices import Placement
-
-    config, about = _describe_model(model, settings or [])
-    placement = Placement.choose(device, precision)  # type: ignore[arg-type]
-    print(about)
-    print_stages(config, stages(config))
-    clock = partial(seconds_an_image, placement=placement) if measure else None
-    print_patch_costs(config, patch_costs(config, clock), placement)
-
-
-def _describe_model(model: str, settings: list[str]) -> "tuple[ViTConfig, str]":
-    """The architecture of a name or a folder, and a line or more about it."""
-    from vitral.checkpoints.folder import is_checkpoint, load_checkpoint
-    from vitral.model.variants import configure
     from vitral.runtime.settings import nested, parse_overrides
 
-    overrides = nested(parse_overrides(settings))
-    if is_checkpoint(model):
-        checkpoint = load_checkpoint(model, **overrides)
-        return checkpoint.model.config, _about(model, checkpoint)
-    return configure(model, overrides), model
+    placement = Placement.choose(device, precision)  # type: ignore[arg-type]
+    overrides = nested(parse_overrides(settings or []))
+    found = describe(model, placement if measure else None, **overrides)
+    print(_about(model, found.checkpoint) if found.checkpoint else model)
+    print_stages(found.config, found.stages)
+    print_patch_costs(found.config, found.patch_costs, placement)
 
 
 def _about(model: str, checkpoint: "Checkpoint") -> str:
@@ -74,7 +60,7 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
     return "\n".join(lines)
 
 
-def print_stages(config: "ViTConfig", stages: "list[Stage]") -> None:
+def print_stages(config: "ViTConfig", stages: "Sequence[Stage]") -> None:
     """Print a row a stage; layers that are alike share one, with the numbers of each."""
     height, width = config.img_size  # pyrefly: ignore[not-iterable] - ViTConfig makes it a pair
     rows: list[Sequence[str]] = []
@@ -91,7 +77,7 @@ def print_stages(config: "ViTConfig", stages: "list[Stage]") -> None:
     print_table(title, headings, rows, headings[1:], total=True)
 
 
-def print_patch_costs(config: "ViTConfig", costs: "list[PatchCost]", placement: "Placement") -> None:
+def print_patch_costs(config: "ViTConfig", costs: "Sequence[PatchCost]", placement: "Placement") -> None:
     """Print a row a patch size, the model's own marked."""
     rows = []
     for cost in costs:

@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from vitral.cli import options
 from vitral.cli.classifier import load_classifier
@@ -11,7 +11,7 @@ from vitral.runtime import limits
 from vitral.runtime.plainjson import to_json
 
 if TYPE_CHECKING:
-    from vitral.evaluation.probe import ProbeResult
+    from vitral.evaluation.probing.probe import ProbeResult
 
 
 def probe(  # noqa: PLR0913 - a command's options
@@ -49,16 +49,13 @@ def probe(  # noqa: PLR0913 - a command's options
     vitral probe hf://facebook/dinov2-small photos/ --per-class 10
     vitral probe hf://facebook/dinov2-small photos/ --out runs/probe   # a model, for eval and predict
     """
-    from vitral.evaluation.probe import ProbeOptions
-    from vitral.evaluation.probe import probe as run_probe
-    from vitral.runtime.settings import build
+    from vitral.evaluation.probing.probe import probe as run_probe
 
-    asked = {"features": features, "per_class": per_class, "limit": limit, "seed": seed}
+    asked: dict[str, Any] = {"features": features, "per_class": per_class, "limit": limit, "seed": seed}
     asked |= {"max_damaged": max_damaged, "workers": workers, "layers": tuple(layer or (-1,))}
-    probed = build(ProbeOptions, asked)
     classifier = load_classifier(model, device, precision, img_size=img_size)
     with progress_bar("features") as bar:
-        result = run_probe(classifier, data, probed, cache=cache, out=out, warn=warn, on_images=bar)
+        result = run_probe(classifier, data, **asked, cache=cache, out=out, warn=warn, on_images=bar)
     if json_output:
         print(to_json(result.to_dict()))
         return

@@ -1,0 +1,1 @@
+"""The doctor: what wrong settings cost a classifier, and which setting looks wrong."""

@@ -1,0 +1,51 @@
+"""`vitral.train`: a run from Python, whose settings are keywords."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from vitral.data.image_data import DataSource, ImageData, open_data
+from vitral.recipes import packaged
+from vitral.recipes.recipe import Recipe
+from vitral.training.choose import train as run_training
+from vitral.training.run_folder import RunFolder, Summary, changed
+
+
+def train(
+    data: DataSource,
+    out: str | PathLike,
+    *,
+    recipe: str | PathLike | Recipe | None = None,
+    resume: bool = False,
+    **settings: Any,
+) -> Summary:
+    """Train or fine-tune a model; settings that are left out are chosen from the data.
+
+    Args:
+        data: as `open_data` takes it. Where it has no validation images, `val_fraction` and `seed` of the
+            settings say which are held out.
+        out: a folder, which becomes a model folder: `vitral.load` reads it.
+        recipe: a recipe that comes with Vitral, a file of settings, or a `Recipe`.
+        resume: go on with the run in `out`.
+        settings: of `vitral.recipes.schema`, such as ``minutes=30, model="ViT-S/16", batch_size=64``; laid
+            over the recipe.
+
+    Returns:
+        How the run ended: its steps, its best validation score, and the figures of the test images if the
+        data has any.
+
+    Raises:
+        VitralError: if a setting, the data or the folder cannot be used, or the loss is lost.
+    """
+    begin = recipe if isinstance(recipe, Recipe) else Recipe(**packaged.read(str(recipe)) if recipe else {})
+    wanted = begin.changed(**settings)
+    folder = Path(out)
+    return run_training(_images(data, folder, wanted, resume=resume), folder, wanted, resume=resume)
+
+
+def _images(data: DataSource, folder: Path, wanted: Recipe, *, resume: bool) -> ImageData:
+    """The images, and of them the validation images that the run holds out."""
+    if resume:
+        begun = changed(RunFolder(folder).recipe(), wanted)
+        return open_data(data, val_fraction=begun.images.val_fraction, seed=begun.course.seed)
+    return open_data(data, val_fraction=wanted.get("val_fraction"), seed=wanted.get("seed"))
