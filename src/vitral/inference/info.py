@@ -53,7 +53,8 @@ def info(model: str | PathLike, placement: Placement | None = None, **overrides:
     """
     checkpoint = load_checkpoint(str(model), **overrides) if is_checkpoint(str(model)) else None
     config = checkpoint.model.config if checkpoint else configure(str(model), overrides)
-    costs = patch_costs(config, placement and partial(seconds_an_image, placement=placement))
+    clock = None if placement is None else partial(seconds_an_image, placement=placement)
+    costs = patch_costs(config, clock)
     return ModelInfo(str(model), config, tuple(stages(config)), tuple(costs), checkpoint)
 
 
