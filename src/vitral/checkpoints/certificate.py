@@ -12,7 +12,7 @@ from torch import Tensor
 from vitral.checkpoints import peers
 from vitral.checkpoints.checkpoint import Checkpoint
 from vitral.checkpoints.folder import load_checkpoint
-from vitral.model.config import height_and_width
+from vitral.model.config import ViTConfig, height_and_width
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 
@@ -39,7 +39,7 @@ class Certificate:
 
     @property
     def worst(self) -> float:
-        """The largest relative difference of all that was compared."""
+        """Returns the largest relative difference of all that was compared."""
         found = [part["relative"] for part in (self.features, self.logits) if part is not None]
         return math.nan if any(math.isnan(value) for value in found) else max(found)
 
@@ -47,27 +47,17 @@ class Certificate:
 def certify(
     folder: Path, checkpoint: Checkpoint, source: str, to: str, rounded: tuple[str, ...]
 ) -> Certificate:
-    model = checkpoint.model
-    height, width = height_and_width(model.config.img_size)
+    """Compares the model in `folder`, as its library loads and computes it, with `checkpoint`.
+
+    Raises:
+        VitralError: if the library refuses it, or computes something else.
+    """
+    config = checkpoint.model.config
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, model.config.in_channels, height, width, generator=generator)
-    try:
-        peer = peers.load(to, folder)
-    except Exception as error:  # whatever the library says of what it cannot load
-        reason = " ".join(str(error).split())
-        raise VitralError(
-            f"{to} cannot hold this model: its own loader refuses it: {reason[:300]}"
-        ) from error
+    images = torch.randn(2, config.in_channels, *height_and_width(config.img_size), generator=generator)
     with torch.inference_mode():
-        tokens, logits = _answer(model, images)
-        if peer is not None:
-            peer.model.float()
-            their_tokens, their_logits = peer.answer(images)
-            compared_with = f"{peer.library} {peer.version}"
-        else:
-            heads = {"num_heads": model.config.num_heads} if to == "torchvision" else {}
-            their_tokens, their_logits = _answer(load_checkpoint(folder, **heads).model, images)
-            compared_with = f"vitral {version('vitral')}, which read it back"
+        tokens, logits = _compute(checkpoint.model, images)
+        compared_with, their_tokens, their_logits = _compute_there(folder, config, to, images)
     certificate = Certificate(
         to,
         source,
@@ -91,13 +81,30 @@ def certify(
     return certificate
 
 
-def _answer(model: VisionTransformer, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens and logits in float32, whatever the weights are stored in."""
+def _compute(model: VisionTransformer, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes tokens and logits in float32, whatever the weights are stored in."""
     stored = next(model.parameters()).dtype
     tokens_BTD = model.float().encode(model.embedding(images_BCHW))
-    answer = tokens_BTD, model.classify(tokens_BTD)
+    logits_BL = model.classify(tokens_BTD)
     model.to(stored)
-    return answer
+    return tokens_BTD, logits_BL
+
+
+def _compute_there(
+    folder: Path, config: ViTConfig, to: str, images_BCHW: Tensor
+) -> tuple[str, Tensor | None, Tensor | None]:
+    """Computes them in the library that the layout is named after, or, without it, in Vitral once more."""
+    try:
+        peer = peers.load(to, folder)
+    except Exception as error:  # whatever the library says of what it cannot load
+        reason = " ".join(str(error).split())[:300]
+        raise VitralError(f"{to} cannot hold this model: its own loader refuses it: {reason}") from error
+    if peer is not None:
+        peer.model.float()
+        return f"{peer.library} {peer.version}", *peer.answer(images_BCHW)
+    heads = {"num_heads": config.num_heads} if to == "torchvision" else {}
+    again = load_checkpoint(folder, **heads).model
+    return f"vitral {version('vitral')}, which read it back", *_compute(again, images_BCHW)
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> dict[str, float]:

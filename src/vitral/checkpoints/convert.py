@@ -92,7 +92,7 @@ def _convert_into(folder: Path, checkpoint: Checkpoint, source: str, to: str) ->
         save_checkpoint(folder, checkpoint)
         return certify(folder, checkpoint, source, to, ())
     cooled = fold_temperature(checkpoint)
-    adapted = in_terms_of(cooled, to)
+    adapted = in_terms_of(to, cooled)
     writing = WRITERS[to](adapted)
     _write(folder, adapted, writing, to)
     rounded = check_expressed(folder, adapted, to)

@@ -26,4 +26,4 @@ def store_as(model: VisionTransformer, dtype: str) -> None:
     model.to(getattr(torch, dtype))
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
-            raise VitralError(f"{name} holds numbers too large for {dtype}")
+            raise VitralError(f"{name} has numbers too large for {dtype}")

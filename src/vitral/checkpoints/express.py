@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vitral.checkpoints.checkpoint import Checkpoint
 from vitral.checkpoints.folder import load_checkpoint
@@ -16,10 +17,10 @@ from vitral.checkpoints.layouts.registry import WRITERS
 from vitral.checkpoints.layouts.transformers.write import lacks_classifier, takes_class_and_mean
 from vitral.images.preprocess import Preprocess
 from vitral.model.config import ViTConfig
-from vitral.model.positions.tables import LearnedPositions
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 
+_TABLE = "embedding.positions.table"
 # What a target may round: a norm's eps and the kind of GELU change results little, and no loader says them.
 _ROUNDED = {"norm.eps", "layer.feed_forward.activation"}
 # What a target keeps in its own code, or for training only.
@@ -54,40 +55,22 @@ def fold_temperature(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, temperature=1.0)
 
 
-def in_terms_of(checkpoint: Checkpoint, to: str) -> Checkpoint:
-    """Returns the same function in a layout's terms: fixed positions as a table, the class token's added."""
-    model = checkpoint.model
-    config = model.config
+def in_terms_of(to: str, checkpoint: Checkpoint) -> Checkpoint:
+    """Returns the same function in a layout's terms: positions as its table, a head of its width."""
+    model, config = checkpoint.model, checkpoint.model.config
     state = dict(model.state_dict())
     changes: dict[str, Any] = {}
-    key = "embedding.positions.table"
     if config.position in ("sinusoidal", "sinusoidal_2d"):
-        positions, zero = (
-            model.embedding.positions,
-            next(model.parameters()).new_zeros(1, 1, config.embed_dim),
-        )
+        positions = model.embedding.positions
+        zero = next(model.parameters()).new_zeros(1, 1, config.embed_dim)
         rows, columns = config.grid_size
-        parts = [zero.expand(1, count, -1) for count in (config.num_prefix_tokens, rows * columns)]
-        state[key] = torch.cat([positions.of_prefix(parts[0]), positions(parts[1])], dim=1)[0]
+        prefix, patches = (zero.expand(1, n, -1) for n in (config.num_prefix_tokens, rows * columns))
+        state[_TABLE] = torch.cat([positions.of_prefix(prefix), positions(patches)], dim=1)[0]
         changes = {"position": "learned", "embedding": replace(config.embedding, positioned="all")}
-    elif isinstance(model.embedding.positions, LearnedPositions) and config.embedding.register_tokens:
-        positioned = config.embedding.positioned
-        if to == "timm" and positioned == "class" and config.class_token:
-            # timm's registers stand between; the class token's vector is added to the token itself.
-            state["embedding.class_token"] = state["embedding.class_token"] + state[key][:1]
-            state[key] = state[key][1:]
-            changes = {"embedding": replace(config.embedding, positioned="patches")}
-        elif to == "transformers" and positioned == "patches" and config.class_token:
-            state[key] = torch.cat([torch.zeros_like(state[key][:1]), state[key]])
-            changes = {"embedding": replace(config.embedding, positioned="class")}
-    elif (
-        to != "timm"
-        and config.position == "learned"
-        and config.num_prefix_tokens
-        and config.embedding.positioned == "patches"
-    ):
-        state[key] = torch.cat([state[key].new_zeros(config.num_prefix_tokens, config.embed_dim), state[key]])
-        changes = {"embedding": replace(config.embedding, positioned="all")}
+    elif config.position == "learned" and config.num_prefix_tokens:
+        positioned = _cover(to, config, state)
+        if positioned != config.embedding.positioned:
+            changes = {"embedding": replace(config.embedding, positioned=positioned)}
     if to == "transformers" and takes_class_and_mean(config):
         # Its classifier reads both; of the one that the head does not read, it takes nothing.
         weight = state["head.weight"]
@@ -100,6 +83,24 @@ def in_terms_of(checkpoint: Checkpoint, to: str) -> Checkpoint:
         adapted = VisionTransformer.from_config(replace(config, **changes)).eval()
     adapted.load_state_dict(state, assign=True)
     return replace(checkpoint, model=adapted)
+
+
+def _cover(to: str, config: ViTConfig, state: dict[str, Tensor]) -> Literal["all", "class", "patches"]:
+    """Changes the table in `state` to cover what a layout's does, and returns what that is."""
+    positioned, table = config.embedding.positioned, state[_TABLE]
+    if config.embedding.register_tokens:
+        if to == "timm" and positioned == "class" and config.class_token:
+            # timm's registers stand between; the class token's vector is added to the token itself.
+            state["embedding.class_token"] = state["embedding.class_token"] + table[:1]
+            state[_TABLE] = table[1:]
+            return "patches"
+        if to == "transformers" and positioned == "patches" and config.class_token:
+            state[_TABLE] = torch.cat([torch.zeros_like(table[:1]), table])
+            return "class"
+    elif to != "timm" and positioned == "patches":
+        state[_TABLE] = torch.cat([table.new_zeros(config.num_prefix_tokens, config.embed_dim), table])
+        return "all"
+    return positioned
 
 
 def check_expressed(folder: Path, checkpoint: Checkpoint, to: str) -> tuple[str, ...]:
@@ -132,7 +133,7 @@ def check_expressed(folder: Path, checkpoint: Checkpoint, to: str) -> tuple[str,
 
 
 def _other_preprocessing(wanted: Preprocess, found: Preprocess) -> Iterator[str]:
-    """What the target does otherwise to an image, or has no file for."""
+    """Names what the target does otherwise to an image, or has no file for."""
     for name, value in vars(wanted).items():
         other = vars(found)[name]
         same = np.allclose(value, other) if isinstance(value, tuple | float) else value == other

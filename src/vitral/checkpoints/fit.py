@@ -44,23 +44,14 @@ def fill(
             f"{described} cannot be used: the mean of its images is of {found.preprocess.channels} channels, "
             f"the model takes {saved.in_channels}"
         )
-    problems = _misfits(found.model, state)
-    if problems:
-        raise VitralError(f"{weights} does not fit {described}: {listing(problems)}")
+    _refuse_misfits(found.model, state, described, weights)
     num_classes = overrides.pop("num_classes", None)
-    try:
-        wanted = build(ViTConfig, deep_merge(asdict(saved), overrides))
-    except VitralError as error:
-        raise VitralError(f"{described} cannot be used: {error}") from error
-    model = found.model if wanted == saved else empty_model(described, wanted)
-    _resize(state, saved, model, described)
-    problems = _misfits(model, state)
-    if problems:
-        raise VitralError(f"{weights} does not fit {described}: {listing(problems)}")
+    model = _fitted(found.model, state, overrides, described)
+    _refuse_misfits(model, state, described, weights)
     model.load_state_dict(state, assign=True)
     # Fixed positions are not in the file; they compute in the type of the weights that are.
     model.requires_grad_().to(next(model.parameters()).dtype)
-    found = replace(found, model=model, preprocess=_fitting(found.preprocess, saved, wanted))
+    found = replace(found, model=model, preprocess=_fitting(found.preprocess, saved, model.config))
     if num_classes is not None:
         model.reset_classifier(num_classes)
         found = replace(found, labels=(), temperature=1.0, multi_label=False)
@@ -69,6 +60,22 @@ def fill(
             f"{described} cannot be used: it has {len(found.labels)} labels for {saved.num_classes} classes"
         )
     return found
+
+
+def _fitted(
+    model: VisionTransformer, state: dict[str, Tensor], overrides: Mapping[str, Any], described: str
+) -> VisionTransformer:
+    """Changes the empty model as was asked for, and the sizes of what is in `state` with it."""
+    saved = model.config
+    try:
+        wanted = build(ViTConfig, deep_merge(asdict(saved), overrides))
+    except VitralError as error:
+        raise VitralError(f"{described} cannot be used: {error}") from error
+    if wanted == saved:
+        return model
+    model = empty_model(described, wanted)
+    _resize(state, saved, model, described)
+    return model
 
 
 def empty_model(described: str, architecture: ViTConfig) -> VisionTransformer:
@@ -106,7 +113,10 @@ def _resize(state: dict[str, Tensor], saved: ViTConfig, model: VisionTransformer
             state[f"{name}.table"] = module.resized(wanted.grid_size).detach()
 
 
-def _misfits(model: VisionTransformer, state: Mapping[str, Tensor]) -> list[str]:
+def _refuse_misfits(
+    model: VisionTransformer, state: Mapping[str, Tensor], described: str, weights: str
+) -> None:
+    """Raises VitralError naming each tensor that is missing, of another shape or not the model's."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
@@ -116,7 +126,8 @@ def _misfits(model: VisionTransformer, state: Mapping[str, Tensor]) -> list[str]
         for name in wanted.keys() & found.keys()
         if wanted[name] != found[name]
     ]
-    return sorted(problems)
+    if problems:
+        raise VitralError(f"{weights} does not fit {described}: {listing(problems)}")
 
 
 def told(overrides: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ def load_adapted(name: str, folder: Path, overrides: dict[str, Any], base: str |
         raise VitralError(f"{name} is a LoRA adapter of {base}, which is not there; pass base=MODEL")
     config = validate.read_json(path / CONFIG_FILE) if path.is_dir() else {}
     if path.is_dir() and (find_weights(path) is None or not is_foreign(config)):
-        raise VitralError(f"{name} is a LoRA adapter of {base}, which is of no library that peft adapts")
+        raise VitralError(f"{name} is a LoRA adapter of {base}, which peft does not adapt")
     raw = _open(name, path)
     return _load(replace(raw, weights=lora.AdaptedWeights(raw.weights, folder)), overrides)
 

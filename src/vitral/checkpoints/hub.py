@@ -11,8 +11,8 @@ from vitral.runtime.errors import VitralError
 
 PREFIX = "hf://"
 CARD_FILE = "README.md"
-_SECONDS = 20.0  # to wait for the hub's first answer
-_BUSY = (429, 500, 502, 503, 504)  # its answers when it cannot answer
+_SECONDS = 20.0  # to wait for the hub's first response
+_BUSY = (429, 500, 502, 503, 504)  # its statuses when it cannot serve
 _DESCRIPTIONS = (
     "config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json",
     "vision_transformer.json", "vitral.json", CARD_FILE,
@@ -39,7 +39,7 @@ def is_reference(source: str) -> bool:
 
 
 def parse(reference: str) -> tuple[str, str | None]:
-    """Repository and revision. Raises VitralError if it is no ``hf://org/name[@revision]``."""
+    """Returns repository and revision. Raises VitralError if it is no ``hf://org/name[@revision]``."""
     repository, _, revision = reference.removeprefix(PREFIX).partition("@")
     if not is_reference(reference) or repository.count("/") != 1 or not all(repository.split("/")):
         raise VitralError(
@@ -49,7 +49,7 @@ def parse(reference: str) -> tuple[str, str | None]:
 
 
 def download(reference: str) -> Path:
-    """The folder in the hub's cache, its files downloaded if they are not there.
+    """Returns the folder in the hub's cache, its files downloaded if they are not there.
 
     Raises:
         VitralError: if there is no such model, it is gated, or the hub cannot be reached.
@@ -78,7 +78,7 @@ def download(reference: str) -> Path:
 
 
 def _files(repository: str, revision: str | None) -> list[str] | None:
-    """What the repository holds; None while it cannot be reached. Raises what the hub itself refuses."""
+    """Lists the repository's files; None while it cannot be reached. Raises what the hub itself refuses."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError
@@ -116,7 +116,7 @@ def _best_weights(reference: str, files: list[str]) -> list[str]:
 
 @contextmanager
 def explained(reference: str) -> Iterator[None]:
-    """What the hub or the network refuses, as one line that helps."""
+    """Makes one line that helps of what the hub or the network refuses inside."""
     from huggingface_hub import errors
 
     try:
@@ -141,7 +141,7 @@ def explained(reference: str) -> Iterator[None]:
 
 
 def _unforeseen(error: Exception) -> str:
-    """What to do about an error by where it comes from: the hub, this machine, or between them."""
+    """Says what to do about an error by where it comes from: the hub, this machine, or between them."""
     reason = one_line(error)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):

@@ -67,7 +67,7 @@ class AdaptedWeights(Weights):
         half = [key for key, factors in self._factors.items() if len(factors) != 2]
         unknown = half + [key for key in self._factors if key not in base]
         if unknown:
-            raise VitralError(f"{folder} adapts {listing(unknown)}, which {base.path} does not hold so")
+            raise VitralError(f"{folder} adapts {listing(unknown)}, which {base.path} does not have")
         shapes = {name: base.shape(name) for name in base}
         shapes |= {name: self._learnt.shape(learnt) for name, learnt in self._replaced.items()}
         super().__init__(base.path, shapes)

@@ -63,7 +63,7 @@ def _without_model_prefix(weights: Weights) -> Weights:
 
 
 def _as_head(name: str, weights: Weights) -> str:
-    """``classifier.weight`` is ``head.weight`` if it is the only linear map beside the backbone."""
+    """Renames ``classifier.weight`` to ``head.weight`` if it is the only linear map beside the backbone."""
     part, _, kind = name.rpartition(".")
     others = [head for head in _HEADS if f"{head}.weight" in weights]
     return f"head.{kind}" if others == [part] and kind in ("weight", "bias") else name

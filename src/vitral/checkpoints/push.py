@@ -64,7 +64,7 @@ def push(folder: Path, reference: str, *, private: bool = False) -> str:
 
 
 def model_card(config: Mapping[str, Any], repository: str) -> str:
-    """What the model is, where its weights come from and how to use it, from a model folder's config."""
+    """Writes what a model is, where its weights come from and how to use it, from its folder's config."""
     metadata, labels = config.get("metadata") or {}, config.get("labels") or []
     parts = [
         f"---\n{_front_matter(metadata, bool(labels))}---",
@@ -78,7 +78,7 @@ def model_card(config: Mapping[str, Any], repository: str) -> str:
 
 
 def _front_matter(metadata: Mapping[str, Any], labelled: bool) -> str:  # noqa: FBT001
-    """YAML, as the hub reads it."""
+    """Writes YAML as the hub reads it."""
     source, licence = metadata.get("source"), metadata.get("licence")
     fields: dict[str, Any] = {
         "library_name": "vitral",
@@ -120,7 +120,7 @@ def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _public(source: Any) -> str | None:
-    """Without the folders of the machine that it was on."""
+    """Leaves out the folders of the machine that it was on."""
     return source if source is None or is_reference(str(source)) else Path(str(source)).name
 
 

@@ -22,7 +22,7 @@ _MAX_LABEL = 2_000  # characters
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty if there is none.
+    """Reads the object in a file; empty if there is none.
 
     Raises:
         VitralError: if the file cannot be read, or is no JSON object of plain numbers.
@@ -61,7 +61,7 @@ def flag(name: str, value: object) -> bool:
 
 
 def labels(names: Any) -> tuple[str, ...]:
-    """Names of classes. Raises ValueError if one is no text, or is another's."""
+    """Checks names of classes. Raises ValueError if one is no text, or is another's."""
     if isinstance(names, str | bytes | Mapping) or not isinstance(names, Sequence):
         raise ValueError(f"labels are {type(names).__name__}; they are a list of names")
     seen: set[str] = set()
@@ -75,7 +75,7 @@ def labels(names: Any) -> tuple[str, ...]:
 
 
 def foreign_labels(names: Sequence[Any]) -> tuple[str, ...]:
-    """As `labels`, of other libraries, whose labels may be numbers or alike.
+    """Checks labels of other libraries, which may be numbers or alike.
 
     ImageNet has two cranes and two maillots: of labels that are alike, later ones are numbered.
     """
@@ -95,7 +95,7 @@ def foreign_labels(names: Sequence[Any]) -> tuple[str, ...]:
 
 
 def training(metadata: Any) -> dict[str, Any]:
-    """What is known of a training. Raises ValueError if it is not as a run records it."""
+    """Checks what is known of a training. Raises ValueError if it is not as a run records it."""
     if not isinstance(metadata, Mapping):
         raise ValueError(f"metadata is a {type(metadata).__name__}; it is an object")
     share, seed = metadata.get("val_fraction", 0.2), metadata.get("seed", 0)

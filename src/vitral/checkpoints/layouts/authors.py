@@ -18,18 +18,13 @@ from vitral.checkpoints.layouts.key_table import (
     Row,
     Transform,
     joined,
+    layer_modules,
+    layer_scales,
     modules,
     row,
 )
 from vitral.checkpoints.layouts.labels import assumed_labels
-from vitral.checkpoints.layouts.layout import (
-    Draft,
-    RawCheckpoint,
-    Reading,
-    count_layers,
-    square,
-    usual_heads,
-)
+from vitral.checkpoints.layouts.layout import Draft, RawCheckpoint, Reading, count_layers, square, usual_heads
 from vitral.checkpoints.layouts.preprocessing import assumed_note
 from vitral.checkpoints.layouts.timm import keys as timm
 from vitral.checkpoints.layouts.timm.shapes import read_shapes
@@ -111,7 +106,7 @@ def _clip_activation(raw: RawCheckpoint, asked: Mapping[str, Any]) -> Draft:
 
 
 def _require_rotary(raw: RawCheckpoint, draft: Draft, asked: Mapping[str, Any]) -> None:
-    """RoPE-ViT and EVA-02 turn queries and keys by angles that are in no tensor."""
+    """Raises VitralError about RoPE-ViT and EVA-02, whose angles are in no tensor, unless they are given."""
     layer = draft["layer"]
     placeless = draft["position"] == "none" and "relative_bias" not in layer["attention"]
     eva02 = layer["feed_forward"]["gated"] and layer["attention"]["biases"] == "qv"
@@ -223,25 +218,14 @@ def _read_dinov3(raw: RawCheckpoint, asked: Mapping[str, Any]) -> Reading:
 
 def _clip_rows(config: ViTConfig) -> list[Row]:
     del config
-    ours, theirs = "layers.{i}.", "transformer.resblocks.{i}."
+    layer = "transformer.resblocks.{i}."
     return [
         row("embedding.class_token", "class_embedding", VECTOR),
         row("embedding.positions.table", "positional_embedding"),
         *modules({"embedding.patches.projection": "conv1", "embedding.norm": "ln_pre", "norm": "ln_post"}),
-        row(f"{ours}attention.qkv.{{p}}", f"{theirs}attn.in_proj_{{p}}"),
-        *modules(
-            {
-                "attention_norm": "ln_1",
-                "attention.out": "attn.out_proj",
-                "feed_forward_norm": "ln_2",
-                "feed_forward.expand": "mlp.c_fc",
-                "feed_forward.contract": "mlp.c_proj",
-            },
-            ours,
-            theirs,
-        ),
-        row(f"{ours}attention_scale.gamma", f"{theirs}ls_1.gamma"),
-        row(f"{ours}feed_forward_scale.gamma", f"{theirs}ls_2.gamma"),
+        row("layers.{i}.attention.qkv.{p}", f"{layer}attn.in_proj_{{p}}"),
+        *layer_modules(layer, "ln_1", "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"),
+        *layer_scales(f"{layer}ls_1.gamma", f"{layer}ls_2.gamma"),
         row("head.weight", "proj", TRANSPOSED),
     ]
 

@@ -47,7 +47,7 @@ def _head_bias(num_heads: int) -> Transform:
 
 
 def rows(config: ViTConfig) -> list[Row]:
-    """Under the names of google-research/vision_transformer; `_names` brings big_vision's there."""
+    """Returns the key table of google-research/vision_transformer; `_renamed` brings big_vision's there."""
     heads, ours = config.num_heads, "layers.{i}"
     return [
         row("embedding.class_token", "cls"),

@@ -82,11 +82,27 @@ def modules(names: Mapping[str, str], ours: str = "", theirs: str = "") -> list[
     return [row(f"{ours}{mine}.{{p}}", f"{theirs}{their}.{{p}}") for mine, their in names.items()]
 
 
-def separate_qkv(ours: str, q: str, k: str, v: str) -> list[Row]:
+# What every layer has: a norm, attention's last map, another norm, the MLP's two maps.
+_OF_A_LAYER = (
+    "attention_norm", "attention.out", "feed_forward_norm", "feed_forward.expand", "feed_forward.contract",
+)  # fmt: skip
+
+
+def layer_modules(layer: str, *names: str) -> list[Row]:
+    """Returns rows for the five modules that every layer has, by their names within the layer."""
+    return modules(dict(zip(_OF_A_LAYER, names, strict=True)), "layers.{i}.", layer)
+
+
+def layer_scales(attention: str, feed_forward: str) -> list[Row]:
+    scales = {"attention_scale": attention, "feed_forward_scale": feed_forward}
+    return [row(f"layers.{{i}}.{ours}.gamma", theirs) for ours, theirs in scales.items()]
+
+
+def separate_qkv(q: str, k: str, v: str) -> list[Row]:
     """Returns rows for q, k and v as modules of their own, with all biases or (BEiT) without k's."""
     return [
-        row(f"{ours}.qkv.{{p}}", [f"{name}.{{p}}" for name in (q, k, v)], QKV),
-        row(f"{ours}.qv_bias", [f"{q}.bias", f"{v}.bias"], QV),
+        row("layers.{i}.attention.qkv.{p}", [f"{name}.{{p}}" for name in (q, k, v)], QKV),
+        row("layers.{i}.attention.qv_bias", [f"{q}.bias", f"{v}.bias"], QV),
     ]
 
 

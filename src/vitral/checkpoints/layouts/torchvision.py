@@ -5,7 +5,7 @@ from typing import Any
 
 from vitral.checkpoints.checkpoint import Checkpoint
 from vitral.checkpoints.layouts import preprocessing
-from vitral.checkpoints.layouts.key_table import UNBATCHED, Row, modules, row, without
+from vitral.checkpoints.layouts.key_table import UNBATCHED, Row, layer_modules, modules, row, without
 from vitral.checkpoints.layouts.labels import assumed_labels
 from vitral.checkpoints.layouts.layout import (
     RawCheckpoint,
@@ -21,7 +21,7 @@ from vitral.runtime.errors import VitralError
 ARGUMENTS_FILE = "vision_transformer.json"
 
 
-_OURS, _THEIRS = "layers.{i}.", "encoder.layers.encoder_layer_{i}."
+_LAYER = "encoder.layers.encoder_layer_{i}."
 
 
 def rows(config: ViTConfig) -> list[Row]:
@@ -37,22 +37,10 @@ def rows(config: ViTConfig) -> list[Row]:
                 "head": "heads.head",
             }
         ),
-        row(f"{_OURS}attention.qkv.{{p}}", f"{_THEIRS}self_attention.in_proj_{{p}}"),
-        *modules(
-            {
-                "attention_norm": "ln_1",
-                "attention.out": "self_attention.out_proj",
-                "feed_forward_norm": "ln_2",
-                "feed_forward.expand": "mlp.0",
-                "feed_forward.contract": "mlp.3",
-            },
-            _OURS,
-            _THEIRS,
-        ),
+        row("layers.{i}.attention.qkv.{p}", f"{_LAYER}self_attention.in_proj_{{p}}"),
+        *layer_modules(_LAYER, "ln_1", "self_attention.out_proj", "ln_2", "mlp.0", "mlp.3"),
         # As named before torchvision 0.13.
-        *modules(
-            {"feed_forward.expand": "mlp.linear_1", "feed_forward.contract": "mlp.linear_2"}, _OURS, _THEIRS
-        ),
+        *layer_modules(_LAYER, "ln_1", "self_attention.out_proj", "ln_2", "mlp.linear_1", "mlp.linear_2"),
     ]
 
 

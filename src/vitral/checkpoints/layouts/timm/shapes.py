@@ -37,7 +37,6 @@ def read_shapes(raw: RawCheckpoint, known: Mapping[str, Any], img_size: tuple[in
     depth = count_layers(weights, first)
     if depth == 0 or (not parallel and "blocks.0.attn.proj.weight" not in weights):
         raise VitralError(f"{raw.name} has no layers as a plain ViT has them (blocks.0.attn.proj)")
-    tokens = _tokens(weights)
     draft = deep_merge(
         {
             "patch_size": patch[0],
@@ -49,19 +48,11 @@ def read_shapes(raw: RawCheckpoint, known: Mapping[str, Any], img_size: tuple[in
             "dropout": 0.0,
             "pooling": _pooling(weights),
             "norm": {"kind": "layer" if first.format(i=0).replace("weight", "bias") in weights else "rms"},
-            "embedding": tokens,
-            "head": {
-                "norm": _final_norm(weights),
-                "bias": "head.bias" in weights or "head.weight" not in weights,
-                "distillation_head": "dist_token" in weights,
-            },
+            "embedding": _tokens(weights),
+            "head": _head(weights, width),
         },
         _layer_shapes(weights, width, parallel=parallel),
     )
-    if "attn_pool.mlp.fc1.weight" in weights:
-        draft = deep_merge(
-            draft, {"head": {"pool_mlp_ratio": weights.shape("attn_pool.mlp.fc1.weight")[0] / width}}
-        )
     return deep_merge(draft, _positions(raw, draft, img_size))
 
 
@@ -83,10 +74,15 @@ def _pooling(weights: Weights) -> str:
     return "class" if "cls_token" in weights and "fc_norm.weight" not in weights else "mean"
 
 
-def _final_norm(weights: Weights) -> str:
-    if "fc_norm.weight" in weights:
-        return "pooled"
-    return "tokens" if "norm.weight" in weights else "none"
+def _head(weights: Weights, width: int) -> Draft:
+    pool = "attn_pool.mlp.fc1.weight"
+    norm = "tokens" if "norm.weight" in weights else "none"
+    return {
+        "norm": "pooled" if "fc_norm.weight" in weights else norm,
+        "bias": "head.bias" in weights or "head.weight" not in weights,
+        "distillation_head": "dist_token" in weights,
+        **({"pool_mlp_ratio": weights.shape(pool)[0] / width} if pool in weights else {}),
+    }
 
 
 def _layer_shapes(weights: Weights, width: int, *, parallel: bool) -> Draft:

@@ -3,12 +3,22 @@
 from dataclasses import replace
 
 from vitral.checkpoints.formats.weights import Weights
-from vitral.checkpoints.layouts.key_table import VECTOR, Row, each, modules, row, separate_qkv
+from vitral.checkpoints.layouts.key_table import VECTOR, Row, each, layer_modules, modules, row, separate_qkv
 from vitral.checkpoints.layouts.layout import Draft
 from vitral.checkpoints.layouts.transformers.style import Config, Style
 from vitral.model.config import ViTConfig
 
-_OURS, _THEIRS = "layers.{i}.", "encoder.layers.{i}."
+_LAYER = "encoder.layers.{i}."
+_MODULES = {
+    "embedding.patches.projection": "embeddings.patch_embedding",
+    "embedding.norm": "pre_layrnorm",
+    "norm": "post_layernorm",
+    "attention_pool.out": "head.attention.out_proj",
+    "attention_pool.norm": "head.layernorm",
+    "attention_pool.feed_forward.expand": "head.mlp.fc1",
+    "attention_pool.feed_forward.contract": "head.mlp.fc2",
+    "head": "visual_projection",
+}
 
 
 def _rows(config: ViTConfig) -> list[Row]:
@@ -18,31 +28,10 @@ def _rows(config: ViTConfig) -> list[Row]:
         row("embedding.positions.table", "embeddings.position_embedding.weight"),
         row("attention_pool.query", "head.probe"),
         row("attention_pool.qkv.{p}", "head.attention.in_proj_{p}"),
-        *modules(
-            {
-                "embedding.patches.projection": "embeddings.patch_embedding",
-                "embedding.norm": "pre_layrnorm",
-                "norm": "post_layernorm",
-                "attention_pool.out": "head.attention.out_proj",
-                "attention_pool.norm": "head.layernorm",
-                "attention_pool.feed_forward.expand": "head.mlp.fc1",
-                "attention_pool.feed_forward.contract": "head.mlp.fc2",
-                "head": "visual_projection",
-            }
-        ),
+        *modules(_MODULES),
         *modules({"head": "classifier"}),
-        *modules(
-            {
-                "attention_norm": "layer_norm1",
-                "attention.out": "self_attn.out_proj",
-                "feed_forward_norm": "layer_norm2",
-                "feed_forward.expand": "mlp.fc1",
-                "feed_forward.contract": "mlp.fc2",
-            },
-            _OURS,
-            _THEIRS,
-        ),
-        *separate_qkv(f"{_OURS}attention", *(f"{_THEIRS}self_attn.{x}_proj" for x in "qkv")),
+        *layer_modules(_LAYER, "layer_norm1", "self_attn.out_proj", "layer_norm2", "mlp.fc1", "mlp.fc2"),
+        *separate_qkv(*(f"{_LAYER}self_attn.{x}_proj" for x in "qkv")),
     ]
 
 

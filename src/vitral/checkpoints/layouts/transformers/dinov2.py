@@ -1,19 +1,27 @@
 """DINOv2, with registers or without: ``encoder.layer.{i}.layer_scale1.lambda1``."""
 
 from vitral.checkpoints.formats.weights import Weights
-from vitral.checkpoints.layouts.key_table import UNBATCHED, Row, modules, row, separate_qkv
+from vitral.checkpoints.layouts.key_table import (
+    UNBATCHED,
+    Row,
+    layer_modules,
+    layer_scales,
+    modules,
+    row,
+    separate_qkv,
+)
 from vitral.checkpoints.layouts.layout import Draft
 from vitral.checkpoints.layouts.transformers.style import Config, Style
 from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
 
-_OURS, _THEIRS = "layers.{i}.", "encoder.layer.{i}."
+_LAYER = "encoder.layer.{i}."
 _WITH_REGISTERS = "dinov2_with_registers"
 
 
 def _rows(config: ViTConfig) -> list[Row]:
     del config
-    attention = f"{_THEIRS}attention.attention."
+    attention = f"{_LAYER}attention.attention."
     return [
         row("embedding.class_token", "embeddings.cls_token"),
         row("embedding.register_tokens", "embeddings.register_tokens"),
@@ -25,25 +33,12 @@ def _rows(config: ViTConfig) -> list[Row]:
                 "head": "classifier",
             }
         ),
-        *modules(
-            {
-                "attention_norm": "norm1",
-                "attention.out": "attention.output.dense",
-                "feed_forward_norm": "norm2",
-                "feed_forward.expand": "mlp.fc1",
-                "feed_forward.contract": "mlp.fc2",
-            },
-            _OURS,
-            _THEIRS,
+        *layer_modules(_LAYER, "norm1", "attention.output.dense", "norm2", "mlp.fc1", "mlp.fc2"),
+        *layer_modules(
+            _LAYER, "norm1", "attention.output.dense", "norm2", "mlp.weights_in", "mlp.weights_out"
         ),
-        *modules(
-            {"feed_forward.expand": "mlp.weights_in", "feed_forward.contract": "mlp.weights_out"},
-            _OURS,
-            _THEIRS,
-        ),
-        *separate_qkv(f"{_OURS}attention", *(attention + x for x in ("query", "key", "value"))),
-        row(f"{_OURS}attention_scale.gamma", f"{_THEIRS}layer_scale1.lambda1"),
-        row(f"{_OURS}feed_forward_scale.gamma", f"{_THEIRS}layer_scale2.lambda1"),
+        *separate_qkv(*(attention + x for x in ("query", "key", "value"))),
+        *layer_scales(f"{_LAYER}layer_scale1.lambda1", f"{_LAYER}layer_scale2.lambda1"),
     ]
 
 
@@ -90,7 +85,7 @@ def _write(config: ViTConfig, kind: str) -> Draft:
 
 
 def without_registers(draft: Draft) -> str:
-    """A pattern of the registers' key, which is saved even where there are none, with no numbers."""
+    """Returns a pattern of the registers' key, which is saved even where there are none, with no numbers."""
     none = draft.get("embedding", {}).get("register_tokens") == 0
     return r"^embeddings\.register_tokens$" if none else "(?!)"
 

@@ -1,38 +1,35 @@
 """DINOv3: ``layer.{i}.attention.q_proj``, rotary positions."""
 
 from vitral.checkpoints.formats.weights import Weights
-from vitral.checkpoints.layouts.key_table import Row, joined, modules, row, separate_qkv
+from vitral.checkpoints.layouts.key_table import (
+    Row,
+    joined,
+    layer_modules,
+    layer_scales,
+    modules,
+    row,
+    separate_qkv,
+)
 from vitral.checkpoints.layouts.layout import Draft
 from vitral.checkpoints.layouts.transformers.dinov2 import without_registers
 from vitral.checkpoints.layouts.transformers.style import Config, Style
 from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
 
-_OURS, _THEIRS = "layers.{i}.", "layer.{i}."
+_LAYER = "layer.{i}."
 
 
 def _rows(config: ViTConfig) -> list[Row]:
     del config
-    gate_and_up = [f"{_THEIRS}mlp.{x}_proj.{{p}}" for x in ("gate", "up")]
+    gate_and_up = [f"{_LAYER}mlp.{x}_proj.{{p}}" for x in ("gate", "up")]
     return [
         row("embedding.class_token", "embeddings.cls_token"),
         row("embedding.register_tokens", "embeddings.register_tokens"),
         *modules({"embedding.patches.projection": "embeddings.patch_embeddings", "norm": "norm"}),
-        row(f"{_OURS}feed_forward.expand.{{p}}", gate_and_up, joined(1, 1)),
-        *modules(
-            {
-                "attention_norm": "norm1",
-                "attention.out": "attention.o_proj",
-                "feed_forward_norm": "norm2",
-                "feed_forward.expand": "mlp.up_proj",
-                "feed_forward.contract": "mlp.down_proj",
-            },
-            _OURS,
-            _THEIRS,
-        ),
-        *separate_qkv(f"{_OURS}attention", *(f"{_THEIRS}attention.{x}_proj" for x in "qkv")),
-        row(f"{_OURS}attention_scale.gamma", f"{_THEIRS}layer_scale1.lambda1"),
-        row(f"{_OURS}feed_forward_scale.gamma", f"{_THEIRS}layer_scale2.lambda1"),
+        row("layers.{i}.feed_forward.expand.{p}", gate_and_up, joined(1, 1)),
+        *layer_modules(_LAYER, "norm1", "attention.o_proj", "norm2", "mlp.up_proj", "mlp.down_proj"),
+        *separate_qkv(*(f"{_LAYER}attention.{x}_proj" for x in "qkv")),
+        *layer_scales(f"{_LAYER}layer_scale1.lambda1", f"{_LAYER}layer_scale2.lambda1"),
     ]
 
 

@@ -1,13 +1,29 @@
 """ViT, DeiT, MAE, MSN, I-JEPA, BEiT and data2vec: ``encoder.layer.{i}.attention.attention.query``."""
 
 from vitral.checkpoints.formats.weights import Weights
-from vitral.checkpoints.layouts.key_table import UNBATCHED, Row, modules, row, separate_qkv
+from vitral.checkpoints.layouts.key_table import (
+    UNBATCHED,
+    Row,
+    layer_modules,
+    layer_scales,
+    modules,
+    row,
+    separate_qkv,
+)
 from vitral.checkpoints.layouts.layout import Draft
 from vitral.checkpoints.layouts.transformers.style import Config, Style, has_head
 from vitral.model.config import ViTConfig
 
-_OURS, _THEIRS = "layers.{i}.", "encoder.layer.{i}."
-_ATTENTION = f"{_THEIRS}attention.attention."
+_LAYER = "encoder.layer.{i}."
+_ATTENTION = f"{_LAYER}attention.attention."
+_MODULES = {
+    "embedding.patches.projection": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+    "pooled_norm": "pooler.layernorm",
+    "hidden.0": "pooler.dense",
+    "head": "classifier",
+    "distillation_head": "distillation_classifier",
+}
 _BEITS = ("beit", "data2vec-vision")
 
 
@@ -18,31 +34,18 @@ def _rows(config: ViTConfig) -> list[Row]:
         row("embedding.class_token", "embeddings.cls_token"),
         row("embedding.distillation_token", "embeddings.distillation_token"),
         row("embedding.positions.table", "embeddings.position_embeddings", UNBATCHED),
-        *modules(
-            {
-                "embedding.patches.projection": "embeddings.patch_embeddings.projection",
-                "norm": "layernorm",
-                "pooled_norm": "pooler.layernorm",
-                "hidden.0": "pooler.dense",
-                "head": "classifier",
-                "distillation_head": "distillation_classifier",
-            }
-        ),
+        *modules(_MODULES),
         *modules({"head": "cls_classifier"}),
-        *modules(
-            {
-                "attention_norm": "layernorm_before",
-                "attention.out": "attention.output.dense",
-                "feed_forward_norm": "layernorm_after",
-                "feed_forward.expand": "intermediate.dense",
-                "feed_forward.contract": "output.dense",
-            },
-            _OURS,
-            _THEIRS,
+        *layer_modules(
+            _LAYER,
+            "layernorm_before",
+            "attention.output.dense",
+            "layernorm_after",
+            "intermediate.dense",
+            "output.dense",
         ),
-        *separate_qkv(f"{_OURS}attention", *(_ATTENTION + x for x in ("query", "key", "value"))),
-        row(f"{_OURS}attention_scale.gamma", f"{_THEIRS}lambda_1"),
-        row(f"{_OURS}feed_forward_scale.gamma", f"{_THEIRS}lambda_2"),
+        *separate_qkv(*(_ATTENTION + x for x in ("query", "key", "value"))),
+        *layer_scales(f"{_LAYER}lambda_1", f"{_LAYER}lambda_2"),
         *([row("relations.0.table", f"encoder.{table}")] if shared else []),
         row("relations.{i}.table", _ATTENTION + table),
     ]
