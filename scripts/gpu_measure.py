@@ -29,17 +29,13 @@ from vitral.data.image_data import open_data
 from vitral.model.config import height_and_width
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import resolve
-from vitral.runtime.devices import cpu_count
+from vitral.runtime.devices import Placement, cpu_count
+from vitral.training.begin import first_checkpoint
+from vitral.training.determinism import deterministic
+from vitral.training.events import Listeners
+from vitral.training.loop import training_batches
 from vitral.training.memory import memory_need
-from vitral.training.run import (
-    Reporter,
-    Run,
-    _deterministic,
-    _first_checkpoint,
-    _opened,
-    _training_batches,
-    step,
-)
+from vitral.training.run import Run
 from vitral.training.run_folder import RunFolder
 
 Steps = Callable[[int], None]
@@ -52,7 +48,7 @@ def stepper(run: Run, batches: Iterator[Batch]) -> Steps:
 
     def take(count: int) -> None:
         for batch in islice(batches, count):
-            step(run, batch)
+            run.step(batch)
             run.state.step += 1
             run.tick()
 
@@ -62,15 +58,13 @@ def stepper(run: Run, batches: Iterator[Batch]) -> Steps:
 def noise(run: Run) -> Batch:
     """A batch on the device."""
     recipe, device = run.recipe, run.placement.device
-    assert recipe.batch_size is not None
-    assert recipe.img_size is not None
-    shape = recipe.batch_size, 3, *height_and_width(recipe.img_size)
+    shape = recipe.batches.batch_size, 3, *height_and_width(recipe.start.img_size)
     labels = torch.randint(len(run.data.classes), shape[:1], device=device)
     return Batch(torch.randn(shape, device=device), labels, ())
 
 
 def host(run: Run, steps: int, save: Callable[[dict[str, Any]], None]) -> None:
-    take, wait = stepper(run, _training_batches(run)), synchronizer(run.placement)
+    take, wait = stepper(run, training_batches(run)), synchronizer(run.placement)
     take(WARM_UP)
     wait()
     began = time.perf_counter()
@@ -145,8 +139,10 @@ def main() -> None:
         data = open_data("digits")
         recipe = resolve(asked, data, None, cpu_count())
         files = RunFolder(Path(folder) / "run")
-        run = _opened(data, files, recipe, _first_checkpoint(recipe, data, None), Reporter())
-        with _deterministic():
+        placement = Placement.choose(recipe.machine.device, recipe.machine.precision)
+        checkpoint = first_checkpoint(recipe, data, None)
+        run = Run(recipe, data, checkpoint, placement, files, Listeners())
+        with deterministic():
             measure = {"host": host, "memory": memory}[arguments.what]
             measure(run, arguments.steps, lambda found: arguments.out.write_text(json.dumps(found) + "\n"))
 

@@ -8,9 +8,12 @@ import pytest
 from PIL import Image
 
 from vitral.data.image_data import ImageData
+from vitral.evaluation.evaluation import Evaluation
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import load_base, resolve
 from vitral.recipes.schema import FIELDS, Resolved
+from vitral.training.events import Evaluated, Event, Message, RunBegins, StepDone
+from vitral.training.run import Run
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -38,6 +41,29 @@ def settled(data: ImageData, recipe: Recipe, cpu_count: int = 1) -> Resolved:
 def by_name(recipe: Resolved) -> SimpleNamespace:
     """Its settings by name; None for those that are unset."""
     return SimpleNamespace(**{**dict.fromkeys(FIELDS), **recipe.settings()})
+
+
+class Reporter:
+    """A listener with a method for each kind of event; they are given the run."""
+
+    run: Run
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case RunBegins():
+                self.run = event.run
+                self.begin(event.run)
+            case Message():
+                self.message(event.text)
+            case StepDone():
+                self.step(self.run)
+            case Evaluated() if event.step:
+                self.epoch(self.run, event.evaluation)
+
+    def message(self, text: str) -> None: ...
+    def begin(self, run: Run) -> None: ...
+    def step(self, run: Run) -> None: ...
+    def epoch(self, run: Run, evaluation: Evaluation) -> None: ...
 
 
 @pytest.fixture(autouse=True)

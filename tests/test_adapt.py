@@ -15,7 +15,7 @@ from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
 from vitral.training.adapt import adapters, choose_trained, merged
-from vitral.training.run import step, train
+from vitral.training.loop import train
 
 
 def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
@@ -25,7 +25,7 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
 def test_a_frozen_backbone_trains_the_head_alone(base: str, data: ImageData) -> None:
     run = opened(data, small(base, trained="head", warmup=0.0))
     before = copied(run.model)
-    step(run, random_batches(1)[0])
+    run.step(random_batches(1)[0])
     assert moved(before, copied(run.model)) == {"head.weight", "head.bias"}
 
 
@@ -35,7 +35,7 @@ def test_lora_trains_adapters_and_the_head(base: str, data: ImageData) -> None:
     assert len(adapters(run.model)) == 2 * 4
     before = copied(run.model)
     for batch in random_batches(2):
-        step(run, batch)
+        run.step(batch)
     changed = moved(before, copied(run.model))
     assert {"head.weight", "head.bias"} < changed
     assert {name.split(".")[-3] for name in changed if not name.startswith("head")} == {"lora_A", "lora_B"}

@@ -20,13 +20,14 @@ from vitral.data.image_data import open_data
 from vitral.data.loader import Loader
 from vitral.evaluation.calibration import LEAST_IMAGES, calibrate, fit_temperature
 from vitral.evaluation.evaluate import evaluate_classifier
-from vitral.images.preprocess import Preprocess, open_image
+from vitral.images.picture import open_image
+from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier, load
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import load_base, start
 from vitral.runtime.errors import VitralError
-from vitral.training.run import train
+from vitral.training.loop import train
 
 LABELS = ("ant", "bee", "cat")
 
@@ -269,7 +270,7 @@ def test_a_resumed_run_ends_at_the_same_temperature(data: Path, recipe: Recipe, 
     recipe = recipe.changed(checkpoint_steps=2)
     train(open_data(str(data)), tmp_path / "whole", recipe)
     with pytest.raises(Crash):
-        train(open_data(str(data)), tmp_path / "cut", recipe, reporter=CrashAt(5))
+        train(open_data(str(data)), tmp_path / "cut", recipe, listeners=[CrashAt(5)])
     train(open_data(str(data)), tmp_path / "cut", recipe, resume=True)
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()

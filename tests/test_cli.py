@@ -23,7 +23,7 @@ from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import load
 from vitral.model.vit import VisionTransformer
-from vitral.training.run import Run
+from vitral.training.events import StepDone
 
 
 @dataclass(frozen=True)
@@ -299,8 +299,8 @@ def test_a_run_is_not_overwritten(vitral: Vitral, run: Path, image_folder: Path)
     assert_failed_in_one_line(result, "already holds a run; go on with --resume, or choose another --out")
 
 
-def stop_at_once(self: TrainingConsole, run: Run) -> None:
-    if run.state.step == 1:
+def stop_at_once(self: TrainingConsole, done: StepDone) -> None:
+    if done.step == 1:
         os.kill(os.getpid(), signal.SIGTERM)
 
 

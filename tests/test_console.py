@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vitral.bench.report import Report, Row
 from vitral.cli import training
@@ -25,7 +26,10 @@ from vitral.recipes.packaged import diff, read
 from vitral.recipes.schema import Resolved
 from vitral.runtime.devices import Placement
 from vitral.runtime.plainjson import to_json
+from vitral.training.events import Evaluated, RunningMean, StepDone
 from vitral.training.optimizers import parameter_groups
+from vitral.training.run import schedule_of
+from vitral.training.step import StepResult
 
 NAMES = [
     "Staffordshire bullterrier, Staffordshire bull terrier", "n01440764", "a [/b] c", "[bold]red[",
@@ -139,16 +143,13 @@ def a_run(**settings: Any) -> Any:
     resolved = {**read("small"), "model": "ViT-Ti/16", "img_size": 128, "loss": "cross_entropy"}
     resolved |= {"epochs": 200.0, "batch_size": 64, "learning_rate": 5e-4, "weight_decay": 0.05}
     resolved |= {"cutmix": 0.0, "crop": "none", "flip": False, "rand_augment": 0.0}
+    recipe = Resolved.of({**resolved, **settings})
     return SimpleNamespace(
-        recipe=Resolved.of({**resolved, **settings}),
+        recipe=recipe,
+        schedule=schedule_of(recipe),
         model=VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=2),
         checkpoint=SimpleNamespace(preprocess=SimpleNamespace(img_size=(128, 128))),
         placement=Placement.choose("cpu", "float32"),
-        folder=SimpleNamespace(__truediv__=None),
-        epoch=123.4,
-        progress=0.617,
-        state=SimpleNamespace(step=12_345, best_step=12_345, seconds=4500.0),
-        recent=SimpleNamespace(loss=1.234, accuracy=0.711),
     )
 
 
@@ -156,13 +157,13 @@ def a_run(**settings: Any) -> Any:
 def test_lines_of_training_fit_eighty_columns(
     measured: Callable[[], Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, run = training.TrainingConsole(), a_run()
-    told.step(run)
-    run.progress, told.shown_at = 0.9, -math.inf
-    run.state = SimpleNamespace(step=13_000, best_step=12_345, seconds=9500.0)
-    told.step(run)
-    run.state.best_step = 13_000
-    told.epoch(run, measured())
+    told, recent = training.TrainingConsole(), RunningMean()
+    recent.add(StepResult(torch.tensor(1.234), torch.tensor(711)), 1000)
+    told.epochs, told.batch_size = 200.0, 64
+    told(StepDone(12_345, 123.4, 0.617, 4500.0, recent))
+    told.shown_at = -math.inf
+    told(StepDone(13_000, 123.4, 0.9, 9500.0, recent))
+    told(Evaluated(13_000, 123.4, 9500.0, recent, measured(), 0.001, is_best=True))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert max(map(len, lines)) <= 80
@@ -196,7 +197,7 @@ def test_what_training_does_to_images_is_told_where_it_does(settings: dict[str, 
     ids=str,
 )
 def test_the_rate_that_is_told_is_the_one_that_is_taken(settings: dict[str, Any], text: str) -> None:
-    assert training._peak_rate(a_run(**settings).recipe) == text
+    assert training._peak_rate(a_run(**settings)) == text
 
 
 def test_json_has_no_number_that_json_has_not() -> None:

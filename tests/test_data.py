@@ -25,7 +25,7 @@ from vitral.data.randomness import Sampling, seeded
 from vitral.data.sources import find_images
 from vitral.data.split import Split, fingerprint, image_sizes
 from vitral.data.workers import Loading
-from vitral.images.preprocess import open_image
+from vitral.images.picture import open_image
 from vitral.runtime.errors import ImageError, VitralError
 
 

@@ -23,7 +23,8 @@ from vitral.evaluation.diagnosis.doctor import diagnose
 from vitral.evaluation.diagnosis.paired_tests import mcnemar, paired
 from vitral.evaluation.diagnosis.report import Diagnosis, Finding
 from vitral.evaluation.evaluate import evaluate_classifier
-from vitral.images.preprocess import Preprocess, open_image
+from vitral.images.picture import open_image
+from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
 from vitral.model.config import ViTConfig
 from vitral.model.positions.resize import RESIZE

@@ -33,7 +33,7 @@ from vitral.recipes.recipe import Recipe
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
 from vitral.runtime.plainjson import to_json
-from vitral.training.run import train
+from vitral.training.loop import train
 
 CPU = Placement.choose("cpu", "float32")
 

@@ -34,7 +34,8 @@ import json, re, sys, time
 from pathlib import Path
 from vitral.runtime.errors import VitralError
 from vitral.data.image_data import open_data
-from vitral.images.preprocess import Preprocess, open_image
+from vitral.images.picture import open_image
+from vitral.images.preprocess import Preprocess
 
 def status(key):
     return 1024 * int(re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.conftest import settled, write_images
+from tests.conftest import Reporter, settled, write_images
 from tests.test_in_memory import MOVES, in_memory, split_of
 from tests.test_resume import Crash, CrashAt, assert_same_run
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
@@ -23,7 +23,10 @@ from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import load_base
 from vitral.runtime.devices import Placement, cpu_count
-from vitral.training.run import Reporter, _first_checkpoint, _opened, _training_batches, step, train
+from vitral.training.begin import first_checkpoint
+from vitral.training.events import Listeners
+from vitral.training.loop import train, training_batches
+from vitral.training.run import Run
 from vitral.training.run_folder import RunFolder
 from vitral.training.step import update_average
 
@@ -115,18 +118,19 @@ def test_gradients_are_those_of_the_cpu_in_float32(
 def test_no_step_waits_for_the_device(data: ImageData, tmp_path: Path, changes: dict[str, Any]) -> None:
     settings = recipe(steps=40, class_weights="balanced", **changes)
     resolved = settled(data, settings, cpu_count())
-    checkpoint = _first_checkpoint(resolved, data, load_base(settings))
-    run = _opened(data, RunFolder(tmp_path / "run"), resolved, checkpoint, Reporter())
-    batches = _training_batches(run)
+    checkpoint = first_checkpoint(resolved, data, load_base(settings))
+    placement = Placement.choose(resolved.machine.device, resolved.machine.precision)
+    run = Run(resolved, data, checkpoint, placement, RunFolder(tmp_path / "run"), Listeners())
+    batches = training_batches(run)
     for batch in islice(
         batches, 10
     ):  # states of optimizers, handles of kernels, graphs with and without mixing
-        step(run, batch)
+        run.step(batch)
         run.state.step += 1
     try:
         torch.cuda.set_sync_debug_mode("error")
         for batch in islice(batches, 5):
-            step(run, batch)
+            run.step(batch)
             run.state.step += 1
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -149,7 +153,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     settings = recipe(steps=14, checkpoint_steps=4, **changes)
     train(data, tmp_path / "whole", settings)
     with pytest.raises(Crash):
-        train(data, tmp_path / "parts", settings, reporter=CrashAt(10))
+        train(data, tmp_path / "parts", settings, listeners=[CrashAt(10)])
     train(data, tmp_path / "parts", Recipe(), resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
@@ -227,7 +231,7 @@ def test_a_small_model_is_fine_tuned_from_a_probe_of_its_head(
     save_checkpoint(tmp_path / "base", Checkpoint(model, Preprocess((16, 16)), ("x", "y", "z")))
     settings = recipe(model=str(tmp_path / "base"), trained=trained, epochs=2.0, compile=compiled)
     listener = Listener()
-    summary = train(data, tmp_path / "run", settings, reporter=listener)
+    summary = train(data, tmp_path / "run", settings, listeners=[listener])
     assert any("linear probe" in message for message in listener.messages)
     assert summary.val_top1 is not None
     assert summary.val_top1 > 0.8

@@ -23,7 +23,8 @@ from PIL import Image
 from vitral.data.sources import find_images
 from vitral.images import files as image_files
 from vitral.images.files import begins_like_a_picture, is_picture_name
-from vitral.images.preprocess import Preprocess, open_image
+from vitral.images.picture import open_image
+from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
@@ -123,7 +124,7 @@ def test_pictures_of_many_bands_are_scaled_by_one_scale(mode: str, monkeypatch: 
     kind = {"I": np.int32, "I;16": "<u2", "I;16B": ">u2", "F": np.float32}[mode]
     image = Image.fromarray(values.astype(kind))
     whole = open_image(image).tobytes()
-    monkeypatch.setattr("vitral.images.preprocess._BAND_PIXELS", 130)
+    monkeypatch.setattr("vitral.images.picture._BAND_PIXELS", 130)
     assert open_image(image).tobytes() == whole
 
 
@@ -133,7 +134,7 @@ def test_transparent_pictures_of_many_bands_are_the_same(monkeypatch: pytest.Mon
     for source in (clear, paletted):
         whole = open_image(source).tobytes()
         with monkeypatch.context() as patch:
-            patch.setattr("vitral.images.preprocess._BAND_PIXELS", 130)
+            patch.setattr("vitral.images.picture._BAND_PIXELS", 130)
             assert open_image(source).tobytes() == whole
 
 
@@ -396,8 +397,8 @@ def test_pictures_open_in_a_child_while_a_thread_of_its_parent_decodes() -> None
     code = (
         "import io, os, threading, time\n"
         "from PIL import Image\n"
-        "from vitral import image_files\n"
-        "from vitral.preprocess import open_image\n"
+        "from vitral.images import files as image_files\n"
+        "from vitral.images.picture import open_image\n"
         "file = io.BytesIO(); Image.new('RGB', (8, 8)).save(file, 'PNG')\n"
         "def hold():\n"
         "    with image_files._room.taken(image_files._ROOM_BYTES): time.sleep(60)\n"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import write_images
+from tests.conftest import Reporter, write_images
 from vitral.data.batches import Batch
 from vitral.data.image_data import open_data
 from vitral.data.in_memory import fits_in_memory
@@ -22,7 +22,8 @@ from vitral.data.workers import Loading
 from vitral.images.augment import Augmentation, Moves
 from vitral.images.preprocess import Preprocess
 from vitral.recipes.recipe import Recipe
-from vitral.training.run import Reporter, Run, train
+from vitral.training.loop import train
+from vitral.training.run import Run
 
 PREPROCESS = Preprocess((8, 16), mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
 CPU = torch.device("cpu")
@@ -289,7 +290,7 @@ def test_a_run_keeps_small_images_and_names_damaged_ones(tmp_path: Path) -> None
     (folder / "bee" / "011.png").write_bytes(b"no image")
     listener = Listener()
     recipe = Recipe(model="ViT-Pico/8", epochs=2, batch_size=4, rand_augment=0, max_damaged=0.2)
-    train(open_data(str(folder)), tmp_path / "run", recipe, reporter=listener)
+    train(open_data(str(folder)), tmp_path / "run", recipe, listeners=[listener])
     assert all(listener.run.loader(name).in_memory for name in ("train", "val"))
     assert len(listener.messages) == 1
     assert "skipped damaged image bee/011.png" in listener.messages[0]

@@ -28,7 +28,7 @@ from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
-from vitral.training.run import train
+from vitral.training.loop import train
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 PIXELS = {"image_size": 32, "patch_size": 8}

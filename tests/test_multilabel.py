@@ -22,7 +22,7 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.conftest import settled
+from tests.conftest import Reporter, settled
 from tests.test_cli import Result, Vitral
 from tests.test_cli import vitral as vitral
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
@@ -38,8 +38,9 @@ from vitral.inference.classifier import load
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
+from vitral.training.loop import train
 from vitral.training.objective import Objective, balanced_weights
-from vitral.training.run import Reporter, Run, train
+from vitral.training.run import Run
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 SIDE, SQUARE = 24, 8
@@ -481,7 +482,7 @@ def test_a_resumed_run_ends_with_the_same_bits(squares: str, model: Path, tmp_pa
         class_weights="balanced", drop_path=0.1, workers=0, device="cpu", precision="float32",
     )  # fmt: skip
     train(data, tmp_path / "whole", recipe)
-    assert not train(data, tmp_path / "parts", recipe, reporter=StopAt(3)).finished
+    assert not train(data, tmp_path / "parts", recipe, listeners=[StopAt(3)]).finished
     assert train(data, tmp_path / "parts", Recipe(), resume=True).finished
 
     def bits(run: str) -> list[Any]:

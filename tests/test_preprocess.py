@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from vitral.images.preprocess import Interpolation, Preprocess, Resize, open_image
+from vitral.images.picture import open_image
+from vitral.images.preprocess import Interpolation, Preprocess, Resize
 from vitral.runtime.errors import ImageError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)

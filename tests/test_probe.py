@@ -24,7 +24,8 @@ from vitral.evaluation.probing.linear import LinearHead
 from vitral.evaluation.probing.neighbours import neighbour_votes
 from vitral.evaluation.probing.probe import ProbeOptions, ProbeResult, probe
 from vitral.evaluation.probing.usual import usual_features
-from vitral.images.preprocess import Preprocess, open_image
+from vitral.images.picture import open_image
+from vitral.images.preprocess import Preprocess
 from vitral.inference import features as features_module
 from vitral.inference.classifier import Classifier, as_classifier, load
 from vitral.inference.features import PooledFeatures, cache_folder, extract

@@ -29,7 +29,7 @@ from vitral.recipes.resolve import load_base, start
 from vitral.recipes.schema import FIELDS
 from vitral.runtime import settings as config
 from vitral.runtime.errors import VitralError
-from vitral.training.run import train
+from vitral.training.loop import train
 
 ROOT = Path(__file__).parents[1]
 # What belongs to a paper and not to the machine or to the data at hand; a recipe of a paper says all of it.
@@ -482,7 +482,7 @@ def test_a_word_changes_one_field_of_a_recipes_architecture(
         asked.append(recipe)
         raise VitralError("enough")
 
-    monkeypatch.setattr("vitral.training.run.train", remember)
+    monkeypatch.setattr("vitral.training.loop.train", remember)
     words = ["--recipe", "deit3", "architecture.layer.order=post"]
     assert vitral("train", "digits", "--out", tmp_path / "run", *words)[0] == 1
     expected = built("deit3").get("architecture")

@@ -14,14 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import write_images
+from tests.conftest import Reporter, write_images
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.data.image_data import ImageData, open_data
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
-from vitral.training.run import Reporter, Run, train
+from vitral.training.loop import train
+from vitral.training.run import Run
 
 # Four steps of seven images an epoch, two images left over; a checkpoint every three steps.
 STEPS, STEPS_PER_EPOCH, CHECKPOINT_STEPS = 14, 4, 3
@@ -132,10 +133,12 @@ def test_a_run_stopped_again_and_again_ends_the_same(
 ) -> None:
     train(data, tmp_path / "straight", recipe)
     stops = (1, 5, 8, 11)
-    stopped = [train(data, tmp_path / "stopped", recipe, reporter=StopAt(1))]
+    stopped = [train(data, tmp_path / "stopped", recipe, listeners=[StopAt(1)])]
     for _ in stops:
         stopped.append(
-            train(data, tmp_path / "stopped", Recipe(workers=workers), resume=True, reporter=StopAt(*stops))
+            train(
+                data, tmp_path / "stopped", Recipe(workers=workers), resume=True, listeners=[StopAt(*stops)]
+            )
         )
     assert [summary.steps for summary in stopped] == [*stops, STEPS]
     assert [summary.finished for summary in stopped] == [False] * len(stops) + [True]
@@ -154,7 +157,7 @@ def test_a_run_stopped_again_and_again_ends_the_same(
 def test_a_run_that_crashed_ends_the_same(step: int, data: ImageData, recipe: Recipe, tmp_path: Path) -> None:
     train(data, tmp_path / "straight", recipe)
     with pytest.raises(Crash):
-        train(data, tmp_path / "crashed", recipe, reporter=CrashAt(step))
+        train(data, tmp_path / "crashed", recipe, listeners=[CrashAt(step)])
     train(data, tmp_path / "crashed", Recipe(), resume=True)
     assert_same_run(tmp_path / "straight", tmp_path / "crashed")
 
@@ -164,7 +167,7 @@ def test_an_epoch_measured_before_any_checkpoint_is_not_measured_twice(
 ) -> None:
     rarely = recipe.changed(checkpoint_steps=100)
     with pytest.raises(Crash):
-        train(data, tmp_path / "run", rarely, reporter=CrashAt(STEPS_PER_EPOCH + 1))
+        train(data, tmp_path / "run", rarely, listeners=[CrashAt(STEPS_PER_EPOCH + 1)])
     train(data, tmp_path / "run", Recipe(), resume=True)
     assert [record["step"] for record in metrics(tmp_path / "run")] == [0, 4, 8, 12, 14]
 
@@ -176,7 +179,7 @@ def test_a_crash_between_the_files_of_a_checkpoint_does_no_harm(
         raise Crash
 
     train(data, tmp_path / "straight", recipe)
-    train(data, tmp_path / "crashed", recipe, reporter=StopAt(5))
+    train(data, tmp_path / "crashed", recipe, listeners=[StopAt(5)])
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", crash)
         with pytest.raises(Crash):
@@ -190,7 +193,8 @@ import json, os, signal, sys
 from pathlib import Path
 from vitral.data.image_data import open_data
 from vitral.recipes.recipe import Recipe
-from vitral.training.run import Reporter, train
+from tests.conftest import Reporter
+from vitral.training.loop import train
 
 source, folder, settings, step = json.loads(sys.argv[1])
 
@@ -199,7 +203,7 @@ class Kill(Reporter):
         if run.state.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-train(open_data(source), Path(folder), Recipe(**settings), reporter=Kill())
+train(open_data(source), Path(folder), Recipe(**settings), listeners=[Kill()])
 """
 
 
@@ -265,7 +269,7 @@ def test_a_signal_ends_the_command_well_and_names_resume(
 @pytest.fixture
 def stopped(data: ImageData, recipe: Recipe, tmp_path: Path) -> Path:
     """A run stopped after five of its steps."""
-    train(data, tmp_path / "stopped", recipe, reporter=StopAt(5))
+    train(data, tmp_path / "stopped", recipe, listeners=[StopAt(5)])
     return tmp_path / "stopped"
 
 
@@ -310,7 +314,7 @@ def test_a_larger_budget_takes_a_finished_run_further(
 
 
 def test_an_enlarged_budget_is_remembered(data: ImageData, recipe: Recipe, stopped: Path) -> None:
-    train(data, stopped, Recipe(steps=STEPS + 4), resume=True, reporter=StopAt(STEPS + 1))
+    train(data, stopped, Recipe(steps=STEPS + 4), resume=True, listeners=[StopAt(STEPS + 1)])
     assert train(data, stopped, Recipe(), resume=True).steps == STEPS + 4
 
 

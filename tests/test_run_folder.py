@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import settled, write_images
+from tests.conftest import Reporter, settled, write_images
 from tests.test_resume import Crash, CrashAt, StopAt
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.data.contents import Contents
@@ -30,7 +30,8 @@ from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.schema import missing
 from vitral.runtime.errors import VitralError
-from vitral.training.run import Reporter, Run, train
+from vitral.training.loop import train
+from vitral.training.run import Run
 from vitral.training.run_folder import RunFolder
 
 # Two steps an epoch, with a checkpoint and an evaluation after each epoch.
@@ -86,7 +87,7 @@ def straight(data: ImageData, recipe: Recipe, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module")
 def _stopped(data: ImageData, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "stopped"
-    train(data, folder, recipe, reporter=StopAt(3))
+    train(data, folder, recipe, listeners=[StopAt(3)])
     return folder
 
 
@@ -205,14 +206,14 @@ def test_killed_while_it_is_taken_up_a_run_ends_the_same(
 ) -> None:
     train(data, tmp_path / "straight", recipe)
     stopped = tmp_path / "stopped"
-    train(data, stopped, recipe, reporter=StopAt(3))
+    train(data, stopped, recipe, listeners=[StopAt(3)])
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "val_l')  # killed in the middle of a line
     for moment in range(0, 100, 3):
         folder = shutil.copytree(stopped, tmp_path / f"{moment}")
         with death_at(moment) as moments:
             try:
-                train(data, folder, Recipe(), resume=True, reporter=CrashAt(4))
+                train(data, folder, Recipe(), resume=True, listeners=[CrashAt(4)])
             except Crash:
                 break
             except Death:
@@ -228,7 +229,7 @@ def test_killed_while_it_is_taken_up_a_run_ends_the_same(
 def resume(data: ImageData, folder: Path, recipe: Recipe = NO_CHANGE) -> list[str]:
     """What was said."""
     listener = Listener()
-    train(data, folder, recipe, resume=True, reporter=listener)
+    train(data, folder, recipe, resume=True, listeners=[listener])
     return listener.messages
 
 
@@ -284,7 +285,7 @@ def test_a_lost_state_is_told_and_nothing_else_is_lost(data: ImageData, stopped:
 def test_a_lost_state_is_told_though_all_checkpoints_are_lost(
     data: ImageData, recipe: Recipe, tmp_path: Path
 ) -> None:
-    train(data, tmp_path / "run", recipe.changed(steps=6), reporter=StopAt(5))
+    train(data, tmp_path / "run", recipe.changed(steps=6), listeners=[StopAt(5)])
     shutil.rmtree(tmp_path / "run/checkpoints")
     shutil.rmtree(tmp_path / "run/last")
     line = refused(data, tmp_path / "run")
@@ -305,7 +306,7 @@ def test_a_flipped_bit_in_the_state_is_seen(where: float, data: ImageData, stopp
 def test_the_state_of_another_run_is_refused(
     data: ImageData, recipe: Recipe, stopped: Path, tmp_path: Path
 ) -> None:
-    train(data, tmp_path / "other", recipe, reporter=StopAt(2))
+    train(data, tmp_path / "other", recipe, listeners=[StopAt(2)])
     shutil.copy(tmp_path / "other/checkpoints/state.pt", stopped / "checkpoints")
     assert f"state.pt is another run's; put back the one that belongs to {stopped}" in refused(data, stopped)
 
@@ -420,7 +421,7 @@ def test_a_full_disk_loses_nothing(
         if not step:
             patched.setattr(os, "fsync", filling.full)
         with pytest.raises(VitralError, match="run: No space left on device; make room, and go on with"):
-            train(data, folder, recipe, reporter=filling)
+            train(data, folder, recipe, listeners=[filling])
     assert folder.exists() == bool(step)
     assert not any(".tmp" in name or name.startswith(".") for name in files_of(tmp_path))
     carried_on(data, folder, recipe)
@@ -449,7 +450,7 @@ def test_with_keep_state_a_larger_budget_goes_on(data: ImageData, recipe: Recipe
     folder = tmp_path / "run"
     train(data, folder, recipe.changed(keep_state=True))
     assert "is finished; name a larger budget to go on" in refused(data, folder)
-    train(data, folder, Recipe(steps=8), resume=True, reporter=StopAt(6))
+    train(data, folder, Recipe(steps=8), resume=True, listeners=[StopAt(6)])
     assert not RunFolder(folder).finished
     resume(data, folder)
     assert summary(folder)["steps"] == 8
@@ -459,14 +460,14 @@ class StopInTheTest(Reporter):
     """Asks to stop when the last epoch is judged, so that the stop falls into what follows."""
 
     def epoch(self, run: Run, evaluation: Any) -> None:
-        if run.progress >= 1:
+        if run.budget.is_spent:
             os.kill(os.getpid(), 15)
 
 
 def test_a_stop_while_it_concludes_is_taken_up(
     data: ImageData, recipe: Recipe, straight: Path, tmp_path: Path
 ) -> None:
-    ended = train(data, tmp_path / "run", recipe, reporter=StopInTheTest())
+    ended = train(data, tmp_path / "run", recipe, listeners=[StopInTheTest()])
     assert not ended.finished
     assert not (tmp_path / "run/summary.json").exists()
     resume(data, tmp_path / "run")
@@ -519,7 +520,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(
     data: ImageData, recipe: Recipe, tmp_path: Path
 ) -> None:
     with pytest.raises(Crash):
-        train(data, tmp_path / "run", recipe, reporter=CrashBefore())
+        train(data, tmp_path / "run", recipe, listeners=[CrashBefore()])
     assert not (tmp_path / "run").exists()
 
 
@@ -562,7 +563,7 @@ def test_what_another_run_left_is_not_taken_for_the_run_s(
     for name in ("summary.json", "metrics.jsonl"):
         (tmp_path / "run").mkdir(exist_ok=True)
         shutil.copy(straight / name, tmp_path / "run")
-    train(data, tmp_path / "run", recipe, reporter=StopAt(1))
+    train(data, tmp_path / "run", recipe, listeners=[StopAt(1)])
     assert not RunFolder(tmp_path / "run").finished
     resume(data, tmp_path / "run")
     assert_same_end(straight, tmp_path / "run")
@@ -626,7 +627,7 @@ def test_two_runs_in_one_folder_are_refused(
 ) -> None:
     blocker = Blocker()
     first = threading.Thread(
-        target=train, args=(data, tmp_path / "run", recipe), kwargs={"reporter": blocker}
+        target=train, args=(data, tmp_path / "run", recipe), kwargs={"listeners": [blocker]}
     )
     first.start()
     assert blocker.there.wait(60)
@@ -707,7 +708,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def begun(photos: Path, recipe: Recipe, tmp_path: Path) -> Path:
     """A run on them, stopped after the first epoch of four steps."""
-    train(open_data(str(photos)), tmp_path / "begun", recipe.changed(steps=8), reporter=StopAt(5))
+    train(open_data(str(photos)), tmp_path / "begun", recipe.changed(steps=8), listeners=[StopAt(5)])
     return tmp_path / "begun"
 
 
@@ -745,7 +746,7 @@ def test_rows_of_parquet_that_change_are_seen(recipe: Recipe, photos: Path, tmp_
         pq.write_table(pa.Table.from_pylist(rows), file)
         return open_data(str(file))
 
-    train(written(rows), tmp_path / "run", recipe.changed(steps=8), reporter=StopAt(5))
+    train(written(rows), tmp_path / "run", recipe.changed(steps=8), listeners=[StopAt(5)])
     swapped = [rows[1], rows[0], *rows[2:]]
     assert "the content of 2 " in refused(written(swapped), tmp_path / "run")
     assert "no longer holds the training images" in refused(written(rows[:-2]), tmp_path / "run")
@@ -832,32 +833,19 @@ class Threads(Reporter):
 @pytest.mark.usefixtures("two_threads")
 def test_a_run_keeps_to_its_threads_unless_told(data: ImageData, recipe: Recipe, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    train(data, folder, recipe.changed(steps=7), reporter=StopAt(2))
+    train(data, folder, recipe.changed(steps=7), listeners=[StopAt(2)])
     torch.set_num_threads(1)
     kept, told = Threads(), Threads()
-    train(data, folder, Recipe(), resume=True, reporter=Both(kept, StopAt(4)))
+    train(data, folder, Recipe(), resume=True, listeners=[kept, StopAt(4)])
     assert kept.counts == {2}
     assert kept.messages == [
         f"computes with 2 threads, as {folder} began, rather than the 1 of this process, which would change "
         "the bits; threads=1 takes them"
     ]
-    train(data, folder, Recipe(threads=1), resume=True, reporter=told)
+    train(data, folder, Recipe(threads=1), resume=True, listeners=[told])
     assert told.counts == {1}
     assert told.messages == []
     assert torch.get_num_threads() == 1
-
-
-class Both(Reporter):
-    def __init__(self, *reporters: Reporter) -> None:
-        self.reporters = reporters
-
-    def step(self, run: Run) -> None:
-        for reporter in self.reporters:
-            reporter.step(run)
-
-    def message(self, text: str) -> None:
-        for reporter in self.reporters:
-            reporter.message(text)
 
 
 # --- Older runs ----------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from tests.test_resume import Crash, CrashAt
 from vitral.data.contents import Contents
 from vitral.data.image_data import ImageData, open_data
 from vitral.evaluation.evaluate import evaluate_classifier
-from vitral.images.preprocess import open_image
+from vitral.images.picture import open_image
 from vitral.inference.classifier import load
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
-from vitral.training.run import train
+from vitral.training.loop import train
 
 
 class Pictures(Dataset):
@@ -162,7 +162,7 @@ def test_a_run_on_a_dataset_ends_with_the_same_bits_with_workers_and_taken_up_ag
     train(data, tmp_path / "whole", recipe)
     train(data, tmp_path / "workers", recipe.changed(workers=2))
     with pytest.raises(Crash):
-        train(data, tmp_path / "parts", recipe.changed(checkpoint_steps=2), reporter=CrashAt(5))
+        train(data, tmp_path / "parts", recipe.changed(checkpoint_steps=2), listeners=[CrashAt(5)])
     train(open_data(dataset, val_fraction=0.25, seed=3), tmp_path / "parts", Recipe(), resume=True)
     weights = [
         (tmp_path / name / "last" / "model.safetensors").read_bytes()

@@ -27,9 +27,12 @@ from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import Stopped, StopSignal, stop_signal
 from vitral.training import choose
 from vitral.training.adapt import merged, put_into
+from vitral.training.budget import Budget
 from vitral.training.choose import Trial, Way, extrapolated
+from vitral.training.loop import train
 from vitral.training.loss_watch import LossWatch, Window
-from vitral.training.run import Run, train
+from vitral.training.run import Run
+from vitral.training.validation import evaluate_split
 
 __all__ = ["base", "data"]  # fixtures
 
@@ -40,7 +43,7 @@ __all__ = ["base", "data"]  # fixtures
 def test_a_run_that_only_gets_worse_ends_with_its_start(base: str, data: ImageData, tmp_path: Path) -> None:
     recipe = small(base, probe_head=True, learning_rate=10.0, warmup=0.0, ema_decay=0.0, steps=3)
     recorder = Recorder()
-    summary = train(data, tmp_path / "run", recipe, reporter=recorder)
+    summary = train(data, tmp_path / "run", recipe, listeners=[recorder])
     first = metrics(tmp_path / "run")[0]
     assert summary.best_step == 0
     assert (first["step"], first["train_loss"], first["val_top1"]) == (0, None, summary.val_top1)
@@ -71,22 +74,22 @@ def test_the_schedule_is_laid_over_what_the_start_leaves(
 ) -> None:
     """A start of 30 of the 60 seconds: the warm-up still comes first, and the rate ends near 0."""
     now = [0.0]
-    monkeypatch.setattr("vitral.training.run.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("vitral.training.budget.time.monotonic", lambda: now[0])
 
     def slow_start(*_: Any, **__: Any) -> None:
         now[0] += 30
 
-    original = Run.tick
+    original = Budget.tick
 
-    def second(run: Run) -> None:
-        now[0] += run.state.step > 0
-        original(run)
+    def second(budget: Budget) -> None:
+        now[0] += budget.state.step > 0
+        original(budget)
 
-    monkeypatch.setattr("vitral.training.run.fitted_head", slow_start)
-    monkeypatch.setattr(Run, "tick", second)
+    monkeypatch.setattr("vitral.training.start.fitted_head", slow_start)
+    monkeypatch.setattr(Budget, "tick", second)
     rates = _Rates()
     recipe = small(base, steps=None, minutes=1, warmup=0.5, schedule="linear", probe_head=True)
-    train(data, tmp_path / "run", recipe, reporter=rates)
+    train(data, tmp_path / "run", recipe, listeners=[rates])
     highest = max(rates.rates)
     assert rates.rates[0] < 0.01 * highest
     assert 8 <= rates.rates.index(highest) <= 18  # half of the steps that remained
@@ -96,17 +99,15 @@ def test_the_schedule_is_laid_over_what_the_start_leaves(
 def test_evaluations_take_a_tenth_of_the_time_at_most(
     base: str, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = opened(data, small(base, steps=None, minutes=10))
-    from vitral.training.run import _evaluation_is_due
-
-    run.state.step = run.steps_per_epoch
-    run.evaluation_seconds, run.evaluated_at, run.state.seconds = 5.0, 100.0, 120.0
-    assert not _evaluation_is_due(run)
-    run.state.seconds = 151.0
-    assert _evaluation_is_due(run)
-    steps = opened(data, small(base))
+    budget = opened(data, small(base, steps=None, minutes=10)).budget
+    budget.state.step = budget.steps_per_epoch
+    budget.evaluation_seconds, budget.evaluated_at, budget.state.seconds = 5.0, 100.0, 120.0
+    assert not budget.evaluation_is_due
+    budget.state.seconds = 151.0
+    assert budget.evaluation_is_due
+    steps = opened(data, small(base)).budget
     steps.state.step, steps.evaluation_seconds = steps.steps_per_epoch, 1e9
-    assert _evaluation_is_due(steps)
+    assert steps.evaluation_is_due
 
 
 def test_where_time_is_short_fewer_images_validate_and_always_the_same(
@@ -114,12 +115,14 @@ def test_where_time_is_short_fewer_images_validate_and_always_the_same(
 ) -> None:
     write_images(tmp_path / "many", {"a": 400, "b": 400}, size=(16, 16))
     images = open_data(str(tmp_path / "many"), val_fraction=0.5)
-    monkeypatch.setattr("vitral.training.run._VALIDATION_SHARE", 0.0)
+    monkeypatch.setattr("vitral.training.validation._VALIDATION_SHARE", 0.0)
     recorder = Recorder()
-    train(images, tmp_path / "run", small(base, steps=2, minutes=10), reporter=recorder)
+    train(images, tmp_path / "run", small(base, steps=2, minutes=10), listeners=[recorder])
     assert "time for 256 of the 400 validation images" in recorder.messages
     run = opened(images, small(base, steps=2, minutes=10))
     run.state.val_images = 256
+    assert run.loader("val").in_memory
+    assert evaluate_split(run, "val").n == 256
     validated = run.loader("val").split.take(run.validated)
     assert np.bincount(validated.labels).tolist() == [128, 128]
     again = opened(images, small(base, steps=2, minutes=10)).loader("val").split
@@ -191,9 +194,9 @@ def test_features_end_with_the_time_and_go_on_from_there(
 def test_too_little_time_for_every_class_leaves_the_head_as_it_was_drawn(
     base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitral.training.run.fitted_head", lambda *_, **__: None)
+    monkeypatch.setattr("vitral.training.start.fitted_head", lambda *_, **__: None)
     recorder = Recorder()
-    train(data, tmp_path / "run", small(base, probe_head=True, steps=1), reporter=recorder)
+    train(data, tmp_path / "run", small(base, probe_head=True, steps=1), listeners=[recorder])
     assert "begins at random" in recorder.messages[0]
 
 
@@ -222,7 +225,7 @@ def test_a_signal_in_the_start_stops_the_run_and_it_can_be_taken_up(
 
     recipe = small(base, probe_head=True, steps=2)
     with monkeypatch.context() as patch:
-        patch.setattr("vitral.training.run.fitted_head", interrupted)
+        patch.setattr("vitral.training.start.fitted_head", interrupted)
         begun = time.monotonic()
         summary = train(data, tmp_path / "run", recipe)
         assert time.monotonic() - begun < 5
@@ -280,7 +283,7 @@ def test_a_run_that_blows_up_goes_back_to_the_best_weights_at_a_lower_rate(
 ) -> None:
     spoiler = _Spoiler()
     recipe = small(base, probe_head=True, learning_rate=1e-4, warmup=0.0, schedule="constant", steps=33)
-    summary = train(data, tmp_path / "run", recipe, reporter=spoiler)
+    summary = train(data, tmp_path / "run", recipe, listeners=[spoiler])
     told = [message for message in spoiler.messages if message.startswith("the loss rose from")]
     assert len(told) == 1
     assert "at 0.3 of the rate" in told[0]
@@ -310,12 +313,12 @@ def test_a_run_that_stays_at_chance_says_so_once(tmp_path: Path, data: ImageData
     many = open_data(str(write_images(tmp_path / "many", {"a": 200, "b": 200, "c": 200})), val_fraction=0.5)
     recorder = Recorder()
     recipe = small("ViT-Pico/8@16", steps=9, batch_size=100, learning_rate=1e-12)
-    train(many, tmp_path / "run", recipe, reporter=recorder)
+    train(many, tmp_path / "run", recipe, listeners=[recorder])
     told = [message for message in recorder.messages if "no better than chance" in message]
     assert len(told) == 1
     assert "learning_rate (now 1e-12)" in told[0]
     few = Recorder()  # six images tell nothing
-    train(data, tmp_path / "few", small("ViT-Pico/8@16", steps=3, learning_rate=1e-12), reporter=few)
+    train(data, tmp_path / "few", small("ViT-Pico/8@16", steps=3, learning_rate=1e-12), listeners=[few])
     assert few.messages == []
 
 
@@ -358,7 +361,7 @@ def test_where_time_is_the_budget_ways_are_tried(
     monkeypatch.setattr(choose, "choose", lambda trials: trials[winner].way)
     told = _Told()
     recipe = small(base, steps=None, minutes=0.05)
-    summary = choose.train(data, tmp_path / "run", recipe, reporter=told)
+    summary = choose.train(data, tmp_path / "run", recipe, listeners=[told])
     assert told.trained == expected
     assert summary.seconds > 0.2 * 3  # the trials are part of it
     assert any("all of it" in message for message in told.messages)
@@ -372,7 +375,7 @@ def test_auto_tries_candidates_beside_a_model_from_scratch(
     monkeypatch.setattr(choose, "choose", lambda trials: trials[-1].way)
     told = _Told()
     recipe = small("auto", steps=None, minutes=0.05, candidates=(base, str(tmp_path / "none")))
-    choose.train(data, tmp_path / "run", recipe, reporter=told)
+    choose.train(data, tmp_path / "run", recipe, listeners=[told])
     assert told.model is not None
     assert told.model.startswith("Conv+ViT-Pico")
     assert any("none cannot be tried" in message for message in told.messages)
@@ -387,6 +390,6 @@ def test_auto_needs_a_time(data: ImageData, tmp_path: Path) -> None:
 
 def test_too_short_a_time_takes_the_first_way(base: str, data: ImageData, tmp_path: Path) -> None:
     told = _Told()
-    choose.train(data, tmp_path / "run", small(base, minutes=0.5, steps=1), reporter=told)
+    choose.train(data, tmp_path / "run", small(base, minutes=0.5, steps=1), listeners=[told])
     assert told.trained == "all"
     assert Recipe(trained="all") != Recipe()

@@ -9,10 +9,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from vitral.cli.console import PLAIN_LINE_SECONDS, clock
-from vitral.evaluation.evaluation import Evaluation
-from vitral.recipes.schema import Resolved
 from vitral.runtime.streams import shown, steady
-from vitral.training.run import Reporter, Run, schedule_of
+from vitral.training.events import Evaluated, Event, Message, RunBegins, RunEnds, StepDone
+from vitral.training.events import Progress as WorkProgress
+from vitral.training.run import Run
 
 # Between two updates of the numbers; reading a loss waits for the device.
 _REFRESH_SECONDS = 0.5
@@ -21,7 +21,7 @@ _FEW_PHOTOGRAPHS = 10_000
 _TUNING_ADVICE = "few images to begin from scratch with: model=auto minutes=30 may do better"
 
 
-class TrainingConsole(Reporter):
+class TrainingConsole:
     """A live bar with loss, accuracy, images per second and time left, and a line for each epoch."""
 
     def __init__(self) -> None:
@@ -40,6 +40,23 @@ class TrainingConsole(Reporter):
         self.task = self.progress.add_task("starting", total=1.0, numbers="")
         self.shown_at = time.monotonic()
         self.pace: _Pace | None = None
+        self.epochs, self.batch_size = math.inf, 0
+
+    def __call__(self, event: Event) -> None:
+        """Listen to a run."""
+        match event:
+            case Message():
+                self.message(event.text)
+            case WorkProgress():
+                self.preparing(event.what, event.done, event.total)
+            case RunBegins():
+                self.begin(event.run)
+            case StepDone():
+                self.step(event)
+            case Evaluated() if event.step:  # of the start a message tells
+                self.epoch(event)
+            case RunEnds():
+                self.progress.stop()
 
     def message(self, text: str) -> None:
         self.console.print(f"vitral: {shown(text)}")
@@ -56,41 +73,46 @@ class TrainingConsole(Reporter):
     def begin(self, run: Run) -> None:
         self.console.print(run.data.describe())
         self.console.print(describe_recipe(run))
-        if run.memory is not None:
-            self.console.print(str(run.memory))
+        self.console.print(str(run.memory))
         if altered := _how_altered(run):
             self.console.print(f"train's numbers are of images {altered}, val's of images as they are")
         if _had_better_be_tuned(run):
             self.console.print(_TUNING_ADVICE)
+        self.epochs = run.recipe.limits.epochs
+        self.batch_size = run.recipe.batches.batch_size
         self.progress.start()
 
-    def step(self, run: Run) -> None:
+    def step(self, done: StepDone) -> None:
         if self.pace is None:  # what comes before the first step, and compiling in it, are not its pace
-            self.pace = _Pace(run)
+            self.pace = _Pace(done, self.batch_size)
             return
         interval = _REFRESH_SECONDS if self.console.is_terminal else PLAIN_LINE_SECONDS
         if time.monotonic() - self.shown_at < interval:
             return
         self.shown_at = time.monotonic()
         numbers = (
-            f"loss {run.recent.loss:.3f}  {run.recent.accuracy:.1%} right  "
-            f"{self.pace.images_per_second(run):,.0f} images/s  {self.pace.left(run)} left"
+            f"loss {done.training.loss:.3f}  {done.training.accuracy:.1%} right  "
+            f"{self.pace.images_per_second(done):,.0f} images/s  {self.pace.left(done)} left"
         )
         if self.console.is_terminal:
-            self.progress.update(self.task, completed=run.progress, description=_epoch(run), numbers=numbers)
+            self.progress.update(
+                self.task, completed=done.progress, description=self._epoch(done), numbers=numbers
+            )
         else:
-            self.console.print(f"{_epoch(run)}  {run.progress:4.0%}  {numbers}")
+            self.console.print(f"{self._epoch(done)}  {done.progress:4.0%}  {numbers}")
 
-    def epoch(self, run: Run, evaluation: Evaluation) -> None:
-        best = "  best" if run.state.best_step == run.state.step else ""
+    def epoch(self, judged: Evaluated) -> None:
+        evaluation, training = judged.evaluation, judged.training
+        best = "  best" if judged.is_best else ""
         self.console.print(
-            f"{_epoch(run)}  train loss {run.recent.loss:.3f} {run.recent.accuracy:.1%}  "
-            f"val loss {evaluation.loss:.3f} {evaluation.brief}  {clock(run.state.seconds)}{best}"
+            f"{self._epoch(judged)}  train loss {training.loss:.3f} {training.accuracy:.1%}  "
+            f"val loss {evaluation.loss:.3f} {evaluation.brief}  {clock(judged.seconds)}{best}"
         )
         self.shown_at = time.monotonic()
 
-    def end(self) -> None:
-        self.progress.stop()
+    def _epoch(self, event: StepDone | Evaluated) -> str:
+        of = f"/{self.epochs:g}" if math.isfinite(self.epochs) else ""
+        return f"epoch {event.epoch:.1f}{of}"
 
 
 def _how_altered(run: Run) -> str:
@@ -120,25 +142,18 @@ def describe_recipe(run: Run) -> str:
         f"model: {recipe.start.model} at {height}x{width} pixels, {rows}x{columns} patches\n"
         f"       {parameters:,} parameters; {run.placement}\n"
         f"recipe: {budget}; batch_size {recipe.batches.batch_size}, seed {recipe.course.seed}\n"
-        f"        {_peak_rate(recipe)}, weight_decay {recipe.optimization.weight_decay:g}\n"
+        f"        {_peak_rate(run)}, weight_decay {recipe.optimization.weight_decay:g}\n"
         f"        crop {recipe.alteration.crop}, flip {str(recipe.alteration.flip).lower()}\n"
-        f"all settings: {run.folder / 'recipe.toml'}"
+        f"all settings: {run.files.path / 'recipe.toml'}"
     )
 
 
-def _peak_rate(recipe: Resolved) -> str:
+def _peak_rate(run: Run) -> str:
     """The rate that a run takes, and how it came to it if it is not the recipe's own."""
-    peak = schedule_of(recipe).peak
-    if peak == recipe.rate.learning_rate:
+    peak, rate = run.schedule.peak, run.recipe.rate
+    if peak == rate.learning_rate:
         return f"learning_rate {peak:g}"
-    asked = f"{recipe.rate.learning_rate:g} for {recipe.rate.learning_rate_batch:,} images"
-    return f"learning_rate {peak:g} ({asked})"
-
-
-def _epoch(run: Run) -> str:
-    epochs = run.recipe.limits.epochs
-    of = f"/{epochs:g}" if math.isfinite(epochs) else ""
-    return f"epoch {run.epoch:.1f}{of}"
+    return f"learning_rate {peak:g} ({rate.learning_rate:g} for {rate.learning_rate_batch:,} images)"
 
 
 class _ShareColumn(ProgressColumn):
@@ -149,15 +164,15 @@ class _ShareColumn(ProgressColumn):
 class _Pace:
     """Speed and time left, since the first step of this session of the run."""
 
-    def __init__(self, run: Run) -> None:
-        self.step, self.seconds, self.progress = run.state.step, run.state.seconds, run.progress
+    def __init__(self, first: StepDone, batch_size: int) -> None:
+        self.first, self.batch_size = first, batch_size
 
-    def images_per_second(self, run: Run) -> float:
-        steps, seconds = run.state.step - self.step, run.state.seconds - self.seconds
-        return steps * run.recipe.batches.batch_size / max(seconds, 1e-9)
+    def images_per_second(self, done: StepDone) -> float:
+        steps, seconds = done.step - self.first.step, done.seconds - self.first.seconds
+        return steps * self.batch_size / max(seconds, 1e-9)
 
-    def left(self, run: Run) -> str:
-        gained = run.progress - self.progress
+    def left(self, done: StepDone) -> str:
+        gained = done.progress - self.first.progress
         if gained <= 0:
             return "?"
-        return clock((1 - run.progress) * (run.state.seconds - self.seconds) / gained)
+        return clock((1 - done.progress) * (done.seconds - self.first.seconds) / gained)

@@ -27,7 +27,8 @@ from vitral.data.randomness import ImageNumbers, Sampling, Step
 from vitral.data.split import Split
 from vitral.data.workers import Loading
 from vitral.images.augment import Augmentation, Moves, training_transform
-from vitral.images.preprocess import Preprocess, open_image
+from vitral.images.picture import open_image
+from vitral.images.preprocess import Preprocess
 
 
 @dataclass

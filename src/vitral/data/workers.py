@@ -1,5 +1,8 @@
 """The worker processes that load batches: how many there are, and what happens when they cannot go on.
 
+Every process of ours that loads images is begun here, with one thread of its own; how many threads compute is
+`runtime.devices.computing_threads`. `Classifier.predict` alone decodes in threads of this process.
+
 Every batch is a function of its keys, so that a batch which a worker did not deliver is loaded here to
 the same bits: losing a worker process costs speed alone.
 """

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitral.data.split import Images, Split
 from vitral.evaluation.outcomes import Outcomes
-from vitral.images.preprocess import open_image
+from vitral.images.picture import open_image
 from vitral.images.sheet import prediction_sheet
 from vitral.runtime.errors import ImageError, VitralError
 from vitral.runtime.files import write_atomically

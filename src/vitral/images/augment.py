@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from vitral.images.preprocess import ImageSource, Preprocess
+from vitral.images.picture import ImageSource
+from vitral.images.preprocess import Preprocess
 
 Crop = Literal["padded", "resized", "simple", "none"]
 

@@ -1,7 +1,8 @@
-"""What a picture is, decided once: which files and formats, what they may cost, which way up they are.
+"""Which files are pictures, decided once: their names and formats, what they may cost, which way up they are.
 
 Whoever opens an encoded picture does so by `opened`, which reads its header alone and refuses what is no
-regular file, of no known format, or worth more memory or time than any photograph.
+regular file, of no known format, or worth more memory or time than any photograph. What a picture is once
+it is decoded (depth, colour, transparency), `picture` decides.
 """
 
 import importlib.util

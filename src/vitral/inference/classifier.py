@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint
 from vitral.images import notebook
-from vitral.images.preprocess import ImageSource, Preprocess, open_image
+from vitral.images.picture import ImageSource, open_image
+from vitral.images.preprocess import Preprocess
 from vitral.inference.activation import log_activation
 from vitral.model.config import Size
 from vitral.model.vit import Features, VisionTransformer

@@ -9,6 +9,7 @@ import math
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from vitral.recipes.resolve import resolve, start
 from vitral.runtime.devices import cpu_count
 from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import Interrupted
-from vitral.training import run as training
-from vitral.training.run import Reporter
-from vitral.training.run_folder import RunFolder, Summary
+from vitral.training import loop
+from vitral.training.events import Listener, Listeners
+from vitral.training.run_folder import RunFolder
+from vitral.training.state import Summary
 
 AUTO = "auto"  # the model that says: find out
 # Of the budget, for all trials together, and the least time of one that is worth its start.
@@ -68,37 +70,37 @@ def train(
     recipe: Recipe,
     *,
     resume: bool = False,
-    reporter: Reporter | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> Summary:
-    """`vitral.train.train`, after a choice of what the recipe leaves open: ``model="auto"`` and `trained`.
+    """Train as `loop.train`, after a choice of what the recipe leaves open: ``model="auto"`` and `trained`.
 
     Ways are tried where the budget is in minutes; the trials are part of it.
 
     Raises:
-        VitralError: as `vitral.train.train`; or if the model is "auto" and no minutes are given.
+        VitralError: as `vitral.training.loop.train`; or if the model is "auto" and no minutes are given.
     """
-    reporter = reporter or Reporter()
+    tell = Listeners(*listeners)
     if resume:
-        return training.train(data, folder, recipe, resume=True, reporter=reporter)
+        return loop.train(data, folder, recipe, resume=True, listeners=listeners)
     if recipe.get("model") == AUTO and not recipe.get("minutes"):
         raise VitralError("model=auto tries several ways, for which it needs a time to keep to: minutes=30")
     RunFolder(folder).refuse_to_begin(data, recipe)
     begun = time.monotonic()
-    ways = _ways(data, recipe, reporter)
+    ways = _ways(data, recipe, tell)
     seconds = _SHARE * 60 * (recipe.get("minutes") or 0.0) / len(ways)
     if len(ways) > 1 and seconds < _LEAST_SECONDS:
-        reporter.message(f"too short a time to try {len(ways)} ways; taken: {ways[0].name}")
+        tell.message(f"too short a time to try {len(ways)} ways; taken: {ways[0].name}")
         ways = ways[:1]
-    way = ways[0] if len(ways) == 1 else _tried(data, recipe, ways, seconds, reporter)
-    return training.train(
-        data, folder, recipe.changed(**way.settings), reporter=reporter, spent=time.monotonic() - begun
+    way = ways[0] if len(ways) == 1 else _tried(data, recipe, ways, seconds, tell)
+    return loop.train(
+        data, folder, recipe.changed(**way.settings), listeners=listeners, spent=time.monotonic() - begun
     )
 
 
 # --- The ways ------------------------------------------------------------------------------------
 
 
-def _ways(data: ImageData, recipe: Recipe, reporter: Reporter) -> list[Way]:
+def _ways(data: ImageData, recipe: Recipe, tell: Listeners) -> list[Way]:
     """Those that the recipe leaves open; the first is taken where there is no time to try."""
     model = recipe.get("model")
     if model != AUTO:
@@ -110,7 +112,7 @@ def _ways(data: ImageData, recipe: Recipe, reporter: Reporter) -> list[Way]:
         try:
             ways += _of_base(base, {"model": base, "img_size": recipe.get("img_size") or _size(base, data)})
         except VitralError as error:
-            reporter.message(f"{base} cannot be tried: {error}")
+            tell.message(f"{base} cannot be tried: {error}")
     scratch = {"model": None, "img_size": _size_from_scratch(data, recipe)}
     return [*ways, Way("from scratch", scratch)]
 
@@ -151,24 +153,22 @@ def _size_from_scratch(data: ImageData, recipe: Recipe) -> int | tuple[int, int]
 # --- Trials --------------------------------------------------------------------------------------
 
 
-def _tried(data: ImageData, recipe: Recipe, ways: list[Way], seconds: float, reporter: Reporter) -> Way:
+def _tried(data: ImageData, recipe: Recipe, ways: list[Way], seconds: float, tell: Listeners) -> Way:
     trials = []
     for way in ways:
-        reporter.message(f"trying {way.name}, {seconds:.0f} s")
+        tell.message(f"trying {way.name}, {seconds:.0f} s")
         try:
             trials.append(_trial(data, recipe, way, seconds))
         except VitralError as error:
-            reporter.message(f"{way.name} cannot be tried: {error}")
+            tell.message(f"{way.name} cannot be tried: {error}")
     if not trials:
         return ways[0]  # its run says what is wrong
     best = choose(trials)
-    reporter.message(
-        f"tried {len(ways)} ways for {seconds:.0f} s each, on {trials[0].images:,} held-out images:"
-    )
+    tell.message(f"tried {len(ways)} ways for {seconds:.0f} s each, on {trials[0].images:,} held-out images:")
     for trial in trials:
         few = ", too few steps to tell" if trial.steps < _LEAST_STEPS else ""
-        reporter.message(f"  {trial.way.name}: {trial.score:.1%}, may reach {trial.expected:.0%}{few}")
-    reporter.message(f"taken for the rest of the time: {best.name}")
+        tell.message(f"  {trial.way.name}: {trial.score:.1%}, may reach {trial.expected:.0%}{few}")
+    tell.message(f"taken for the rest of the time: {best.name}")
     return best
 
 
@@ -200,7 +200,7 @@ def _trial(data: ImageData, recipe: Recipe, way: Way, seconds: float) -> Trial:
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "trial"
-        summary = training.train(replace(data, splits=splits), folder, short)
+        summary = loop.train(replace(data, splits=splits), folder, short)
         if not summary.finished:  # nothing was written that could be taken up again
             raise Interrupted(summary.stopped_by or signal.SIGINT)
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,5 +1,6 @@
 """`vitral.train`: a run from Python, whose settings are keywords."""
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from vitral.data.image_data import DataSource, ImageData, open_data
 from vitral.recipes import packaged
 from vitral.recipes.recipe import Recipe
 from vitral.training.choose import train as run_training
-from vitral.training.run_folder import RunFolder, Summary, changed
+from vitral.training.events import Listener
+from vitral.training.run_folder import RunFolder, changed
+from vitral.training.state import Summary
 
 
 def train(
@@ -17,6 +20,7 @@ def train(
     *,
     recipe: str | PathLike | Recipe | None = None,
     resume: bool = False,
+    listeners: Sequence[Listener] = (),
     **settings: Any,
 ) -> Summary:
     """Train or fine-tune a model; settings that are left out are chosen from the data.
@@ -26,7 +30,8 @@ def train(
             settings say which are held out.
         out: a folder, which becomes a model folder: `vitral.load` reads it.
         recipe: a recipe that comes with Vitral, a file of settings, or a `Recipe`.
-        resume: go on with the run in `out`.
+        resume: go on with the run in `out`; a setting that is None goes back to its default then.
+        listeners: functions of one event, told of the run's course; see `vitral.training.events`.
         settings: of `vitral.recipes.schema`, such as ``minutes=30, model="ViT-S/16", batch_size=64``; laid
             over the recipe.
 
@@ -40,7 +45,8 @@ def train(
     begin = recipe if isinstance(recipe, Recipe) else Recipe(**packaged.read(str(recipe)) if recipe else {})
     wanted = begin.changed(**settings)
     folder = Path(out)
-    return run_training(_images(data, folder, wanted, resume=resume), folder, wanted, resume=resume)
+    images = _images(data, folder, wanted, resume=resume)
+    return run_training(images, folder, wanted, resume=resume, listeners=listeners)
 
 
 def _images(data: DataSource, folder: Path, wanted: Recipe, *, resume: bool) -> ImageData:

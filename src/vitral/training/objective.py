@@ -54,6 +54,11 @@ class Objective:
         # The last head is the distillation token's, where there is one (DeiT, §4).
         return (1 - share) * loss + share * self.distillation(heads[-1].float(), images_BCHW)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed of the teacher, a line each."""
+        return self.distillation.teacher.classifier.notes if self.distillation else ()
+
     def supervised(self, logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
         smoothing = self.label_smoothing
         if self.loss != "binary":

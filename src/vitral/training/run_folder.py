@@ -17,11 +17,10 @@ import errno
 import io
 import json
 import shlex
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,12 +44,14 @@ from vitral.data.workers import worker_count
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.packaged import RUN_FILE
 from vitral.recipes.recipe import Recipe
-from vitral.recipes.schema import BUDGET, FIELDS, Resolved, default, missing
+from vitral.recipes.schema import BUDGET, Resolved, default, missing
 from vitral.runtime import settings as config
 from vitral.runtime.devices import cpu_count
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import remove_leftovers, write_atomically
 from vitral.runtime.lock import LockedError, locked
+from vitral.training.events import Evaluated, Event
+from vitral.training.state import TENSORS, Record, RunState, Saved, Summary, elsewhere
 
 # Settings that may change when a run is taken up again, for they do not change what it computes; the budget
 # changes what is still to come.
@@ -58,85 +59,7 @@ CHANGEABLE = {
     "epochs", "steps", "minutes", "checkpoint_steps", "eval_epochs", "max_damaged", "keep_state", "threads",
     "workers", "device", "accumulate", "checkpoint_layers",
 }  # fmt: skip
-_TENSORS = ("model", "average", "optimizer")
 _NEW_RUN = "begin a new run with another --out"
-
-
-@dataclass
-class RunState:
-    """Where a run stands; with the tensors beside it, all that a resume needs."""
-
-    step: int = 0
-    seconds: float = 0.0  # spent so far, earlier sessions included
-    best_top1: float = -1.0  # the score; of multi-label data, the mean average precision
-    best_merit: float = -1.0  # what chose it
-    best_loss: float = float("inf")  # decides between equal accuracies
-    best_step: int = 0
-    data: str = ""  # fingerprint of the training images' names
-    start_seconds: float = 0.0  # of `seconds`, what the start took: no part of the schedule
-    val_images: int = 0  # that each evaluation looks at, where time is the budget; 0: not known yet
-    rate_share: float = 1.0  # of the schedule's learning rate, once the loss rose
-    loss_watch: dict[str, Any] = field(default_factory=dict)  # `LossWatch.state_dict`
-
-    def forget_best(self) -> None:
-        fresh = RunState()
-        self.best_top1, self.best_merit = fresh.best_top1, fresh.best_merit
-        self.best_loss, self.best_step = fresh.best_loss, fresh.best_step
-
-
-@dataclass(frozen=True)
-class Summary:
-    """How a run ended."""
-
-    finished: bool  # False: stopped by a signal, and ready to resume
-    steps: int
-    epochs: float
-    seconds: float
-    best_step: int
-    test: dict[str, Any] | None  # the evaluation of the test split, if there is one
-    calibration: dict[str, Any] | None = None  # `Calibration`, on the validation images; None: too few
-    val_top1: float | None = None  # None: multi-label
-    val_mean_average_precision: float | None = None  # of multi-label data
-    stopped_by: int | None = None  # the number of a signal that asked to stop
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a run is, from its beginning on."""
-
-    recipe: dict[str, Any]  # `Resolved.settings`
-    threads: int  # of the CPU; another number adds in another order, and changes the bits
-    contents: Contents
-    damaged: tuple[str, ...] = ()  # names of images that could not be read
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    @classmethod
-    def of(cls, recipe: Resolved, threads: int, contents: Contents) -> "Record":
-        return cls(recipe.settings(), threads, contents)
-
-    def began(self) -> Resolved:
-        """The recipe. Raises VitralError if it is one of another version of Vitral."""
-        strange = self.recipe.keys() - FIELDS.keys()
-        if strange:
-            raise VitralError(f"this run was begun {_elsewhere(strange)}")
-        return Resolved.of(Recipe(**self.recipe).given)
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint to resume from."""
-
-    state: RunState
-    tensors: dict[
-        str, Any
-    ]  # state dictionaries: "model", "average", "optimizer"; of a finished run the first
-    description: str | None  # of the model (`checkpoints.description`); None: of older runs
-    run: str | None  # the `Record`'s id; None: of older runs
-
-    @property
-    def can_go_on(self) -> bool:
-        """Whether all is there that further steps need."""
-        return set(_TENSORS) <= set(self.tensors)
 
 
 class RunFolder:
@@ -370,9 +293,9 @@ class RunFolder:
 
     # --- What is written -----------------------------------------------------------------------------
 
-    def begin(self, record: Record, recipe: Resolved, source: str) -> None:
+    def begin(self, recipe: Resolved, data: ImageData, threads: int) -> None:
         """Makes a run of the folder."""
-        self.go_on(record, recipe, source, step=-1)
+        self.go_on(Record.of(recipe, threads, Contents.of(data)), recipe, data.source, step=-1)
 
     def withdraw(self) -> None:
         """Undoes `begin`, where nothing was learnt yet."""
@@ -405,9 +328,11 @@ class RunFolder:
     def best(self) -> Checkpoint:
         return load_checkpoint(self.path)
 
-    def add_metrics(self, metrics: dict[str, Any]) -> None:
-        with self._metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+    def write_metrics(self, event: Event) -> None:
+        """Listens to a run: each evaluation becomes a line of ``metrics.jsonl``."""
+        if isinstance(event, Evaluated):
+            with self._metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event.record()) + "\n")
 
     def note_damaged(self, names: Iterable[str]) -> None:
         """Remembers images that could not be read: to mend or to remove them is no change of the data."""
@@ -493,10 +418,6 @@ def _one_within_other(one: Path, other: Path) -> bool:
     return one.is_relative_to(other) or other.is_relative_to(one)
 
 
-def _elsewhere(unknown: Iterable[str]) -> str:
-    return f"by another version of Vitral, with {min(unknown)}; resume it with that version"
-
-
 def _read_state(file: Path, device: torch.device) -> Saved | None:
     """None if it is damaged."""
     try:
@@ -504,13 +425,16 @@ def _read_state(file: Path, device: torch.device) -> Saved | None:
             if archive.testzip() is not None:  # torch.load does not look at the checksums
                 return None
         content = torch.load(file, map_location=device, weights_only=True)
-        tensors = {name: content[name] for name in _TENSORS if name in content}
-        if set(tensors) not in (set(), {"model"}, set(_TENSORS)):
+        tensors = {name: content[name] for name in TENSORS if name in content}
+        if set(tensors) not in (set(), {"model"}, set(TENSORS)):
             return None
-        strange = content["state"].keys() - vars(RunState()).keys()
+        values = dict(content["state"])
+        if "best_top1" in values:  # as runs of before November 2026 call it
+            values["best_score"] = values.pop("best_top1")
+        strange = values.keys() - vars(RunState()).keys()
         if strange:
-            raise VitralError(f"{file} was written {_elsewhere(strange)}")
-        state = RunState(**content["state"])
+            raise VitralError(f"{file} was written {elsewhere(strange)}")
+        state = RunState(**values)
         return Saved(state, tensors, content.get("description"), content.get("run"))
     except PermissionError as error:
         raise VitralError(f"{file} cannot be read: {error.strerror}; change its permissions") from error

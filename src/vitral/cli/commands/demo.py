@@ -1,6 +1,7 @@
 """`vitral demo`: the main job with nothing to download, on scikit-learn's handwritten digits."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ from vitral.runtime.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from vitral.evaluation.evaluation import Evaluation
-    from vitral.training.run import Reporter
+    from vitral.training.events import Listener
 
 _PICTURED = 40
 
@@ -24,7 +25,7 @@ def demo(
 
     keep_freed_memory()
     folder = _free_folder(out)
-    result = learn_digits(folder, TrainingConsole())
+    result = learn_digits(folder, [TrainingConsole()])
     print_evaluation(result.evaluation, f"{folder} on the held-out fifth of the digits")
     print(f"\nSome of them, with what the model says: {result.picture}\n\nTry next:")
     name = shlex.quote(str(folder))
@@ -40,18 +41,18 @@ class Demo:
     picture: Path
 
 
-def learn_digits(folder: Path, reporter: "Reporter | None" = None) -> Demo:
+def learn_digits(folder: Path, listeners: "Sequence[Listener]" = ()) -> Demo:
     """Train on four fifths of the digits, evaluate on the held-out fifth and draw some of it."""
     from vitral.data.image_data import open_data
     from vitral.evaluation.evaluate import evaluate_classifier
-    from vitral.images.preprocess import open_image
+    from vitral.images.picture import open_image
     from vitral.images.sheet import prediction_sheet
     from vitral.inference.classifier import load
     from vitral.recipes.recipe import Recipe
-    from vitral.training.run import train
+    from vitral.training.loop import train
 
     data = open_data("digits")
-    train(data, folder, Recipe(epochs=20), reporter=reporter)
+    train(data, folder, Recipe(epochs=20), listeners=listeners)
     classifier = load(folder)
     _, evaluation = evaluate_classifier(classifier, "digits", split="val")
     held_out = data.split("val")

@@ -14,7 +14,7 @@ from vitral.runtime.stopping import exit_status
 if TYPE_CHECKING:
     from vitral.evaluation.task import Task
     from vitral.training.optimizers import Group
-    from vitral.training.run import Summary
+    from vitral.training.state import Summary
 
 
 def train(
@@ -47,8 +47,8 @@ def train(
     from vitral.evaluation.task import task_of
     from vitral.recipes import packaged as recipes
     from vitral.recipes.recipe import Recipe
+    from vitral.training.begin import groups_of
     from vitral.training.choose import train as run_training
-    from vitral.training.run import groups_of
     from vitral.training.run_folder import RunFolder, changed
 
     wanted = Recipe(**recipes.read(recipe) if recipe else {}).with_words(settings or [])
@@ -65,7 +65,7 @@ def train(
         return
     assert out is not None
     keep_freed_memory()
-    summary = run_training(images, out, wanted, resume=resume, reporter=TrainingConsole())
+    summary = run_training(images, out, wanted, resume=resume, listeners=[TrainingConsole()])
     if not summary.finished:
         command = shlex.join(["vitral", "train", data, "--out", str(out), "--resume"])
         print(f"stopped after step {summary.steps}; go on with: {command}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from vitral.data.split import Found, Split, evenly, shortened
-from vitral.images.preprocess import open_image
+from vitral.images.picture import open_image
 from vitral.runtime.errors import VitralError
 
 _COMPARED = 8  # items, whose labels are compared with those that the dataset lists

@@ -11,7 +11,8 @@ from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 
 from vitral.data.batches import Batch
 from vitral.evaluation.diagnosis.changes import Change
-from vitral.images.preprocess import ImageSource, Preprocess
+from vitral.images.picture import ImageSource
+from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
 from vitral.runtime.errors import VitralError
 

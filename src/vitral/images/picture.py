@@ -1,0 +1,136 @@
+"""What a picture is once it is decoded, decided once: upright, RGB, 8 bits, no transparency.
+
+`open_image` and `decoded` take whatever stands for a picture. Which files and formats are pictures, what they
+may cost, and which way up a file says that it is, `files` decides.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from vitral.images.files import decodable, upright, why_not_read
+from vitral.runtime.errors import ImageError
+
+ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
+
+_BAND_PIXELS = 1_000_000  # of a large picture, what is converted at a time
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Decodes any image to an upright 8-bit RGB picture.
+
+    Args:
+        source: a path, an encoded file's bytes, a PIL image, an array (H, W) or (H, W, C), or a
+            tensor (C, H, W); arrays and tensors hold bytes 0..255 or floats 0..1.
+
+    EXIF rotation is applied, an animation gives its first frame, transparency is laid on white, and
+    16-bit grey is scaled to 8 bits.
+
+    Raises:
+        ImageError: if the image is missing, damaged, of an unknown kind or out of all proportion.
+    """
+    with decoded(source) as image:
+        return image
+
+
+@contextmanager
+def decoded(source: ImageSource) -> Iterator[Image.Image]:
+    """As `open_image`; inside, an encoded picture's place in memory is kept for it."""
+    with ExitStack() as stack:
+        try:
+            image = _picture_of(source, stack)
+        except ImageError:
+            raise
+        except PermissionError as error:
+            raise ImageError(why_not_read(error)) from error
+        # Pillow's format plugins raise almost anything on damaged bytes: OSError, SyntaxError,
+        # struct.error, IndexError, DecompressionBombError.
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ImageError(f"cannot be decoded: {reason}") from error
+        yield image
+
+
+def _picture_of(source: ImageSource, stack: ExitStack) -> Image.Image:
+    match source:
+        case Image.Image():
+            upright = _upright_rgb(source)
+            return upright.copy() if upright is source else upright
+        case Tensor():
+            array = source.detach().cpu().numpy()
+            return _upright_rgb(_from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array))
+        case np.ndarray():
+            return _upright_rgb(_from_array(source))
+        case _:
+            return _upright_rgb(stack.enter_context(decodable(source)))
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise ValueError(f"floats from {array.min():g} to {array.max():g}; give 0..1, or bytes 0..255")
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    try:
+        return Image.fromarray(np.ascontiguousarray(array))
+    except TypeError as error:
+        raise ValueError(
+            f"{array.dtype} of shape {array.shape}; give bytes 0..255 or floats 0..1, with 1 to 4 channels"
+        ) from error
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """The picture itself where it is upright RGB."""
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
+    image.seek(0)
+    image.load()  # after which a TIFF is upright, and says so
+    image = upright(image)
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        return _on_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of whole rows that make up the picture, so that what is done to each takes little memory."""
+    rows = max(_BAND_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """RGB of a transparent picture.
+
+    The colour under full transparency is arbitrary, often black; people see such pictures on white.
+    """
+    result = Image.new("RGB", image.size)
+    for box in _bands(image):
+        overlay = image.crop(box).convert("RGBA")
+        paper = Image.new("RGBA", overlay.size, "white")
+        result.paste(Image.alpha_composite(paper, overlay).convert("RGB"), box)
+    return result
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 8 bits. Integers above 255 are taken for 16-bit, floats up to 1 for the range 0..1."""
+    bands = [(box, lambda box=box: _numbers(image.crop(box))) for box in _bands(image)]
+    high = max(numbers().max() for _, numbers in bands)
+    if image.mode.startswith("I"):
+        scale = 1 / 257 if high > 255 or image.mode.startswith("I;16") else 1
+    else:
+        scale = 255 if high <= 1 else 1
+    result = Image.new("L", image.size)
+    for box, numbers in bands:
+        result.paste(Image.fromarray(np.rint(numbers() * scale).clip(0, 255).astype(np.uint8)), box)
+    return result
+
+
+def _numbers(image: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(image, dtype=np.float64))

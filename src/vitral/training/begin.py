@@ -1,0 +1,236 @@
+"""A run before its first step, new or taken up again: nothing is written before all is accepted."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitral.checkpoints.folder import Checkpoint
+from vitral.data.contents import Contents
+from vitral.data.image_data import ImageData
+from vitral.data.loader import Loader
+from vitral.data.randomness import seeded
+from vitral.data.split import fingerprint
+from vitral.data.subsets import thinned
+from vitral.images.preprocess import Preprocess
+from vitral.model.embedding import ConvStem
+from vitral.recipes.recipe import Recipe
+from vitral.recipes.resolve import load_base, resolve, start
+from vitral.recipes.schema import BUDGET, Resolved
+from vitral.runtime.devices import Placement, cpu_count
+from vitral.runtime.errors import VitralError
+from vitral.training.adapt import choose_trained
+from vitral.training.events import Listeners
+from vitral.training.optimizers import Group
+from vitral.training.run import Run, groups_by_recipe, schedule_of
+from vitral.training.run_folder import RunFolder
+from vitral.training.state import Record, Saved
+
+# Of the images that a stem's first filters are computed from: a patch has 27 numbers for each.
+_WHITENING_PIXELS = 1_000_000
+_WHITENING_BATCH = 256
+
+
+# --- A new run -------------------------------------------------------------------------------------
+
+
+def begin(data: ImageData, files: RunFolder, recipe: Recipe, tell: Listeners) -> Run:
+    """A new run; nothing is written yet.
+
+    Raises:
+        VitralError: if the settings do not fit each other or the data.
+    """
+    base = load_base(recipe)
+    resolved = resolve(recipe, data, base, cpu_count())
+    checkpoint = first_checkpoint(resolved, data, base)
+    run = Run(resolved, data, checkpoint, _placement(resolved), files, tell)
+    run.state.data = fingerprint(data.split("train"))
+    return run
+
+
+def first_checkpoint(recipe: Resolved, data: ImageData, base: Checkpoint | None) -> Checkpoint:
+    """What a run begins with.
+
+    Args:
+        recipe: its settings.
+        data: whose labels it takes.
+        base: the model to tune, of `load_base`.
+    """
+    with seeded(recipe.course.seed):
+        checkpoint = start(recipe, data.classes, base)
+    if recipe.start.whiten and isinstance(checkpoint.model.embedding.stem, ConvStem):
+        _whiten(checkpoint.model.embedding.stem, data, checkpoint.preprocess)
+    split: dict[str, Any] = {"val_fraction": recipe.images.val_fraction, "seed": recipe.course.seed}
+    if data.held_out:
+        split["held_out"] = fingerprint(data.split("val"))
+    metadata = {**checkpoint.metadata, "data": data.source, **split}
+    return replace(checkpoint, metadata=metadata, multi_label=data.multi_label)
+
+
+def _whiten(stem: ConvStem, data: ImageData, preprocess: Preprocess) -> None:
+    """By training images; where none can be read, the run will say so."""
+    count = -(-_WHITENING_PIXELS // math.prod(preprocess.img_size))
+    images = thinned(data.split("train"), count)
+    batches = list(Loader(images, preprocess).evaluation_batches(_WHITENING_BATCH))
+    readable = [batch.images for batch in batches if len(batch.labels)]
+    if readable:
+        stem.whiten(torch.cat(readable))
+
+
+def groups_of(asked: Recipe, data: ImageData) -> tuple[list[Group], list[str]]:
+    """Give the parameter groups of a run that is not begun, and the names of what it would not train.
+
+    Raises:
+        VitralError: as `train`.
+    """
+    base = load_base(asked)
+    recipe = resolve(asked, data, base, cpu_count())
+    model = start(recipe, data.classes, base).model
+    choose_trained(model, recipe.tuning.trained, recipe.tuning.lora_rank, recipe.course.seed)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    rate = schedule_of(recipe).peak
+    return [{**group, "lr": rate * group["scale"]} for group in groups_by_recipe(model, recipe)], frozen
+
+
+# --- A run that is taken up again ------------------------------------------------------------------
+
+
+def resumed(
+    data: ImageData, files: RunFolder, recipe: Resolved, saved_recipe: Resolved, tell: Listeners
+) -> Run:
+    """A run taken up again.
+
+    Args:
+        data: as it began with, mostly.
+        files: its folder.
+        recipe: its settings from here on.
+        saved_recipe: those of the session before.
+        tell: told of what changed.
+
+    Raises:
+        VitralError: if there is nothing to go on with, or the data is another.
+    """
+    if files.finished and not files.has_state:
+        raise _is_finished(files.path)
+    placement, steps_per_epoch = _placement(recipe), _steps_per_epoch(data, recipe)
+    saved = files.saved(recipe.course.checkpoint_steps or steps_per_epoch, placement.device)
+    checkpoint = files.checkpoint_of(saved) if saved else None
+    if checkpoint is None:
+        checkpoint = first_checkpoint(recipe, data, load_base(Recipe(**recipe.settings())))
+    run = Run(recipe, data, checkpoint, placement, files, tell)
+    contents = Contents.of(data)
+    if saved is None:
+        tell.message(f"{files.path} has no checkpoint yet, and begins again")
+        run.state.data = fingerprint(data.split("train"))
+    else:
+        _take_up(run, saved, saved_recipe)
+        _tell_changes(run, contents)
+    record = files.record or Record.of(recipe, torch.get_num_threads(), contents)
+    # A start is made again as a whole.
+    files.go_on(replace(record, contents=contents), recipe, data.source, run.state.step or -1)
+    if saved and saved.can_go_on:
+        files.save_last(run.averaged_checkpoint)
+    return run
+
+
+def threads_of(recipe: Resolved, files: RunFolder) -> int:
+    """As many as the run began with, unless the recipe says otherwise or a GPU computes."""
+    here = torch.get_num_threads()
+    on_cpu = _placement(recipe).device.type == "cpu"
+    if recipe.machine.threads or files.record is None or not on_cpu:
+        return recipe.machine.threads or here
+    began = files.record.threads
+    if began != here:
+        files.tell(
+            f"computes with {began} threads, as {files.path} began, rather than the {here} of this process, "
+            f"which would change the bits; threads={here} takes them"
+        )
+    return began
+
+
+def _placement(recipe: Resolved) -> Placement:
+    return Placement.choose(recipe.machine.device, recipe.machine.precision)
+
+
+def _steps_per_epoch(data: ImageData, recipe: Resolved) -> int:
+    images, batch_size = len(data.split("train")), recipe.batches.batch_size
+    if batch_size > images:
+        raise VitralError(
+            f"{data.source} has only {images} training images now, and the run began with "
+            f"batch_size={batch_size}; put them back"
+        )
+    return images // batch_size
+
+
+def _take_up(run: Run, saved: Saved, saved_recipe: Resolved) -> None:
+    """Puts a checkpoint into the run.
+
+    Raises:
+        VitralError: if there is nothing to go on with.
+    """
+    run.state = saved.state
+    run.budget.take_up(saved.state)
+    folder, spent = run.files.path, run.budget.is_spent
+    if run.files.finished and (spent or not saved.can_go_on):
+        raise _is_finished(folder, run.recipe if saved.can_go_on else None)
+    now, before = vars(run.recipe.limits), vars(saved_recipe.limits)
+    changes = [name for name in BUDGET if now[name] != before[name] and math.isfinite(now[name])]
+    if spent and changes:
+        asked = f"{changes[0]}={now[changes[0]]:g}"
+        raise VitralError(
+            f"{folder} is at step {run.state.step} already, past {asked}; name a larger budget, or none"
+        )
+    if saved.tensors:
+        _load_tensors(run, saved)
+    if not spent and not saved.can_go_on:
+        raise _is_finished(folder)
+    if run.state.best_merit >= 0 and not run.files.has_best:
+        _replace_best(run, saved)
+
+
+def _load_tensors(run: Run, saved: Saved) -> None:
+    try:
+        run.model.load_state_dict(saved.tensors["model"])
+        if saved.can_go_on:
+            run.average.load_state_dict(saved.tensors["average"])
+            run.optimizer.load_state_dict(saved.tensors["optimizer"])
+            run.loss_watch.load_state_dict(saved.state.loss_watch)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise VitralError(
+            f"the state in {run.files.path}/checkpoints is not of this run's model; put its own back"
+        ) from error
+
+
+def _replace_best(run: Run, saved: Saved) -> None:
+    folder = run.files.path
+    lost = f"the best weights in {folder}, of step {run.state.best_step}, are gone or damaged"
+    if not saved.can_go_on:
+        raise VitralError(f"{lost}; what is left of the run are the last weights, {folder / 'last'}")
+    run.state.forget_best()
+    run.tell.message(f"{lost}; the best of those from here on take their place")
+
+
+def _is_finished(folder: Path, budget_of: Resolved | None = None) -> VitralError:
+    """What to say; a run whose state is there can go on with more than the budget of its recipe."""
+    if budget_of is not None:
+        # A second limit beside the one that was reached would change nothing.
+        had = ", ".join(f"{name}={value:g}" for name, value in budget_of.limits.given())
+        return VitralError(f"{folder} is finished; name a larger budget to go on (it had {had})")
+    return VitralError(
+        f"{folder} is finished, and the optimizer's state was dropped then (keep_state=true keeps it for a "
+        f"larger budget); to train on from its weights, begin a new run with model={folder}"
+    )
+
+
+def _tell_changes(run: Run, contents: Contents) -> None:
+    """Says what of the data changed that may change. Raises VitralError for all else."""
+    record = run.files.record
+    if record is not None:
+        for change in record.contents.changes(contents, run.data, run.files.path, record.damaged):
+            run.tell.message(change)
+    elif run.state.data != fingerprint(run.data.split("train")):
+        raise VitralError(
+            f"{run.data.source} no longer holds the training images that {run.files.path} began with"
+        )

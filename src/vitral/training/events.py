@@ -1,0 +1,126 @@
+"""What a run tells of its course, in small records; whoever wants to know is a listener.
+
+A listener is a function of one event: the console, the file of metrics, a tracker, a notebook.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from vitral.evaluation.evaluation import Evaluation
+from vitral.training.step import StepResult
+
+if TYPE_CHECKING:
+    from vitral.training.run import Run
+
+
+class RunningMean:
+    """Loss and accuracy since the last evaluation; reads the device only when asked."""
+
+    def __init__(self) -> None:
+        self._loss: Tensor | float = 0.0
+        self._correct: Tensor | int = 0
+        self._samples = 0
+
+    def add(self, result: StepResult, samples: int) -> None:
+        self._loss = self._loss + result.loss * samples
+        self._correct = self._correct + result.hits
+        self._samples += samples
+
+    @property
+    def loss(self) -> float:
+        return float(self._loss) / max(self._samples, 1)
+
+    @property
+    def accuracy(self) -> float:
+        return float(self._correct) / max(self._samples, 1)
+
+
+@dataclass(frozen=True)
+class Message:
+    """Something that a person should read, in a line."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far some work beside the steps is."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class RunBegins:
+    """All is accepted, and nothing is computed yet; the run is to be looked at, not changed."""
+
+    run: "Run"
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One update of the weights."""
+
+    step: int  # that are done
+    epoch: float
+    progress: float  # share of the budget that is spent
+    seconds: float
+    training: RunningMean  # since the last evaluation
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The averaged weights were judged on the validation images; at step 0 the start is."""
+
+    step: int
+    epoch: float
+    seconds: float
+    training: RunningMean
+    evaluation: Evaluation
+    learning_rate: float
+    is_best: bool
+
+    def record(self) -> dict[str, Any]:
+        """Give the line of ``metrics.jsonl``."""
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "seconds": round(self.seconds, 3),
+            "train_loss": self.training.loss if self.step else None,
+            "train_accuracy": self.training.accuracy if self.step else None,
+            "val_loss": self.evaluation.loss,
+            **{f"val_{name}": value for name, value in self.evaluation.metrics.items()},
+            "learning_rate": self.learning_rate,
+        }
+
+
+@dataclass(frozen=True)
+class RunEnds:
+    """No further step is taken; what follows is the last evaluation."""
+
+    step: int
+
+
+Event = Message | Progress | RunBegins | StepDone | Evaluated | RunEnds
+Listener = Callable[[Event], None]
+
+
+class Listeners:
+    """Several listeners, told one after the other."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self.all = listeners
+
+    def __call__(self, event: Event) -> None:
+        for listener in self.all:
+            listener(event)
+
+    def message(self, text: str) -> None:
+        self(Message(text))
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        self(Progress(what, done, total))

@@ -1,0 +1,173 @@
+"""Training: `train` runs a recipe on data into a folder that evaluates, predicts and resumes.
+
+Nothing random is kept between steps: dropout, stochastic depth and mixing are drawn from a generator
+seeded by (seed, step), images by (seed, epoch, index). A checkpoint is therefore weights, optimizer,
+averages and a step number, and a resumed run ends with the bits of one that was never stopped.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitral.data.batches import Batch
+from vitral.data.image_data import ImageData
+from vitral.data.randomness import Sampling
+from vitral.recipes.recipe import Recipe
+from vitral.runtime.devices import computing_threads
+from vitral.runtime.errors import VitralError
+from vitral.runtime.stopping import Stopped, StopSignal, stop_signal
+from vitral.training.adapt import put_into
+from vitral.training.begin import begin, resumed, threads_of
+from vitral.training.conclude import conclude, unfinished
+from vitral.training.determinism import deterministic
+from vitral.training.distributed import World
+from vitral.training.events import Listener, Listeners, RunBegins, RunEnds
+from vitral.training.memory import advice_when_out_of_memory
+from vitral.training.run import Run
+from vitral.training.run_folder import RunFolder, changed
+from vitral.training.saving import save
+from vitral.training.start import start_tuning
+from vitral.training.state import Summary
+from vitral.training.validation import validate
+
+# Of the learning rate, where the loss rose.
+_LOWERED = 0.3
+
+
+def train(
+    data: ImageData,
+    folder: Path,
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+    spent: float = 0.0,
+) -> Summary:
+    """Train a model on `data` into `folder`.
+
+    Args:
+        data: with a "train" and a "val" split; a "test" split is evaluated once, at the end.
+        folder: becomes a model folder with the best weights, and all that a resume needs.
+        recipe: settings; those that are not given are chosen from the data.
+        resume: go on with the run in `folder`, with the recipe that it began with.
+        listeners: told of the run's course, each event by a call.
+        spent: seconds of a new run's budget that are gone already.
+
+    Raises:
+        VitralError: if the settings, the data or the folder cannot be used, the loss is lost, or
+            torchrun started several processes.
+    """
+    world = World.here()
+    if "val" not in data.splits:
+        raise VitralError(f"{data.source} has no validation images; give a val folder, or val_fraction=0.2")
+    tell = Listeners(*listeners)
+    files = RunFolder(folder, tell.message)
+    tell = Listeners(files.write_metrics, *listeners)
+    with deterministic(), stop_signal() as stop, files.claimed():
+        if not resume:
+            files.refuse_to_begin(data, recipe)
+            with computing_threads(recipe.get("threads") or torch.get_num_threads()):
+                run = begin(data, files, recipe, tell)
+                run.budget.spend(spent)
+                return _carry_out_new(run, stop, world)
+        saved_recipe = files.recipe()
+        settled = changed(saved_recipe, recipe)
+        with computing_threads(threads_of(settled, files)):
+            run = resumed(data, files, settled, saved_recipe, tell)
+            return _carry_out(run, stop, world)
+
+
+def _carry_out_new(run: Run, stop: StopSignal, world: World) -> Summary:
+    """Nothing of a new run is left if it fails before its first step."""
+    try:
+        run.files.begin(run.recipe, run.data, torch.get_num_threads())
+        return _carry_out(run, stop, world)
+    except Exception:
+        if not run.state.step:
+            run.files.withdraw()
+        raise
+
+
+def _carry_out(run: Run, stop: StopSignal, world: World) -> Summary:
+    with advice_when_out_of_memory(run.images_at_a_time):
+        run.tell(RunBegins(run))
+        for note in (*run.checkpoint.notes, *run.objective.notes):
+            run.tell.message(note)
+        try:
+            start_tuning(run, stop)
+            # A new run takes one step at least, however long its start took.
+            spent = (run.state.step > 0 and run.budget.is_spent) or _loop(run, stop, world)
+        except Stopped:  # before the first step, or while a batch was waited for
+            spent = False
+            run.budget.tick()
+            save(run)
+        finally:
+            run.tell(RunEnds(run.state.step))
+            run.files.note_damaged(run.damage.reasons)
+        summary = conclude(run, stop) if spent else unfinished(run)
+        return replace(summary, stopped_by=stop.number)
+
+
+def _loop(run: Run, stop: StopSignal, world: World) -> bool:
+    """Take steps until the budget is spent (True) or a signal comes (False)."""
+    with closing(training_batches(run, stop)) as batches:
+        for batch in batches:
+            run.damage.add(batch)
+            if len(batch.labels):
+                _watch(run, run.step(batch))
+            run.state.step += 1
+            run.budget.tick()
+            run.tell(run.step_done())
+            verdict = world.stops(spent=run.budget.is_spent, asked=stop.requested)
+            _mind_the_loss(run)
+            if verdict.spent or run.budget.evaluation_is_due:
+                validate(run)
+            if verdict.stops or run.budget.checkpoint_is_due:
+                save(run)
+            if verdict.stops:
+                return verdict.spent
+    raise AssertionError("training batches never end")
+
+
+def training_batches(run: Run, stop: StopSignal | None = None) -> Generator[Batch]:
+    """Give batches without end; a `stop` that comes while one is waited for raises Stopped."""
+    recipe = run.recipe
+    return run.loader("train", stop).training_batches(
+        recipe.alteration.augmentation,
+        batch_size=recipe.batches.batch_size,
+        seed=recipe.course.seed,
+        first_step=run.state.step,
+        sampling=Sampling(balanced=recipe.images.sampling == "balanced", repeats=recipe.images.repeats),
+    )
+
+
+def _watch(run: Run, loss: Tensor) -> None:
+    """Takes a step's loss, where it means the same from step to step."""
+    recipe = run.recipe
+    grows = recipe.mixing.mix_passes or recipe.batches.small_images
+    if run.is_tuning and not grows and recipe.optimization.optimizer != "schedule_free":
+        run.loss_watch.add(loss)
+
+
+def _mind_the_loss(run: Run) -> None:
+    """Lowers the rate of a run from trained weights whose loss rises, and goes back to the best weights."""
+    watch = run.loss_watch
+    if not watch.is_full or not watch.rose():
+        return
+    assert watch.lowest is not None
+    assert watch.latest is not None
+    if run.budget.progress < run.recipe.rate.warmup or run.state.best_merit < 0:
+        return
+    run.state.rate_share *= _LOWERED
+    best = run.placement.place(run.files.best().model)
+    for model in (run.model, run.average):
+        put_into(model, best)
+    run.optimizer.forget()
+    run.tell.message(
+        f"the loss rose from {watch.lowest.mean:.2f} to {watch.latest.mean:.2f} in {watch.window} steps: "
+        f"back to the weights of step {run.state.best_step}, at {run.state.rate_share:.2g} of the rate"
+    )

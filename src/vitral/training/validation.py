@@ -1,0 +1,114 @@
+"""Judging a run while it trains: evaluations of the averaged weights, and which are the best."""
+
+import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+
+import torch
+
+from vitral.data.batches import Batch
+from vitral.evaluation.evaluation import Evaluation
+from vitral.runtime.errors import VitralError
+from vitral.training.events import Evaluated, RunningMean
+from vitral.training.run import Run
+
+EVALUATION_BATCH = 256
+# Where the budget is short: its share for one evaluation, and what that needs at least to say something.
+_VALIDATION_SHARE = 0.04
+_LEAST_VALIDATED = 256
+_FIRST_EVALUATION_BATCH = 64
+# Of the budget; a model that has learnt nothing by then may learn nothing at all.
+_THIRD = 1 / 3
+# Standard error of an accuracy above which nobody can tell chance from skill.
+_CLEAR = 0.05
+
+
+def validate(run: Run) -> Evaluation:
+    """Evaluate the averaged weights, keep them if they are the best so far, and tell."""
+    refuse_lost(run)
+    run.take_optimizers_average()
+    evaluation = evaluate_split(run, "val")
+    is_best = keep_if_best(run, evaluation)
+    step, epoch, seconds = run.state.step, run.budget.epoch, run.state.seconds
+    run.tell(Evaluated(step, epoch, seconds, run.recent, evaluation, run.learning_rate, is_best))
+    run.recent = RunningMean()
+    _tell_if_at_chance(run, evaluation)
+    return evaluation
+
+
+def keep_if_best(run: Run, evaluation: Evaluation) -> bool:
+    state = run.state
+    is_best = (evaluation.merit, -evaluation.loss) > (state.best_merit, -state.best_loss)
+    if is_best:
+        state.best_score, state.best_loss = evaluation.score, evaluation.loss
+        state.best_merit, state.best_step = evaluation.merit, state.step
+        run.files.save_best(run.averaged_checkpoint)
+    return is_best
+
+
+def refuse_lost(run: Run) -> None:
+    """Raises VitralError if the loss is no number any more."""
+    if not math.isfinite(run.recent.loss):
+        rounded = run.placement.precision != torch.float32
+        raise VitralError(
+            f"the loss is {run.recent.loss} after step {run.state.step}; lower learning_rate "
+            f"(it is {run.recipe.rate.learning_rate})"
+            f"{' or set precision=float32' if rounded else ''}, and start again"
+        )
+
+
+def evaluate_split(
+    run: Run, name: str, temperature: float = 1.0, on_batch: Callable[[Batch], None] | None = None
+) -> Evaluation:
+    """Evaluate the averaged weights on a split."""
+    limited = name == "val" and run.recipe.limits.timed and not run.state.val_images
+    size = _FIRST_EVALUATION_BATCH if limited else EVALUATION_BATCH
+    batches = run.loader(name).evaluation_batches(size, run.validated if name == "val" else None)
+    if limited:
+        batches = _while_time_allows(run, batches)
+    begun = time.monotonic()
+    evaluation = run.task.evaluate(
+        run.average,
+        batches,
+        run.data.classes,
+        run.placement,
+        on_batch or run.damage.add,
+        temperature=temperature,
+    )
+    if name == "val":  # judging the test images is no part of training
+        run.budget.tick()
+        run.budget.evaluation_seconds = time.monotonic() - begun
+        run.budget.evaluated_at = run.state.seconds
+    return evaluation
+
+
+def _while_time_allows(run: Run, batches: Generator[Batch]) -> Generator[Batch]:
+    """The first of the batches: as many as a share of the budget takes. Later evaluations take as many."""
+    total, done = len(run.validated), 0
+    end = time.monotonic() + 60 * run.recipe.limits.minutes * _VALIDATION_SHARE
+    with closing(batches):
+        for batch in batches:
+            yield batch
+            done += batch.asked
+            run.tell.preparing("validating", done, total)
+            if time.monotonic() > end and done >= min(_LEAST_VALIDATED, total):
+                break
+    run.state.val_images = done
+    if done < total:
+        run.tell.message(f"time for {done:,} of the {total:,} validation images")
+
+
+def _tell_if_at_chance(run: Run, evaluation: Evaluation) -> None:
+    """Once, after a third of the budget: whoever always names the commonest class does as well."""
+    chance, progress = evaluation.chance, run.budget.progress
+    if chance is None or run.told_of_chance or progress < _THIRD:
+        return
+    run.told_of_chance = True
+    noise = math.sqrt(chance * (1 - chance) / evaluation.n)
+    if noise < _CLEAR and evaluation.score <= chance + 2 * noise:
+        run.tell.message(
+            f"after {progress:.0%} of the budget the model is no better than chance ({chance:.1%}): see "
+            f"that the labels fit the images, give it more time, or lower learning_rate "
+            f"(now {run.recipe.rate.learning_rate:g})"
+        )
