@@ -124,3 +124,101 @@ def test_prediction_does_without_libraries_that_are_slow_to_import() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     slow = {"huggingface_hub", "pandas", "pyarrow", "scipy", "sklearn", "timm", "torchvision", "transformers"}
     assert not slow & set(loaded.split())
+
+
+# --- Decisions taken once (docs/architecture.md) ---------------------------------------------------
+
+PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
+# Calls that belong to an owner: the rooms, folders or modules where each may stand, and nowhere else.
+OWNERS: dict[str, tuple[str, ...]] = {
+    "Image.open": ("images.files",),
+    "os.replace": ("runtime.files",),
+    "os.rename": (),
+    "shutil.move": (),
+    "tempfile.mkstemp": ("runtime.files",),
+    "tempfile.mkdtemp": ("runtime.files",),
+    "write_text": (),
+    "write_bytes": (),
+    # Others' files are opened by `formats`, a peer's by its own loader, a run's state and cached features by
+    # those who wrote them.
+    "torch.load": ("checkpoints.formats", "checkpoints.peers", "training"),
+    "safe_open": ("checkpoints.formats", "inference.features"),
+    "print": ("cli",),
+    "sys.stderr.write": ("__main__",),
+    "warnings.warn": ("inference.classifier",),
+    "signal.signal": ("runtime.stopping", "data.workers"),  # the latter within a worker process
+    "os.cpu_count": ("runtime.devices",),
+    "os.sched_getaffinity": ("runtime.devices",),
+    "torch.set_num_threads": ("runtime.devices", "data.workers"),  # the latter within a worker process
+    "torch.autocast": ("runtime.devices", "model.positions"),  # the latter turns it off
+    "DataLoader": ("data.workers",),
+    "multiprocessing.get_context": ("bench.processes", "data.workers"),
+    "keep_freed_memory": ("cli.commands", "bench.processes"),  # the latter in a contender's process
+    "set_threads": ("cli.app",),
+    "command_streams": ("cli.app",),
+    "end_on_signals": ("__main__",),
+    "os._exit": ("runtime.stopping",),
+    "sys.exit": ("__main__", "cli.app"),
+    "torch.use_deterministic_algorithms": ("training",),
+}
+
+
+def test_each_decision_is_taken_by_its_owner_alone() -> None:
+    elsewhere = []
+    for name, tree in modules():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            for call, owners in OWNERS.items():
+                if called != call and not called.endswith(f".{call}"):
+                    continue
+                if call == "print" and called != "print":  # a console of rich, made within cli
+                    continue
+                if not any(name == owner or name.startswith(f"{owner}.") for owner in owners):
+                    elsewhere.append(f"{name}, line {node.lineno}: {called}")
+    assert not elsewhere
+
+
+def test_no_file_is_renamed_but_by_the_owner_of_files() -> None:
+    """`Path.replace` takes one argument, `str.replace` two, and dataclasses' replace goes by keywords."""
+    renamed = [
+        f"{name}, line {node.lineno}"
+        for name, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("replace", "rename")
+        and len(node.args) == 1
+        and not node.keywords
+        and name != "runtime.files"
+    ]
+    assert not renamed
+
+
+def named_places() -> Iterator[tuple[str, str]]:
+    """The files and folders that the map names, each with a name in it or ""."""
+    text = re.sub(r"^```.*?^```$", "", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for span in re.findall(r"`([^`]+)`", text):
+        path, _, name = span.partition(": ")
+        if "/" in path and path.split("/")[0] in ROOMS:
+            yield path, name
+
+
+def test_the_map_names_what_is_there() -> None:
+    places = list(named_places())
+    assert len(places) > 40
+    for path, name in places:
+        assert (SOURCE / path).exists(), path
+        if name:
+            defined = rf"^(class|def) {name}\b|^{name}\b.*="
+            assert re.search(defined, (SOURCE / path).read_text(), re.MULTILINE), f"{path}: {name}"
+
+
+def test_the_map_lists_every_room() -> None:
+    for room, others in ROOMS.items():
+        row = re.search(rf"^\| `{room}/` \|.*\| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+        assert row, room
+        exact = {word.strip() for word in row[1].split(",")}
+        if exact <= ROOMS.keys():  # other rows are in words
+            assert exact == others

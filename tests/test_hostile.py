@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.checkpoints.formats import pytorch
 from vitral.checkpoints.formats.open import open_weights
 from vitral.checkpoints.layouts import google, key_table
 from vitral.checkpoints.layouts.timm import keys as timm
@@ -30,14 +31,20 @@ from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 
 State = dict[str, Tensor]
-HEADS = {"num_heads": 2}  # which no file of 16 channels tells
+HEADS: dict[str, Any] = {"num_heads": 2}  # which no file of 16 channels tells
 
 
 def tiny(**options: Any) -> VisionTransformer:
-    settings = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_layers": 2, "num_classes": 3}
+    sizes: dict[str, Any] = {
+        "img_size": 8,
+        "patch_size": 4,
+        "embed_dim": 16,
+        "num_layers": 2,
+        "num_classes": 3,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return VisionTransformer(**{**settings, **HEADS, **options}).eval()
+        return VisionTransformer(**{**sizes, **HEADS, **options}).eval()
 
 
 MODEL = tiny()
@@ -217,6 +224,16 @@ def test_what_is_changed_in_memory_stays_changed_and_the_file_as_it_was(
     del first, second
     assert not view.any()
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("container", ["safetensors", "pth", "legacy", "npz", "shards"])
+def test_a_tensor_that_is_soon_copied_is_the_same(
+    container: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pytorch, "_MAX_PASSED", 0)  # a new map for each
+    path = CONTAINERS[container](tmp_path)
+    weights = open_weights(path / "model.safetensors.index.json" if path.is_dir() else path)
+    assert all(torch.equal(weights.temporary(name), weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize("padding", range(4))

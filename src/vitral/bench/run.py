@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
+
 from vitral.bench.kernels import kernels
 from vitral.bench.report import Report
 from vitral.bench.rounds import Settings
@@ -13,7 +15,7 @@ from vitral.bench.workload import Workload, choose_workload
 from vitral.checkpoints import peers as libraries
 from vitral.runtime.devices import Device, Placement, Precision
 from vitral.runtime.errors import VitralError
-from vitral.runtime.limits import ROUNDS
+from vitral.runtime.limits import BENCHMARKS, ROUNDS
 from vitral.runtime.ranges import refuse_beyond
 
 _OF_MODELS: dict[str, Callable[[Workload, Settings], Report]] = {
@@ -71,10 +73,11 @@ def run(benchmark: str, words: Sequence[str], settings: Settings) -> Report:
     unknown = [name for name in settings.peers if name not in libraries.LIBRARIES]
     if unknown:
         raise VitralError(f"peer={unknown[0]}: it is one of {', '.join(libraries.LIBRARIES)}")
-    if benchmark in _OF_MODELS:
-        return _OF_MODELS[benchmark](choose_workload(benchmark, words, settings.placement), settings)
-    if benchmark != "kernels":
-        raise VitralError(f"there is no benchmark {benchmark!r}; there are train, infer, start and kernels")
-    if words:
+    if benchmark not in BENCHMARKS:
+        raise VitralError(f"there is no benchmark {benchmark!r}; there are {', '.join(BENCHMARKS)}")
+    if benchmark == "kernels" and words:
         raise VitralError(f"bench kernels takes no model and no setting; it was given {words[0]!r}")
-    return kernels(settings)
+    with torch.random.fork_rng(devices=[]):  # images and products are drawn
+        if benchmark == "kernels":
+            return kernels(settings)
+        return _OF_MODELS[benchmark](choose_workload(benchmark, words, settings.placement), settings)

@@ -35,7 +35,8 @@ def load(layout: str, folder: Path) -> Peer | None:
     """Load the model in `folder`, strictly by the library that `layout` is named after; None without it."""
     if layout not in _LOADERS or not is_installed(layout):
         return None
-    with warnings.catch_warnings():
+    # A library draws weights before it reads them.
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         model, answer = _LOADERS[layout](folder)
     return Peer(layout, version(layout), model, answer)

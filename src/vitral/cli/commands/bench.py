@@ -18,39 +18,43 @@ from vitral.runtime.process import keep_freed_memory
 if TYPE_CHECKING:
     from vitral.bench.report import Report, Row
 
+_What = Annotated[
+    str,
+    typer.Argument(
+        metavar="WHAT",
+        callback=options.one_of(limits.BENCHMARKS),
+        help="train: steps; infer: forward passes; start: a fresh process to its first prediction; "
+        "kernels: our two routes of patches and of attention.",
+    ),
+]
+_Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODEL] [KEY=VALUE...]",
+        help="A variant's name or a checkpoint; batch_size, also a list, and fields of ViTConfig.",
+    ),
+]
+_Isolated = Annotated[
+    bool,
+    typer.Option(
+        "--isolated",
+        "--apart",
+        help="train and infer: each contender in a process of its own, set up as its users have it, "
+        "rather than all in one.",
+    ),
+]
+
 
 def bench(  # noqa: PLR0913 - a command's options
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="WHAT",
-            callback=options.one_of(limits.BENCHMARKS),
-            help="train: steps; infer: forward passes; start: a fresh process to its first prediction; "
-            "kernels: our two routes of patches and of attention.",
-        ),
-    ],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[MODEL] [KEY=VALUE...]",
-            help="A variant's name or a checkpoint; batch_size, also a list, and fields of ViTConfig.",
-        ),
-    ] = None,
+    what: _What,
+    words: _Words = None,
     rounds: Annotated[int, options.number(limits.ROUNDS, "Interleaved readings of each contender.")] = 7,
     out: Annotated[Path | None, options.file("A JSON file for the report.")] = None,
     json_output: options.Json = False,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="With the contenders that need torch.compile.")
     ] = True,
-    isolated: Annotated[
-        bool,
-        typer.Option(
-            "--isolated",
-            "--apart",
-            help="train and infer: each contender in a process of its own, set up as its users have it, "
-            "rather than all in one.",
-        ),
-    ] = False,
+    isolated: _Isolated = False,
     peer: Annotated[
         list[str] | None, typer.Option(help="Compete with this library only; repeatable.")
     ] = None,

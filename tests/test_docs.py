@@ -1,0 +1,164 @@
+"""Every command and snippet of the README and of docs/ works, in the order of its page, in one folder.
+
+The rule:
+
+- A block `console` has commands of `vitral`, one a line; `python` is run as it is; `toml` is a file that its
+  first line names; `text` is output; a block without a language is the set-up, which `.ci/run` runs.
+- A command runs in this process, with small numbers: two steps of eight images in place of a budget, a tiny
+  model in place of one on the hub, small images. In the folder are `photos/` and `new/`.
+- A command that needs what is not here (`_ONLY_PARSED`: large data sets, other libraries, uploads) is parsed
+  as the command line parses it, and its settings are checked; it is not run. So is one within a line of text.
+"""
+
+import re
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from tests.conftest import write_images
+from tests.test_cli import Vitral, stop_at_once
+from tests.test_cli import vitral as vitral  # the fixture
+from vitral.checkpoints.convert import convert
+from vitral.checkpoints.folder import Checkpoint, save_checkpoint
+from vitral.cli.app import app
+from vitral.cli.training import TrainingConsole
+from vitral.images.preprocess import Preprocess, open_image
+from vitral.model.vit import VisionTransformer
+from vitral.recipes import packaged
+from vitral.recipes.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+# docs/python.md has a test of its own; docs/log.md is a diary, whose commands are those of their day.
+PAGES = sorted({"README.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))})
+PAGES = [page for page in PAGES if page not in ("docs/python.md", "docs/log.md")]
+
+_ONLY_PARSED = ("imagenet/", "cifar10/", "clip.pth", "vitral push", "vitral bench", "vitral demo")
+_SMALLER = (
+    (r"\b(minutes|epochs|steps)=[\d.]+", "steps=2 batch_size=8 workers=0"),
+    (r"\bhf://\S+", "tiny"),
+    (r"\bimg_size=\d+", "img_size=48"),
+    (r"(vitral info \S+)", r"\1 --no-measure"),
+    (r"model=auto.*", "model=auto 'candidates=[\"tiny\"]' minutes=0.02 workers=0"),
+    (r"(vitral doctor \S+ \S+)", r"\1 --limit 6"),
+)  # fmt: skip
+
+
+def blocks(page: str) -> Iterator[tuple[str, str]]:
+    """The language and the text of each fenced block."""
+    yield from re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def spans(page: str) -> list[str]:
+    """The commands that stand in a line of text."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [span for span in re.findall(r"`([^`]+)`", text) if re.match(r"vitral \w+ \S", span)]
+
+
+def parse(command: str) -> None:
+    """Raises if the command line, or the recipe of a run, would refuse the words."""
+    words = [word for word in shlex.split(command, comments=True)[1:] if word != "..."]
+    parser: Any = typer.main.get_command(app)
+    while hasattr(parser, "commands"):
+        parser, words = parser.commands[words[0]], words[1:]
+    parser.make_context(parser.name, list(words))
+    if parser.name == "train":
+        Recipe().with_words(word for word in words[1:] if "=" in word)
+    if "--recipe" in words and not words[words.index("--recipe") + 1].endswith(".toml"):
+        packaged.read(words[words.index("--recipe") + 1])
+
+
+def smaller(command: str) -> str:
+    for pattern, small in _SMALLER:
+        command = re.sub(pattern, small, command)
+    if command.endswith(".toml"):  # its budget is in the file
+        command += " epochs=0.5 batch_size=8 workers=0"
+    return command
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with photographs, a tiny model, and the run `runs/photos` of the first command."""
+    write_images(tmp_path / "photos", {"ant": 20, "bee": 20, "cat": 20})
+    (tmp_path / "new").mkdir()
+    for number, file in enumerate(sorted((tmp_path / "photos" / "ant").iterdir())[:3]):
+        open_image(file).save(tmp_path / "new" / f"{number}.jpg")
+    model = VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=3, dropout=0.0)
+    save_checkpoint(tmp_path / "ours", Checkpoint(model, Preprocess((16, 16)), ("ant", "bee", "cat")))
+    convert(str(tmp_path / "ours"), tmp_path / "tiny", "timm")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VITRAL_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_and_snippet_of_a_page_works(
+    page: str, desk: Path, vitral: Vitral, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = list(blocks(page))
+    if "runs/photos" in "".join(text for _, text in found):
+        first = "train photos/ --out runs/photos steps=2 batch_size=8 workers=0"
+        if "vitral train photos/ --out runs/photos minutes" not in "".join(text for _, text in found):
+            assert vitral(*first.split()).status == 0
+    for language, text in found:
+        if language == "console":
+            for line in text.splitlines():
+                with monkeypatch.context() as patched:
+                    if goes_on(line, page):
+                        patched.setattr(TrainingConsole, "step", stop_at_once)
+                    run(line, vitral)
+        elif language == "python":
+            exec(compile(text, page, "exec"), {"__name__": page})
+        elif language == "toml":
+            (desk / text.partition("\n")[0].removeprefix("# ")).write_text(text)
+        else:
+            assert language == "text" or "scripts/test" in text, f"{page}: say what this block is:\n{text}"
+
+
+def goes_on(line: str, page: str) -> bool:
+    """Whether a later command of the page goes on with the run that this one begins."""
+    begun = re.match(r"vitral train \S+ --out \S+", line)
+    return bool(begun) and "--resume" not in line and f"{begun[0]} --resume" in (ROOT / page).read_text()
+
+
+def run(line: str, vitral: Vitral) -> None:
+    assert line.startswith("vitral "), line
+    if any(word in line for word in _ONLY_PARSED):
+        parse(line)
+        return
+    words = shlex.split(smaller(line.partition("  #")[0].rstrip()))
+    result = vitral(*words[1:])
+    stopped = TrainingConsole.step is stop_at_once
+    assert result.status == (128 + signal.SIGTERM if stopped else 0), (
+        f"{line}\n{shlex.join(words)}\n{result.err}"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_in_a_line_of_text_can_be_parsed(page: str) -> None:
+    for command in spans(page):
+        parse(command)
+
+
+@pytest.mark.parametrize("page", [*PAGES, "docs/python.md", "CONTRIBUTING.md"])
+def test_every_link_and_script_of_a_page_is_there(page: str) -> None:
+    file = ROOT / page
+    if not file.exists():
+        pytest.skip("not written yet")
+    text = file.read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    missing = [link for link in links if link and not (file.parent / link).exists()]
+    missing += [
+        name
+        for name in re.findall(r"\b(?:scripts|tests)/[\w/]+(?:\.py)?", text)
+        if not (ROOT / name).exists()
+    ]
+    assert not missing
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
