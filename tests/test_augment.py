@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from vitral.data.randomness import seeded
-from vitral.images.augment import Augmentation, Crop, batch_mixer, training_transform
+from vitral.images.augment import batch_mixer, training_transform
+from vitral.images.augmentation import Augmentation, Crop
 from vitral.images.preprocess import Preprocess
 
 # mean 0 and std 1: a tensor holds value / 255 of the picture.

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vitral.checkpoints.formats import pytorch
 from vitral.checkpoints.formats.open import open_weights
 from vitral.checkpoints.layouts import google, key_table
 from vitral.checkpoints.layouts.timm import keys as timm
@@ -217,6 +218,16 @@ def test_what_is_changed_in_memory_stays_changed_and_the_file_as_it_was(
     del first, second
     assert not view.any()
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("container", ["safetensors", "pth", "legacy", "npz", "shards"])
+def test_a_tensor_that_is_soon_copied_is_the_same(
+    container: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pytorch, "_MAX_PASSED", 0)  # a new map for each
+    path = CONTAINERS[container](tmp_path)
+    weights = open_weights(path / "model.safetensors.index.json" if path.is_dir() else path)
+    assert all(torch.equal(weights.temporary(name), weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize("padding", range(4))

@@ -19,7 +19,7 @@ from vitral.data.loader import Loader
 from vitral.data.randomness import Sampling
 from vitral.data.split import Split
 from vitral.data.workers import Loading
-from vitral.images.augment import Augmentation, Moves
+from vitral.images.augmentation import Augmentation, Moves
 from vitral.images.preprocess import Preprocess
 from vitral.recipes.recipe import Recipe
 from vitral.training.loop import train

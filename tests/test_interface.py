@@ -158,3 +158,103 @@ def test_benchmark_takes_keywords_as_the_command_line_takes_words() -> None:
     )  # fmt: skip
     assert any(row.contender == "vitral" and row.seconds for row in report.rows)
     json.dumps(report.to_dict())
+
+
+# --- What a researcher passes in the place of ours -------------------------------------------------
+
+
+def focal(logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
+    shares_BL = logits_BL.log_softmax(1)
+    return -(targets_BL * (1 - shares_BL.exp()) ** 2 * shares_BL).sum(1).mean()
+
+
+def weights(folder: Path) -> Tensor:
+    return vitral.load(folder, device="cpu", precision="float32").model.get_parameter("head.weight")
+
+
+def test_a_loss_is_minimized_in_the_place_of_ours(tmp_path: Path) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def loss(logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
+        seen.append((logits_BL.shape, targets_BL.shape, logits_BL.dtype))
+        return focal(logits_BL, targets_BL)
+
+    vitral.train("digits", tmp_path / "run", **QUICK, loss=loss)
+    assert seen == [((64, 10), (64, 10), torch.float32)] * 2
+    vitral.train("digits", tmp_path / "ours", **QUICK)
+    assert not torch.equal(weights(tmp_path / "run"), weights(tmp_path / "ours"))
+
+
+def test_an_optimizer_takes_the_groups_and_the_rate_of_the_schedule(tmp_path: Path) -> None:
+    made: list[torch.optim.Optimizer] = []
+
+    def optimizer(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        made.append(torch.optim.NAdam(groups))
+        return made[0]
+
+    settings: dict[str, Any] = {
+        **QUICK,
+        "learning_rate": 0.125,
+        "warmup": 0.0,
+        "schedule": "constant",
+        "layer_decay": 1.0,
+    }
+    vitral.train("digits", tmp_path / "run", **settings, optimizer=optimizer)
+    assert {float(group["lr"]) for group in made[0].param_groups} == {0.125}
+    assert {int(state["step"]) for state in made[0].state.values()} == {2}
+
+
+def test_a_transform_makes_the_training_images(tmp_path: Path) -> None:
+    modes: set[tuple[str, tuple[int, int]]] = set()
+
+    def grey(picture: Any) -> Tensor:
+        modes.add((picture.mode, picture.size))
+        return torch.zeros(3, 8, 8)
+
+    vitral.train("digits", tmp_path / "run", **QUICK, img_size=8, small_images=0, transform=grey)
+    assert modes == {("RGB", (8, 8))}
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["train_accuracy"] <= 0.25  # all images are alike
+
+
+def test_prepare_freezes_layers(tmp_path: Path) -> None:
+    before: dict[str, Tensor] = {}
+
+    def prepare(model: vitral.VisionTransformer) -> None:
+        model.layers.requires_grad_(False)
+        before.update({name: value.clone() for name, value in model.state_dict().items()})
+
+    vitral.train("digits", tmp_path / "run", **QUICK, prepare=prepare)
+    after = vitral.load(tmp_path / "run", device="cpu", precision="float32").model.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert not [name for name in changed if name.startswith("layers.")]
+
+
+def test_listeners_hear_every_event(tmp_path: Path) -> None:
+    events: list[Any] = []
+    vitral.train("digits", tmp_path / "run", **QUICK, listeners=[events.append])
+    kinds = [type(event).__name__ for event in events]
+    assert kinds.count("StepDone") == 2
+    assert (
+        kinds.index("RunBegins") < kinds.index("StepDone") < kinds.index("Evaluated") < kinds.index("RunEnds")
+    )
+
+
+def test_a_resumed_run_takes_its_parts_again(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {**QUICK, "keep_state": True, "loss": focal}
+    vitral.train("digits", tmp_path / "run", **settings)
+    seen: list[Tensor] = []
+
+    def loss(logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
+        seen.append(logits_BL)
+        return focal(logits_BL, targets_BL)
+
+    vitral.train("digits", tmp_path / "run", resume=True, steps=3, loss=loss)
+    assert len(seen) == 1
+
+
+def test_training_takes_no_module_whose_file_it_could_not_write(tmp_path: Path) -> None:
+    with pytest.raises(VitralError, match="model is a Linear; training takes a variant's name"):
+        vitral.train("digits", tmp_path / "run", model=nn.Linear(3, 3))
+    assert not (tmp_path / "run").exists()

@@ -32,7 +32,8 @@ from vitral.data.randomness import Sampling
 from vitral.data.split import Split
 from vitral.evaluation.evaluate import evaluate_classifier
 from vitral.evaluation.multi_label import MultiLabelEvaluation, MultiLabelOutcomes
-from vitral.images.augment import Augmentation, batch_mixer
+from vitral.images.augment import batch_mixer
+from vitral.images.augmentation import Augmentation
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import load
 from vitral.model.vit import VisionTransformer

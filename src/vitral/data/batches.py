@@ -71,20 +71,21 @@ class LoadedImage(NamedTuple):
 
 
 class ImageLoading(Dataset):
-    """Loads one image by its `ImageKey`."""
+    """Loads one image by its `ImageKey`: `load` takes the encoded image, and its move if it has one."""
 
-    def __init__(self, split: Split, load: Callable[[Any, Move | None], Tensor], seed: int) -> None:
+    def __init__(self, split: Split, load: Callable[..., Tensor], seed: int) -> None:
         self.split, self.load, self.seed = split, load, seed
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: ImageKey) -> LoadedImage:
-        key, row, label = index, index.row, self.split.labels[index.row]
-        seed = (self.seed, key.epoch, row, key.copy) if key.copy else (self.seed, key.epoch, row)
+        epoch, row, copy, move = index
+        label, seed = self.split.labels[row], (self.seed, epoch, row, copy)
         try:
-            with seeded(*seed):
-                return LoadedImage(row, label, self.load(self.split.images[row], key.move))
+            with seeded(*seed if copy else seed[:3]):
+                image = self.split.images[row]
+                return LoadedImage(row, label, self.load(image) if move is None else self.load(image, move))
         except ImageError as error:
             return LoadedImage(row, label, None, self.split.names[row], str(error))
 

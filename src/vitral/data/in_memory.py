@@ -6,16 +6,17 @@ keep a GPU waiting (docs/log.md, 2026-11-26).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitral.data.batches import KEPT_BYTES, SMALL_PIXELS, Batch, ImageKey, ImageLoading, Move, collate
+from vitral.data.batches import KEPT_BYTES, SMALL_PIXELS, Batch, ImageKey, ImageLoading, collate
 from vitral.data.split import Split
 from vitral.data.workers import Loading
-from vitral.images.augment import Moves
+from vitral.images.augmentation import Moves
 from vitral.images.preprocess import Preprocess
 from vitral.runtime.devices import put
 
@@ -60,7 +61,7 @@ class InMemory:
         keys = [ImageKey(0, row) for row in range(len(split))]
         together = [keys[first : first + _READ_TOGETHER] for first in range(0, len(keys), _READ_TOGETHER)]
         done = 0
-        for batch in loading.batches(ImageLoading(split, _Fitted(preprocess), 0), together, collate):
+        for batch in loading.batches(ImageLoading(split, partial(_fitted, preprocess), 0), together, collate):
             if len(batch.rows):
                 pixels_NHWC[batch.rows] = batch.images
             missing = sorted({*range(done, done + batch.asked)} - {*batch.rows.tolist()})
@@ -90,9 +91,5 @@ class InMemory:
         return Batch(images_SCHW, self.labels[places_S], damaged, rows_S)
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    preprocess: Preprocess
-
-    def __call__(self, source: Any, _: Move | None) -> Tensor:
-        return torch.from_numpy(np.array(self.preprocess.fit(self.preprocess.open(source))))
+def _fitted(preprocess: Preprocess, source: Any) -> Tensor:
+    return torch.from_numpy(np.array(preprocess.fit(preprocess.open(source))))

@@ -7,6 +7,7 @@ how fast a batch comes, and no bit of it.
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from vitral.data.in_memory import InMemory, fits_in_memory
 from vitral.data.randomness import ImageNumbers, Sampling, Step
 from vitral.data.split import Split
 from vitral.data.workers import Loading
-from vitral.images.augment import Augmentation, Moves, training_transform
+from vitral.images.augmentation import Augmentation, Moves
 from vitral.images.picture import open_image
 from vitral.images.preprocess import Preprocess
 
@@ -80,7 +81,7 @@ class Loader:
         if (memory := self.open()._memory) is not None:
             return (memory.batch(part) for part in parts)
         keys = ([ImageKey(0, row) for row in part.tolist()] for part in parts)
-        loaded = ImageLoading(self.split, _Alone(self.preprocess), 0)
+        loaded = ImageLoading(self.split, self.preprocess, 0)
         return self.loading.batches(loaded, keys, collate)
 
     def training_batches(
@@ -126,15 +127,18 @@ class Loader:
             ]
             for step, moves_B3 in decided
         )
-        load = _Moved(self.preprocess, moves)
+        load = partial(_moved, self.preprocess, moves)
         return self.loading.batches(ImageLoading(self._pictures, load, seed), keys, collate)
 
-    def _altered(self, alter: Augmentation | Transform) -> "_Alone | _OfPicture":
-        if not isinstance(alter, Augmentation):
-            opening = self.preprocess.open if isinstance(self.preprocess, Preprocess) else open_image
-            return _OfPicture(opening, alter)
-        assert isinstance(self.preprocess, Preprocess)
-        return _Alone(training_transform(self.preprocess, alter))
+    def _altered(self, alter: Augmentation | Transform) -> Transform:
+        """An encoded image -> the altered tensor."""
+        if isinstance(alter, Augmentation):
+            from vitral.images.augment import training_transform  # and torchvision, which evaluation spares
+
+            assert isinstance(self.preprocess, Preprocess)
+            return training_transform(self.preprocess, alter)
+        opening = self.preprocess.open if isinstance(self.preprocess, Preprocess) else open_image
+        return partial(_composed, opening, alter)
 
     @property
     def _pictures(self) -> Split:
@@ -149,35 +153,10 @@ def _places(step: Step) -> Iterator[tuple[int, int]]:
     return zip(step.rows.tolist(), step.copies.tolist(), strict=True)
 
 
-@dataclass(frozen=True)
-class _Alone:
-    """What is done to an encoded image by one callable."""
-
-    transform: Transform
-
-    def __call__(self, source: Any, _: Move | None) -> Tensor:
-        return self.transform(source)
+def _composed(opening: Callable[[Any], Any], transform: Transform, source: Any) -> Tensor:
+    return transform(opening(source))
 
 
-@dataclass(frozen=True)
-class _OfPicture:
-    """As `_Alone`, for a callable that takes opened pictures alone."""
-
-    opening: Callable[[Any], Any]
-    transform: Transform
-
-    def __call__(self, source: Any, _: Move | None) -> Tensor:
-        return self.transform(self.opening(source))
-
-
-@dataclass(frozen=True)
-class _Moved:
-    """Shifts and mirrors an image as decided for it."""
-
-    preprocess: Preprocess
-    moves: Moves
-
-    def __call__(self, source: Any, move: Move | None) -> Tensor:
-        assert move is not None
-        pixels_HWC = np.asarray(self.preprocess.fit(self.preprocess.open(source)))
-        return self.preprocess.normalize(self.moves.one(pixels_HWC, move))
+def _moved(preprocess: Preprocess, moves: Moves, source: Any, move: Move) -> Tensor:
+    pixels_HWC = np.asarray(preprocess.fit(preprocess.open(source)))
+    return preprocess.normalize(moves.one(pixels_HWC, move))

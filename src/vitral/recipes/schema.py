@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from pydantic import Field
 
-from vitral.images.augment import Augmentation, Crop
+from vitral.images.augmentation import Augmentation, Crop
 from vitral.model.config import Pooling, ViTConfig
 from vitral.runtime.devices import Device, Precision
 from vitral.runtime.errors import VitralError

@@ -24,6 +24,7 @@ from vitral.runtime.errors import VitralError
 from vitral.training.adapt import choose_trained
 from vitral.training.events import Listeners
 from vitral.training.optimizers import Group
+from vitral.training.parts import Parts
 from vitral.training.run import Run, groups_by_recipe, schedule_of
 from vitral.training.run_folder import RunFolder
 from vitral.training.state import Record, Saved
@@ -36,7 +37,7 @@ _WHITENING_BATCH = 256
 # --- A new run -------------------------------------------------------------------------------------
 
 
-def begin(data: ImageData, files: RunFolder, recipe: Recipe, tell: Listeners) -> Run:
+def begin(data: ImageData, files: RunFolder, recipe: Recipe, tell: Listeners, parts: Parts) -> Run:
     """A new run; nothing is written yet.
 
     Raises:
@@ -45,7 +46,7 @@ def begin(data: ImageData, files: RunFolder, recipe: Recipe, tell: Listeners) ->
     base = load_base(recipe)
     resolved = resolve(recipe, data, base, cpu_count())
     checkpoint = first_checkpoint(resolved, data, base)
-    run = Run(resolved, data, checkpoint, _placement(resolved), files, tell)
+    run = Run(resolved, data, checkpoint, _placement(resolved), files, tell, parts)
     run.state.data = fingerprint(data.split("train"))
     return run
 
@@ -98,7 +99,12 @@ def groups_of(asked: Recipe, data: ImageData) -> tuple[list[Group], list[str]]:
 
 
 def resumed(
-    data: ImageData, files: RunFolder, recipe: Resolved, saved_recipe: Resolved, tell: Listeners
+    data: ImageData,
+    files: RunFolder,
+    recipe: Resolved,
+    saved_recipe: Resolved,
+    tell: Listeners,
+    parts: Parts,
 ) -> Run:
     """A run taken up again.
 
@@ -108,6 +114,7 @@ def resumed(
         recipe: its settings from here on.
         saved_recipe: those of the session before.
         tell: told of what changed.
+        parts: as it began with.
 
     Raises:
         VitralError: if there is nothing to go on with, or the data is another.
@@ -119,7 +126,7 @@ def resumed(
     checkpoint = files.checkpoint_of(saved) if saved else None
     if checkpoint is None:
         checkpoint = first_checkpoint(recipe, data, load_base(Recipe(**recipe.settings())))
-    run = Run(recipe, data, checkpoint, placement, files, tell)
+    run = Run(recipe, data, checkpoint, placement, files, tell, parts)
     contents = Contents.of(data)
     if saved is None:
         tell.message(f"{files.path} has no checkpoint yet, and begins again")

@@ -26,6 +26,7 @@ from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import Interrupted
 from vitral.training import loop
 from vitral.training.events import Listener, Listeners
+from vitral.training.parts import OURS, Parts
 from vitral.training.run_folder import RunFolder
 from vitral.training.state import Summary
 
@@ -71,6 +72,7 @@ def train(
     *,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
+    parts: Parts = OURS,
 ) -> Summary:
     """Train as `loop.train`, after a choice of what the recipe leaves open: ``model="auto"`` and `trained`.
 
@@ -81,7 +83,7 @@ def train(
     """
     tell = Listeners(*listeners)
     if resume:
-        return loop.train(data, folder, recipe, resume=True, listeners=listeners)
+        return loop.train(data, folder, recipe, resume=True, listeners=listeners, parts=parts)
     if recipe.get("model") == AUTO and not recipe.get("minutes"):
         raise VitralError("model=auto tries several ways, for which it needs a time to keep to: minutes=30")
     RunFolder(folder).refuse_to_begin(data, recipe)
@@ -91,9 +93,14 @@ def train(
     if len(ways) > 1 and seconds < _LEAST_SECONDS:
         tell.message(f"too short a time to try {len(ways)} ways; taken: {ways[0].name}")
         ways = ways[:1]
-    way = ways[0] if len(ways) == 1 else _tried(data, recipe, ways, seconds, tell)
+    way = ways[0] if len(ways) == 1 else _tried(data, recipe, ways, seconds, tell, parts)
     return loop.train(
-        data, folder, recipe.changed(**way.settings), listeners=listeners, spent=time.monotonic() - begun
+        data,
+        folder,
+        recipe.changed(**way.settings),
+        listeners=listeners,
+        parts=parts,
+        spent=time.monotonic() - begun,
     )
 
 
@@ -153,12 +160,14 @@ def _size_from_scratch(data: ImageData, recipe: Recipe) -> int | tuple[int, int]
 # --- Trials --------------------------------------------------------------------------------------
 
 
-def _tried(data: ImageData, recipe: Recipe, ways: list[Way], seconds: float, tell: Listeners) -> Way:
+def _tried(
+    data: ImageData, recipe: Recipe, ways: list[Way], seconds: float, tell: Listeners, parts: Parts
+) -> Way:
     trials = []
     for way in ways:
         tell.message(f"trying {way.name}, {seconds:.0f} s")
         try:
-            trials.append(_trial(data, recipe, way, seconds))
+            trials.append(_trial(data, recipe, way, seconds, parts))
         except VitralError as error:
             tell.message(f"{way.name} cannot be tried: {error}")
     if not trials:
@@ -187,7 +196,7 @@ def _expected(trial: Trial) -> float:
     return trial.expected
 
 
-def _trial(data: ImageData, recipe: Recipe, way: Way, seconds: float) -> Trial:
+def _trial(data: ImageData, recipe: Recipe, way: Way, seconds: float, parts: Parts) -> Trial:
     """A run of `seconds` of its own, its rate falling to 0 within them."""
     splits = {name: data.splits[name] for name in ("train", "val") if name in data.splits}
     short = recipe.changed(
@@ -200,7 +209,7 @@ def _trial(data: ImageData, recipe: Recipe, way: Way, seconds: float) -> Trial:
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "trial"
-        summary = loop.train(replace(data, splits=splits), folder, short)
+        summary = loop.train(replace(data, splits=splits), folder, short, parts=parts)
         if not summary.finished:  # nothing was written that could be taken up again
             raise Interrupted(summary.stopped_by or signal.SIGINT)
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,15 +1,20 @@
 """`vitral.train`: a run from Python, whose settings are keywords."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from vitral.data.image_data import DataSource, ImageData, open_data
 from vitral.recipes import packaged
 from vitral.recipes.recipe import Recipe
+from vitral.runtime.errors import VitralError
 from vitral.training.choose import train as run_training
 from vitral.training.events import Listener
+from vitral.training.parts import Parts
 from vitral.training.run_folder import RunFolder, changed
 from vitral.training.state import Summary
 
@@ -30,10 +35,12 @@ def train(
             settings say which are held out.
         out: a folder, which becomes a model folder: `vitral.load` reads it.
         recipe: a recipe that comes with Vitral, a file of settings, or a `Recipe`.
-        resume: go on with the run in `out`; a setting that is None goes back to its default then.
-        listeners: functions of one event, told of the run's course; see `vitral.training.events`.
-        settings: of `vitral.recipes.schema`, such as ``minutes=30, model="ViT-S/16", batch_size=64``; laid
-            over the recipe.
+        resume: go on with the run in `out`; callables are passed again, and None takes a setting back to its
+            default.
+        listeners: functions of one event, told of the run's course (`vitral.training.events`).
+        settings: of `vitral.recipes.schema`, such as ``minutes=30, model="ViT-S/16", batch_size=64``, laid
+            over the recipe; `loss` and `optimizer` may be callables, and `transform` and `prepare` are, as
+            `vitral.training.parts.Parts` describes them.
 
     Returns:
         How the run ended: its steps, its best validation score, and the figures of the test images if the
@@ -42,11 +49,18 @@ def train(
     Raises:
         VitralError: if a setting, the data or the folder cannot be used, or the loss is lost.
     """
+    if isinstance(model := settings.get("model"), nn.Module):
+        raise VitralError(
+            f"model is a {type(model).__name__}; training takes a variant's name or a checkpoint, "
+            "which `prepare` may change"
+        )
+    names = {part.name for part in fields(Parts)}
+    parts = {name: value for name, value in settings.items() if name in names and callable(value)}
     begin = recipe if isinstance(recipe, Recipe) else Recipe(**packaged.read(str(recipe)) if recipe else {})
-    wanted = begin.changed(**settings)
+    wanted = begin.changed(**{name: value for name, value in settings.items() if name not in parts})
     folder = Path(out)
     images = _images(data, folder, wanted, resume=resume)
-    return run_training(images, folder, wanted, resume=resume, listeners=listeners)
+    return run_training(images, folder, wanted, resume=resume, listeners=listeners, parts=Parts(**parts))
 
 
 def _images(data: DataSource, folder: Path, wanted: Recipe, *, resume: bool) -> ImageData:

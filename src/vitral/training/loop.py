@@ -27,6 +27,7 @@ from vitral.training.determinism import deterministic
 from vitral.training.distributed import World
 from vitral.training.events import Listener, Listeners, RunBegins, RunEnds
 from vitral.training.memory import advice_when_out_of_memory
+from vitral.training.parts import OURS, Parts
 from vitral.training.run import Run
 from vitral.training.run_folder import RunFolder, changed
 from vitral.training.saving import save
@@ -45,6 +46,7 @@ def train(
     *,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
+    parts: Parts = OURS,
     spent: float = 0.0,
 ) -> Summary:
     """Train a model on `data` into `folder`.
@@ -55,6 +57,7 @@ def train(
         recipe: settings; those that are not given are chosen from the data.
         resume: go on with the run in `folder`, with the recipe that it began with.
         listeners: told of the run's course, each event by a call.
+        parts: what takes the place of the run's own.
         spent: seconds of a new run's budget that are gone already.
 
     Raises:
@@ -71,13 +74,13 @@ def train(
         if not resume:
             files.refuse_to_begin(data, recipe)
             with computing_threads(recipe.get("threads") or torch.get_num_threads()):
-                run = begin(data, files, recipe, tell)
+                run = begin(data, files, recipe, tell, parts)
                 run.budget.spend(spent)
                 return _carry_out_new(run, stop, world)
         saved_recipe = files.recipe()
         settled = changed(saved_recipe, recipe)
         with computing_threads(threads_of(settled, files)):
-            run = resumed(data, files, settled, saved_recipe, tell)
+            run = resumed(data, files, settled, saved_recipe, tell, parts)
             return _carry_out(run, stop, world)
 
 
@@ -137,7 +140,7 @@ def training_batches(run: Run, stop: StopSignal | None = None) -> Generator[Batc
     """Give batches without end; a `stop` that comes while one is waited for raises Stopped."""
     recipe = run.recipe
     return run.loader("train", stop).training_batches(
-        recipe.alteration.augmentation,
+        run.parts.transform or recipe.alteration.augmentation,
         batch_size=recipe.batches.batch_size,
         seed=recipe.course.seed,
         first_step=run.state.step,

@@ -3,7 +3,7 @@
 Axes: B batch, L classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,14 +27,14 @@ class Objective:
     """The mean loss of a batch.
 
     Args:
-        loss: its kind.
+        loss: its kind; or a callable of logits and targets, both (B, L), that gives the mean loss.
         label_smoothing: share of the targets that is spread over all classes.
         weights: of the classes, (L,), with mean 1 over the training images; or, of multi-label data, of
             each class where it is absent and where it is present, (2, L). None for all alike.
         distillation: what to distil from and how, if anything.
     """
 
-    loss: Loss
+    loss: Loss | Callable[[Tensor, Tensor], Tensor]
     label_smoothing: float = 0.0
     weights: Tensor | None = None
     distillation: "Distillation | None" = None
@@ -60,6 +60,8 @@ class Objective:
         return self.distillation.teacher.classifier.notes if self.distillation else ()
 
     def supervised(self, logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
+        if callable(self.loss):
+            return self.loss(logits_BL, targets_BL)
         smoothing = self.label_smoothing
         if self.loss != "binary":
             return F.cross_entropy(logits_BL, targets_BL, self.weights, label_smoothing=smoothing)

@@ -29,7 +29,8 @@ from vitral.training.events import Listeners, RunningMean, StepDone
 from vitral.training.loss_watch import LossWatch
 from vitral.training.memory import MemoryNeed, advice_when_out_of_memory, memory_need
 from vitral.training.objective import build_objective
-from vitral.training.optimizers import Group, build_optimizer, parameter_groups
+from vitral.training.optimizers import ChainedOptimizer, Group, build_optimizer, parameter_groups
+from vitral.training.parts import OURS, Parts
 from vitral.training.run_folder import RunFolder
 from vitral.training.schedule import Schedule, scaled_rate
 from vitral.training.state import RunState
@@ -49,6 +50,7 @@ class Run:
         placement: where and in which precision it computes.
         files: where it is kept.
         tell: told of its course.
+        parts: what takes the place of its own.
     """
 
     def __init__(
@@ -59,15 +61,18 @@ class Run:
         placement: Placement,
         files: RunFolder,
         tell: Listeners,
+        parts: Parts = OURS,
     ) -> None:
         self.recipe, self.data, self.checkpoint = recipe, data, checkpoint
-        self.placement, self.files, self.tell = placement, files, tell
+        self.placement, self.files, self.tell, self.parts = placement, files, tell, parts
         self.state = RunState()
         steps_per_epoch = len(data.split("train")) // recipe.batches.batch_size
         self.budget = Budget(recipe.limits, recipe.course, steps_per_epoch, self.state)
         self.model: VisionTransformer = placement.place(checkpoint.model).train()
         choose_trained(self.model, recipe.tuning.trained, recipe.tuning.lora_rank, recipe.course.seed)
         self.model.checkpoint_layers = recipe.batches.checkpoint_layers
+        if parts.prepare:
+            parts.prepare(self.model)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.schedule = schedule_of(recipe)
         self._build_step()
@@ -85,9 +90,12 @@ class Run:
     def _build_step(self) -> None:
         recipe, how = self.recipe, self.recipe.optimization
         groups = groups_by_recipe(self.model, recipe)
-        self.optimizer = build_optimizer(
-            how.optimizer, groups, betas=how.betas, muon_momentum=how.muon_momentum
-        )
+        if self.parts.optimizer:
+            self.optimizer = ChainedOptimizer([self.parts.optimizer(groups)], self.placement.device)
+        else:
+            self.optimizer = build_optimizer(
+                how.optimizer, groups, betas=how.betas, muon_momentum=how.muon_momentum
+            )
         self.objective = build_objective(
             recipe.criterion,
             self.data.split("train"),
@@ -95,6 +103,8 @@ class Run:
             self.checkpoint.labels,
             self.placement,
         )
+        if self.parts.loss:
+            self.objective = replace(self.objective, loss=self.parts.loss)
         compiled = compiles(recipe.machine.device, wanted=recipe.machine.compile_wanted)
         captured = compiled and self.optimizer.capturable
         # A schedule-free optimizer keeps the average itself; see `take_optimizers_average`.
@@ -144,7 +154,7 @@ class Run:
         """
         if name in self._loaders:
             return self._loaders[name]
-        keeps = self.recipe.alteration.augmentation.only_moves if name == "train" else name == "val"
+        keeps = self._moves_alone if name == "train" else name == "val"
         split = self._validation if name == "val" else self.data.split(name)
         pin_memory = name == "train" and self.placement.device.type == "cuda"
         self._loaders[name] = loader = Loader(
@@ -156,6 +166,11 @@ class Run:
         if loader.in_memory and len(split) > _TOLD_IMAGES:
             self.tell.message(f"opening {len(split):,} images")
         return loader.open(partial(self.tell.preparing, "opening"))
+
+    @property
+    def _moves_alone(self) -> bool:
+        """Whether training does no more to an image than shift and mirror it."""
+        return self.parts.transform is None and self.recipe.alteration.augmentation.only_moves
 
     @property
     def _validation(self) -> Split:
