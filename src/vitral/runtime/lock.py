@@ -26,7 +26,7 @@ class LockedError(Exception):
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Lock `file` inside, so that nobody else has it; the file lives as long as the lock, and names the process.
+    """Lock `file` inside, so that nobody else has it; the file lives as the lock does and names the process.
 
     A record lock, not one of flock: that would live on in worker processes after the death of their parent.
     Where the file system has no locks, there is none.

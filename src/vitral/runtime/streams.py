@@ -24,7 +24,7 @@ class OutputLost(VitralError):
 
 
 def shown(text: object) -> str:
-    """Make text fit for one line of a terminal: what moves the cursor or changes colours becomes an escape."""
+    """Make text fit for a line of a terminal: what moves the cursor or changes colours becomes an escape."""
     return "".join(_escaped(character) for character in str(text))
 
 
