@@ -50,7 +50,7 @@ def stepper(run: Run, batches: Iterator[Batch]) -> Steps:
         for batch in islice(batches, count):
             run.step(batch)
             run.state.step += 1
-            run.tick()
+            run.budget.tick()
 
     return take
 

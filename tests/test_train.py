@@ -604,7 +604,7 @@ def test_a_run_can_be_tuned_to_other_images(base: str, data: ImageData, tmp_path
     train(other, tmp_path / "second", small(str(tmp_path / "first"), img_size=(24, 32), layer_decay=0.7))
     tuned = load_checkpoint(tmp_path / "second")
     assert tuned.labels == ("dog", "elk")
-    assert tuned.model.config.grid == (3, 4)
+    assert tuned.model.config.grid_size == (3, 4)
     assert tuned.model(torch.zeros(1, 3, 24, 32)).shape == (1, 2)
 
 

@@ -135,7 +135,7 @@ def describe_recipe(run: Run) -> str:
     """The settings that were chosen, and what they come to, in lines for people."""
     recipe, model = run.recipe, run.model
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    rows, columns = model.config.grid
+    rows, columns = model.config.grid_size
     budget = ", ".join(f"{value:g} {name}" for name, value in recipe.limits.given())
     height, width = run.checkpoint.preprocess.img_size
     return (

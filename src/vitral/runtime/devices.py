@@ -60,13 +60,21 @@ class Placement:
     def put(self, tensor: Tensor) -> Tensor:
         return put(tensor, self.device)
 
-    def place(self, model: Model) -> Model:
-        """Move the model to the device, its weights in float32, in whatever type a file has them.
+    def place(self, model: Model, *, training: bool = False) -> Model:
+        """Put a model on the device, its weights in float32, in whatever type a file has them.
 
         A file's type is how weights are stored; they are trained and averaged in float32, and products
         compute in `precision` (arXiv:1710.03740, §3.1: smaller updates round to nothing in 16 bits).
+
+        Args:
+            model: any; one of ours chooses its kernels for the device and precision.
+            training: whether it is to be trained, always under `autocast`: the tokens between layers are
+                then kept in `precision`.
         """
-        return model.to(self.device, torch.float32)
+        placed = model.to(self.device, torch.float32)
+        if choose := getattr(placed, "choose_kernels", None):  # of equal computations the faster one here
+            choose(self.device, self.precision, training=training)
+        return placed
 
     def __str__(self) -> str:
         return f"{self.device.type}, {str(self.precision).removeprefix('torch.')}"

@@ -68,7 +68,7 @@ class Run:
         self.state = RunState()
         steps_per_epoch = len(data.split("train")) // recipe.batches.batch_size
         self.budget = Budget(recipe.limits, recipe.course, steps_per_epoch, self.state)
-        self.model: VisionTransformer = placement.place(checkpoint.model).train()
+        self.model: VisionTransformer = placement.place(checkpoint.model, training=True).train()
         choose_trained(self.model, recipe.tuning.trained, recipe.tuning.lora_rank, recipe.course.seed)
         self.model.checkpoint_layers = recipe.batches.checkpoint_layers
         if parts.prepare:
