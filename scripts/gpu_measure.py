@@ -32,7 +32,7 @@ from vitral.recipes.resolve import resolve
 from vitral.runtime.devices import Placement, cpu_count
 from vitral.training.begin import first_checkpoint
 from vitral.training.determinism import deterministic
-from vitral.training.events import Listeners
+from vitral.training.listeners import Listeners
 from vitral.training.loop import training_batches
 from vitral.training.memory import memory_need
 from vitral.training.run import Run
@@ -50,7 +50,7 @@ def stepper(run: Run, batches: Iterator[Batch]) -> Steps:
         for batch in islice(batches, count):
             run.step(batch)
             run.state.step += 1
-            run.tick()
+            run.budget.tick()
 
     return take
 

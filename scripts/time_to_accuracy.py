@@ -118,13 +118,14 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if hasattr(os, "getloadavg"):
         print(f"load average at the start: {os.getloadavg()[0]:.1f}")
-    options = [arguments.data, arguments.out, arguments.settings]
+    data, out, settings = arguments.data, arguments.out, arguments.settings
     if arguments.warm_up:
         train(arguments.data, arguments.out / "warm-up", [*arguments.settings, f"steps={WARM_UP_STEPS}"])
     if arguments.what == "seeds":
-        rows = seeds(*options, range(arguments.first_seed, arguments.first_seed + arguments.seeds))
+        numbers = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+        rows = seeds(data, out, settings, numbers)
     else:
-        rows = ingredients(*options)
+        rows = ingredients(data, out, settings)
     (arguments.out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     show(rows)
 

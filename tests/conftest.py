@@ -12,7 +12,8 @@ from vitral.evaluation.evaluation import Evaluation
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import load_base, resolve
 from vitral.recipes.schema import FIELDS, Resolved
-from vitral.training.events import Evaluated, Event, Message, RunBegins, StepDone
+from vitral.training.events import Evaluated, Event, RunBegins, StepDone
+from vitral.training.listeners import Message
 from vitral.training.run import Run
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -26,10 +26,10 @@ from vitral.recipes.packaged import diff, read
 from vitral.recipes.schema import Resolved
 from vitral.runtime.devices import Placement
 from vitral.runtime.plainjson import to_json
-from vitral.training.events import Evaluated, RunningMean, StepDone
+from vitral.training.events import Evaluated, StepDone
 from vitral.training.optimizers import parameter_groups
 from vitral.training.run import schedule_of
-from vitral.training.step import StepResult
+from vitral.training.step import RunningMean, StepResult
 
 NAMES = [
     "Staffordshire bullterrier, Staffordshire bull terrier", "n01440764", "a [/b] c", "[bold]red[",

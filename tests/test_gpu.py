@@ -24,7 +24,7 @@ from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import load_base
 from vitral.runtime.devices import Placement, cpu_count
 from vitral.training.begin import first_checkpoint
-from vitral.training.events import Listeners
+from vitral.training.listeners import Listeners
 from vitral.training.loop import train, training_batches
 from vitral.training.run import Run
 from vitral.training.run_folder import RunFolder

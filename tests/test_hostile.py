@@ -31,14 +31,20 @@ from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 
 State = dict[str, Tensor]
-HEADS = {"num_heads": 2}  # which no file of 16 channels tells
+HEADS: dict[str, Any] = {"num_heads": 2}  # which no file of 16 channels tells
 
 
 def tiny(**options: Any) -> VisionTransformer:
-    settings = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_layers": 2, "num_classes": 3}
+    sizes: dict[str, Any] = {
+        "img_size": 8,
+        "patch_size": 4,
+        "embed_dim": 16,
+        "num_layers": 2,
+        "num_classes": 3,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return VisionTransformer(**{**settings, **HEADS, **options}).eval()
+        return VisionTransformer(**{**sizes, **HEADS, **options}).eval()
 
 
 MODEL = tiny()

@@ -1,5 +1,6 @@
 """Costs against formulas worked by hand from the paper's equations."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model_weights
 
+from vitral.inference.info import seconds_an_image
 from vitral.model import cost as info
 from vitral.model.config import ViTConfig
 from vitral.model.variants import parse
@@ -158,7 +160,7 @@ def test_looking_at_costs_draws_no_weights() -> None:
 
 
 def costs(**options: Any) -> dict[int, info.PatchCost]:
-    return {cost.patch_size: cost for cost in info.patch_costs(config(**options), placement=None)}
+    return {cost.patch_size: cost for cost in info.patch_costs(config(**options), None)}
 
 
 def test_patch_sizes_that_divide_the_image_are_compared_and_the_models_own() -> None:
@@ -192,8 +194,9 @@ def test_half_the_patch_costs_sixteen_times_the_attention() -> None:
     assert mean_pooled[4].attention_flops == 16 * mean_pooled[8].attention_flops
 
 
-def test_times_are_measured_only_where_a_placement_is_given() -> None:
-    [timed] = info.patch_costs(config(), Placement.choose("cpu", "float32"))
+def test_times_are_measured_only_where_a_clock_is_given() -> None:
+    clock = partial(seconds_an_image, placement=Placement.choose("cpu", "float32"), budget_seconds=0.1)
+    [timed] = info.patch_costs(config(), clock)
     [untimed] = info.patch_costs(config(), None)
     assert timed.milliseconds is not None
     assert 0 < timed.milliseconds < 1000

@@ -1,10 +1,14 @@
 """What a step needs is counted right, and running out of memory ends in advice."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vitral.model.embedding import PatchEmbedding
+from vitral.model.variants import create
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
@@ -96,3 +100,21 @@ def test_running_out_of_memory_ends_in_advice(error: Exception) -> None:
 def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="shapes"), advice_when_out_of_memory(32):
         raise RuntimeError("shapes do not fit")
+
+
+def test_what_was_counted_is_given_back() -> None:
+    """Else the graph of the count stays alive, and with it the stream that a CUDA graph would be tied to."""
+    outputs: list[weakref.ref[Tensor]] = []
+
+    class Kept(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            result = x.exp()  # whose backward pass needs the result
+            outputs.append(weakref.ref(result))
+            return result
+
+    model = create("ViT-Ti/4", img_size=16, num_classes=3, num_layers=1)
+    model.head = nn.Sequential(model.head, Kept())
+    memory_need(model.train(), 4, Placement.choose("cpu", "float32"))
+    gc.collect()
+    assert len(outputs) == 2
+    assert all(reference() is None for reference in outputs)

@@ -14,6 +14,7 @@ from torchvision.models import VisionTransformer as TorchvisionViT
 from vitral.model.config import ViTConfig
 from vitral.model.encoder import EncoderLayer
 from vitral.model.vit import Features, VisionTransformer
+from vitral.runtime.devices import Placement
 
 BATCH, CHANNELS, PATCH, ROWS, COLUMNS = 2, 3, 4, 5, 7
 DIM, LAYERS, HEADS, MLP_RATIO, CLASSES = 44, 3, 11, 1.5, 13
@@ -313,23 +314,34 @@ def test_of_the_last_layer_only_what_the_head_reads_is_computed(
     whole = outcome(lambda: model.classify(model.encode(model.embedding(images))))
     for ours_part, whole_part in zip(ours, whole, strict=True):
         assert_close(ours_part, whole_part, rtol=1e-4, atol=1e-4)
-    assert given == [model._tokens_read(), PATCHES + model.config.num_prefix_tokens]
+    assert given == [model.num_tokens_read, PATCHES + model.config.num_prefix_tokens]
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.3])
 def test_scales_do_not_widen_the_stream(drop_path: float, images: Tensor) -> None:
-    model = initial_model(layer={"layer_scale": 0.1}, drop_path=drop_path).train()
+    placement = Placement(torch.device("cpu"), torch.bfloat16)
+    model = placement.place(initial_model(layer={"layer_scale": 0.1}, drop_path=drop_path), training=True)
     types: list[torch.dtype] = []
     for layer in model.layers:
         layer.register_forward_hook(lambda _, __, output: types.append(output.dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        model(images)
+    with placement.autocast():
+        model.train()(images)
     assert types == [torch.bfloat16] * LAYERS
+
+
+def test_hooks_see_every_part_of_every_layer(images: Tensor) -> None:
+    model, seen = tiny_model(), []
+    for name, module in model.layers.named_modules():
+        if not isinstance(module, nn.Identity) and name:
+            module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    model(images)
+    parts = {name for name, module in model.layers.named_modules() if not isinstance(module, nn.Identity)}
+    assert parts - {""} == set(seen)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "class_mean", "map"])
 def test_a_head_that_reads_all_tokens_has_them_all(pooling: str) -> None:
-    assert initial_model(pooling=pooling, embedding={"class_token": True})._tokens_read() is None
+    assert initial_model(pooling=pooling, embedding={"class_token": True}).num_tokens_read is None
 
 
 def test_without_positions_the_order_of_patches_does_not_matter(images: Tensor) -> None:
@@ -628,7 +640,7 @@ def test_model_refuses_numbers_that_do_not_fit_each_other(options: dict[str, Any
 
 def test_an_unknown_option_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
-        VisionTransformer(depth=12)
+        VisionTransformer(depth=12)  # pyrefly: ignore
 
 
 def test_one_number_names_a_square_image() -> None:
@@ -640,4 +652,4 @@ def test_hidden_width_is_the_ratio_times_the_width() -> None:
 
 
 def test_config_knows_the_grid() -> None:
-    assert config().grid == (ROWS, COLUMNS)
+    assert config().grid_size == (ROWS, COLUMNS)

@@ -227,27 +227,20 @@ def test_a_table_of_one_vector_stays_that_vector(rule: Resize) -> None:
 @pytest.mark.parametrize(("old", "new"), [UP, WIDE])
 def test_tokens_before_the_patches_are_kept_apart_as_in_timm(prefix: int, old: Grid, new: Grid) -> None:
     resample = pytest.importorskip("timm.layers").resample_abs_pos_embed
-    positions = LearnedPositions(DIM, old, prefix, 0, "bicubic_antialias")
+    positions = LearnedPositions(DIM, old, prefix, "bicubic_antialias")
     expected = resample(positions.table[None], list(new), list(old), num_prefix_tokens=prefix)[0]
     assert_close(positions.resized(new), expected, **SAME)
-    assert_close(positions.at(new), expected, **SAME)
+    patches = positions(torch.zeros(1, math.prod(new), DIM), new)
+    assert_close(patches, expected[None, prefix:], **SAME)
 
 
 def test_the_class_token_is_kept_apart_as_in_torchvision() -> None:
     from torchvision.models.vision_transformer import interpolate_embeddings
 
-    positions = LearnedPositions(DIM, (7, 7), 1, 0, "bicubic_corners")
+    positions = LearnedPositions(DIM, (7, 7), 1, "bicubic_corners")
     state: Any = {"encoder.pos_embedding": positions.table[None].detach()}
     expected = interpolate_embeddings(11 * PATCH, PATCH, state)["encoder.pos_embedding"][0]
     assert_close(positions.resized((11, 11)).detach(), expected, **SAME)
-
-
-def test_registers_without_positions_stand_between_class_token_and_patches() -> None:
-    positions = LearnedPositions(DIM, (7, 7), 1, 4, "bicubic_antialias")
-    at, resized = positions.at((3, 5)), positions.resized((3, 5))
-    assert torch.equal(at[0], positions.table[0])
-    assert (at[1:5] == 0).all()
-    assert torch.equal(at[5:], resized[1:])
 
 
 # --- Patches ---------------------------------------------------------------------------------------

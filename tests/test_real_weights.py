@@ -100,7 +100,7 @@ def test_load_takes_a_hub_folder_at_any_size(weights: Path, shared: Path) -> Non
     assert classifier.features(photograph).grid == (5, 7)
     told = {"preprocess": {"crop_fraction": 1.0}}
     fresh = vitral.load(weights, img_size=56, patch_size=8, num_classes=3, device="cpu", **told)
-    assert fresh.model.config.grid == (7, 7)
+    assert fresh.model.config.grid_size == (7, 7)
     assert fresh.model(torch.zeros(1, 3, 56, 56)).shape == (1, 3)
 
 

@@ -74,7 +74,7 @@ def test_the_chosen_model_is_a_hybrid_with_a_grid_worth_attending_to(side: int) 
     recipe = settled(pictures(2, size=(side, side)), Recipe(batch_size=1))
     model = start(recipe, LABELS, None).model
     assert model.config.stem
-    assert all(3 <= cells <= 12 for cells in model.config.grid)
+    assert all(3 <= cells <= 12 for cells in model.config.grid_size)
 
 
 @pytest.mark.parametrize("size", [(64, 28), (28, 64)], ids=["wide", "tall"])

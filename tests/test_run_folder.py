@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -27,12 +28,13 @@ from vitral.data.image_data import ImageData, open_data
 from vitral.data.split import Split
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
+from vitral.recipes.packaged import read
 from vitral.recipes.recipe import Recipe
-from vitral.recipes.schema import missing
+from vitral.recipes.schema import Resolved, missing
 from vitral.runtime.errors import VitralError
 from vitral.training.loop import train
 from vitral.training.run import Run
-from vitral.training.run_folder import RunFolder
+from vitral.training.run_folder import RunFolder, changed
 
 # Two steps an epoch, with a checkpoint and an evaluation after each epoch.
 STEPS = 4
@@ -891,3 +893,44 @@ def test_a_run_of_another_version_is_not_called_damaged(data: ImageData, stopped
     (stopped / "checkpoints/run.json").write_text(json.dumps(record))
     edit(stopped, "batch_size = 4", "batch_size = 4\npatience = 3")
     assert refused(data, stopped) == f"this run was begun {other}"
+
+
+# --- Settings that are taken back ------------------------------------------------------------------
+
+
+def resolved(**settings: Any) -> Resolved:
+    chosen = {"model": "ViT-Ti/16", "img_size": 32, "crop": "none", "flip": True, "rand_augment": 0.0}
+    return Resolved.of({**read("small"), **chosen, "loss": "binary", "batch_size": 8, **settings})
+
+
+def test_a_resumed_run_goes_back_to_defaults() -> None:
+    begun = resolved(minutes=10, steps=5, max_damaged=0.3, threads=2, workers=7)
+    asked = Recipe().with_words(["minutes=default", "max_damaged=default", "threads=default"])
+    after = changed(begun, asked)
+    assert after.limits.given() == [("steps", 5)]
+    assert (after.images.max_damaged, after.machine.threads, after.machine.workers) == (0.01, 0, 7)
+    assert after == begun.changed(minutes=math.inf, max_damaged=0.01, threads=0)
+
+
+def test_a_default_may_be_asked_for_by_its_value() -> None:
+    assert changed(resolved(steps=5, accumulate=4), Recipe(accumulate=1)).batches.accumulate == 1
+
+
+def test_a_resumed_run_keeps_a_budget() -> None:
+    with pytest.raises(VitralError, match="would have no budget; name epochs, steps or minutes"):
+        changed(resolved(minutes=10), Recipe(minutes=None))
+
+
+def test_what_a_run_computes_is_not_taken_back() -> None:
+    with pytest.raises(VitralError, match="seed cannot change in a resumed run"):
+        changed(resolved(steps=5, seed=3), Recipe(seed=None))
+
+
+def test_a_state_of_before_the_score_had_its_name_is_read(data: ImageData, stopped: Path) -> None:
+    saved = state(stopped)
+    score = saved["state"]["best_top1"] = saved["state"].pop("best_score")
+    torch.save(saved, stopped / "checkpoints/state.pt")
+    found = RunFolder(stopped).saved(1, torch.device("cpu"))
+    assert found is not None
+    assert found.state.best_score == score
+    resume(data, stopped)

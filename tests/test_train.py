@@ -34,7 +34,8 @@ from vitral.recipes.resolve import load_base, start
 from vitral.runtime import process
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
-from vitral.training.events import Listeners
+from vitral.training.events import Evaluated, Event
+from vitral.training.listeners import Listeners, Message, Progress
 from vitral.training.loop import train
 from vitral.training.optimizers import parameter_groups
 from vitral.training.run import Run
@@ -575,6 +576,19 @@ def test_each_epoch_and_the_end_are_recorded(base: str, data: ImageData, tmp_pat
     assert [record["epoch"] for record in metrics(tmp_path / "run")] == pytest.approx([0, 1, 2, 7 / 3])
 
 
+def test_a_listener_is_told_of_a_run_in_order(base: str, data: ImageData, tmp_path: Path) -> None:
+    told: list[Event] = []
+    train(data, tmp_path / "run", small(base, steps=4, probe_head=False), listeners=[told.append])
+    kinds = [type(event).__name__ for event in told if not isinstance(event, Message | Progress)]
+    steps = ["StepDone"] * 3 + ["Evaluated", "StepDone", "Evaluated"]  # an epoch has three steps
+    assert kinds == ["RunBegins", "Evaluated", *steps, "RunEnds"]
+    records = [json.loads(json.dumps(event.record())) for event in told if isinstance(event, Evaluated)]
+    assert [record["step"] for record in records] == [0, 3, 4]
+    assert [{**line, "train_loss": 0} for line in metrics(tmp_path / "run")] == [
+        {**record, "train_loss": 0} for record in records
+    ]
+
+
 def test_the_summary_says_how_it_ended(base: str, data: ImageData, tmp_path: Path) -> None:
     summary = train(data, tmp_path / "run", small(base))
     written = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -604,7 +618,7 @@ def test_a_run_can_be_tuned_to_other_images(base: str, data: ImageData, tmp_path
     train(other, tmp_path / "second", small(str(tmp_path / "first"), img_size=(24, 32), layer_decay=0.7))
     tuned = load_checkpoint(tmp_path / "second")
     assert tuned.labels == ("dog", "elk")
-    assert tuned.model.config.grid == (3, 4)
+    assert tuned.model.config.grid_size == (3, 4)
     assert tuned.model(torch.zeros(1, 3, 24, 32)).shape == (1, 2)
 
 

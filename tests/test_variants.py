@@ -91,7 +91,7 @@ def test_pico_is_four_layers_of_width_128() -> None:
 
 def test_overrides_change_the_classes_and_the_positions() -> None:
     model = weightless("ViT-B/16", num_classes=10, img_size=384)
-    assert model.config.grid == (24, 24)
+    assert model.config.grid_size == (24, 24)
     more_positions, fewer_classes = (24 * 24 - 14 * 14) * 768, (1000 - 10) * (768 + 1)
     assert count(model) == PARAMETERS["ViT-B/16"] + more_positions - fewer_classes
 

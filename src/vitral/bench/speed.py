@@ -77,7 +77,7 @@ def _report(benchmark: str, workload: Workload, settings: Settings) -> Report:
 def _reference(checkpoint: Checkpoint, task: Task) -> dict[str, Tensor]:
     """What Vitral gives in float32."""
     work, exact = task.work(), replace(task.placement, precision=torch.float32)
-    model = copy.deepcopy(checkpoint.model).to(task.placement.device).train(work.training)
+    model = exact.place(copy.deepcopy(checkpoint.model), training=work.training).train(work.training)
     return {name: tensor.cpu() for name, tensor in work.outcome(model, exact).items()}
 
 

@@ -121,7 +121,7 @@ Begin = Callable[[Contender], tuple[Call | Elsewhere, dict[str, Tensor]]]
 
 def prepare(contender: Contender, work: Work) -> tuple[Call, dict[str, Tensor]]:
     """Give what is to be timed, after the call of it that compiles, and what that gave."""
-    model = contender.make().to(work.placement.device).train(work.training)
+    model = work.placement.place(contender.make(), training=work.training).train(work.training)
     if contender.compiled:
         if not work.training:
             model.to(work.placement.precision)

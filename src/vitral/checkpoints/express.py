@@ -61,8 +61,11 @@ def in_terms_of(to: str, checkpoint: Checkpoint) -> Checkpoint:
     state = dict(model.state_dict())
     changes: dict[str, Any] = {}
     if config.position in ("sinusoidal", "sinusoidal_2d"):
-        zeros = torch.zeros(1, config.num_prefix_tokens + config.grid[0] * config.grid[1], config.embed_dim)
-        state[_TABLE] = model.embedding.positions(zeros.to(next(model.parameters())))[0]
+        positions = model.embedding.positions
+        zero = next(model.parameters()).new_zeros(1, 1, config.embed_dim)
+        rows, columns = config.grid_size
+        prefix, patches = (zero.expand(1, n, -1) for n in (config.num_prefix_tokens, rows * columns))
+        state[_TABLE] = torch.cat([positions.of_prefix(prefix), positions(patches)], dim=1)[0]
         changes = {"position": "learned", "embedding": replace(config.embedding, positioned="all")}
     elif config.position == "learned" and config.num_prefix_tokens:
         positioned = _cover(to, config, state)

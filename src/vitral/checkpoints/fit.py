@@ -103,14 +103,14 @@ def _resize(state: dict[str, Tensor], saved: ViTConfig, model: VisionTransformer
         if wanted.stem:
             raise VitralError(f"{described}: the patches of a model with a stem cannot be resized")
         state[PATCHES] = resize_patches(state[PATCHES], wanted.patch_size, wanted.embedding.resize)
-    if wanted.grid == saved.grid:
+    if wanted.grid_size == saved.grid_size:
         return
     # Each table resizes itself: filled with what was saved, asked for the new grid.
     old = empty_model(described, replace(saved, embedding=wanted.embedding, layer=wanted.layer))
     for name, module in old.named_modules():
         if isinstance(module, LearnedPositions | RelativeBias):
             module.table = torch.nn.Parameter(state[f"{name}.table"])
-            state[f"{name}.table"] = module.resized(wanted.grid).detach()
+            state[f"{name}.table"] = module.resized(wanted.grid_size).detach()
 
 
 def _refuse_misfits(

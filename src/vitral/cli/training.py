@@ -10,8 +10,9 @@ from rich.text import Text
 
 from vitral.cli.console import PLAIN_LINE_SECONDS, clock
 from vitral.runtime.streams import shown, steady
-from vitral.training.events import Evaluated, Event, Message, RunBegins, RunEnds, StepDone
-from vitral.training.events import Progress as WorkProgress
+from vitral.training.events import Evaluated, Event, RunBegins, RunEnds, StepDone
+from vitral.training.listeners import Message
+from vitral.training.listeners import Progress as WorkProgress
 from vitral.training.run import Run
 
 # Between two updates of the numbers; reading a loss waits for the device.
@@ -135,7 +136,7 @@ def describe_recipe(run: Run) -> str:
     """The settings that were chosen, and what they come to, in lines for people."""
     recipe, model = run.recipe, run.model
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    rows, columns = model.config.grid
+    rows, columns = model.config.grid_size
     budget = ", ".join(f"{value:g} {name}" for name, value in recipe.limits.given())
     height, width = run.checkpoint.preprocess.img_size
     return (

@@ -1,13 +1,18 @@
 """`info`: what a model is, stage by stage, and what its patch size costs."""
 
+import time
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from typing import Any
 
+import torch
+
 from vitral.checkpoints.folder import Checkpoint, is_checkpoint, load_checkpoint
-from vitral.model.config import ViTConfig
+from vitral.model.config import ViTConfig, height_and_width
 from vitral.model.cost import PatchCost, Stage, patch_costs, stages
 from vitral.model.variants import configure
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
 
 
@@ -48,5 +53,21 @@ def info(model: str | PathLike, placement: Placement | None = None, **overrides:
     """
     checkpoint = load_checkpoint(str(model), **overrides) if is_checkpoint(str(model)) else None
     config = checkpoint.model.config if checkpoint else configure(str(model), overrides)
-    costs = patch_costs(config, placement)
+    clock = None if placement is None else partial(seconds_an_image, placement=placement)
+    costs = patch_costs(config, clock)
     return ModelInfo(str(model), config, tuple(stages(config)), tuple(costs), checkpoint)
+
+
+@torch.inference_mode()
+def seconds_an_image(config: ViTConfig, placement: Placement, budget_seconds: float = 2.0) -> float:
+    """Measure the best of several passes of a single image, each with random weights."""
+    with placement.device:
+        model = placement.place(VisionTransformer.from_config(config)).eval()
+        images = torch.randn(1, config.in_channels, *height_and_width(config.img_size))
+    best, began_at = float("inf"), time.monotonic()
+    while time.monotonic() - began_at < budget_seconds or best == float("inf"):
+        started_at = time.monotonic()
+        with placement.autocast():
+            model(images).sum().item()  # .item() waits for the device
+        best = min(best, time.monotonic() - started_at)
+    return best

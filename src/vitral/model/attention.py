@@ -1,18 +1,26 @@
-"""Multi-head self-attention (the paper, appendix A, eq. 5 to 8). Axes are those of `embedding`."""
+"""Multi-head self-attention (the paper, appendix A, eq. 5 to 8). Axes are those of `embedding`; Q queries."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitral.model.config import AttentionOptions, Norm
-from vitral.model.kernels import prefers_explicit_attention
-from vitral.model.positions.relation import Relation, rotate
+from vitral.model.kernels import HasKernels
+from vitral.model.positions.relation import NO_RELATION, Relation, rotate
 
 
-class MultiHeadAttention(nn.Module):
-    """Multi-head self-attention (the paper, appendix A, eq. 5 to 8): (B, T, D) -> (B, T, D).
+class MultiHeadAttention(HasKernels):
+    """What queries take from tokens, by several heads (eq. 5 to 8): (B, Q, D), (B, T, D) -> (B, Q, D).
 
-    Dropout follows the output projection only, as in the paper (appendix B.1), not the weights.
+    In self-attention the queries are the tokens: `attention(tokens, tokens)`. Dropout follows the output
+    projection only, as in the paper (appendix B.1), not the weights.
+
+    Args:
+        embed_dim: D.
+        num_heads: A.
+        dropout: probability, after the output projection.
+        options: biases, norms, and whether attention depends on places.
+        norm: the kind of the norms.
 
     Raises:
         ValueError: if the heads do not divide the width.
@@ -30,7 +38,7 @@ class MultiHeadAttention(nn.Module):
         if embed_dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide embed_dim {embed_dim}")
         self.num_heads = num_heads
-        self.needs_relation = options.rotary is not None or options.relative_bias != "none"
+        self.needs_places = options.rotary is not None or options.relative_bias != "none"
         # One product for all three; rows ordered q, k, v and then by head.
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=options.biases == "qkv")
         # The biases of q and v where k has none.
@@ -46,65 +54,75 @@ class MultiHeadAttention(nn.Module):
         if self.qv_bias is not None:
             nn.init.zeros_(self.qv_bias)
 
-    def forward(
-        self, tokens_BTD: Tensor, relation: Relation | None = None, first: int | None = None
-    ) -> Tensor:
-        """With `first`, what so many of the first tokens take from all: (B, first, D).
+    def forward(self, queries_BQD: Tensor, tokens_BTD: Tensor, relation: Relation = NO_RELATION) -> Tensor:
+        """Mixes the tokens' values for each query.
+
+        Args:
+            queries_BQD: what asks: the tokens themselves, or the first Q of them.
+            tokens_BTD: what is asked.
+            relation: what attention knows of the places of both.
 
         Raises:
-            ValueError: if its attention depends on places, and no relation says them.
+            ValueError: if attention depends on places, and no relation says them.
         """
-        relation = self._known(relation)
-        q_BATK, k_BATK, v_BATK = self.queries_keys_values(tokens_BTD, relation)
-        bias_ATT = relation.bias_ATT
-        if first is not None:
-            q_BATK = q_BATK[:, :, :first]
-            bias_ATT = None if bias_ATT is None else bias_ATT[:, :first]
-        mixed_BATK = attend(q_BATK, k_BATK, v_BATK, bias_ATT)
-        mixed_BTD = mixed_BATK.transpose(1, 2).flatten(2)
-        return self.dropout(self.out(self.norm(mixed_BTD)))
+        q_BAQK, k_BATK, v_BATK = self.queries_keys_values(queries_BQD, tokens_BTD, relation)  # eq. 5
+        mixed_BAQK = attend(q_BAQK, k_BATK, v_BATK, relation.bias_ATT, self.kernels.attention)  # eq. 6, 7
+        return self.dropout(self.out(self.norm(mixed_BAQK.transpose(1, 2).flatten(2))))  # eq. 8
 
-    def _known(self, relation: Relation | None) -> Relation:
-        if relation is None and self.needs_relation:
+    def weights(self, queries_BQD: Tensor, tokens_BTD: Tensor, relation: Relation = NO_RELATION) -> Tensor:
+        """Computes A of eq. 6, the probabilities that `forward` mixes by: (B, A, Q, T), rows sum to 1."""
+        q_BAQK, k_BATK, _ = self.queries_keys_values(queries_BQD, tokens_BTD, relation)
+        return attention_weights(q_BAQK, k_BATK, relation.bias_ATT)
+
+    def queries_keys_values(
+        self, queries_BQD: Tensor, tokens_BTD: Tensor, relation: Relation = NO_RELATION
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[q, k, v] of eq. 5, for each head and turned by rotary positions: (B, A, Q or T, K) each."""
+        if self.needs_places and relation.rotation is None and relation.bias_ATT is None:
             raise ValueError(
                 "this layer's attention depends on where tokens stand (rotary or relative positions): pass "
                 "model.relations_of_layers(tokens)[i] to layer i, or use model.features(images, layers=[i])"
             )
-        return relation or Relation()
-
-    def weights(self, tokens_BTD: Tensor, relation: Relation | None = None) -> Tensor:
-        """The attention probabilities A of eq. 6 that `forward` mixes with: (B, A, T, T), rows sum to 1."""
-        relation = self._known(relation)
-        q_BATK, k_BATK, _ = self.queries_keys_values(tokens_BTD, relation)
-        return attention_weights(q_BATK, k_BATK, relation.bias_ATT)
-
-    def queries_keys_values(
-        self, tokens_BTD: Tensor, relation: Relation | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        relation = self._known(relation)
-        qkv_BTD3 = self.qkv(tokens_BTD)
-        if self.qv_bias is not None:
-            q_D, v_D = self.qv_bias.chunk(2)
-            qkv_BTD3 = qkv_BTD3 + torch.cat([q_D, torch.zeros_like(q_D), v_D])
-        q, k, v = qkv_BTD3.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        q, k, v = self._project(tokens_BTD)
+        if queries_BQD is not tokens_BTD:
+            q, _, _ = self._project(queries_BQD)
         q, k = self.q_norm(q), self.k_norm(k)
         if relation.rotation is not None:
             q, k = rotate(q, relation.rotation), rotate(k, relation.rotation)
         return q, k, v
 
+    def _project(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv_BTD3 = self.qkv(tokens_BTD)
+        if self.qv_bias is not None:
+            q_D, v_D = self.qv_bias.chunk(2)
+            qkv_BTD3 = qkv_BTD3 + torch.cat([q_D, torch.zeros_like(q_D), v_D])
+        return split_heads(qkv_BTD3, self.num_heads)
 
-def attention_weights(q_BATK: Tensor, k_BATK: Tensor, bias_ATT: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(K) + bias), the 2017 Transformer's eq. 1 and the paper's eq. 6."""
-    scaled_q_BATK = q_BATK * q_BATK.shape[-1] ** -0.5
-    logits_BATT = scaled_q_BATK @ k_BATK.transpose(-2, -1)
-    return (logits_BATT if bias_ATT is None else logits_BATT + bias_ATT).softmax(dim=-1)
+
+def split_heads(qkv_BTD3: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of each head: (B, T, 3 D) -> three of (B, A, T, K)."""
+    q, k, v = qkv_BTD3.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    return q, k, v
 
 
-def attend(q_BATK: Tensor, k_BATK: Tensor, v_BATK: Tensor, bias_ATT: Tensor | None = None) -> Tensor:
-    """Values mixed by the attention weights, (B, A, T, K), by the kernel that is faster here."""
+def attention_weights(q_BAQK: Tensor, k_BATK: Tensor, bias_ATT: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(K) + bias), the 2017 Transformer's eq. 1 and the paper's eq. 6: (B, A, Q, T)."""
+    scaled_q_BAQK = q_BAQK * q_BAQK.shape[-1] ** -0.5
+    logits_BAQT = scaled_q_BAQK @ k_BATK.transpose(-2, -1)
+    return (logits_BAQT if bias_ATT is None else logits_BAQT + _of_queries(bias_ATT, q_BAQK)).softmax(dim=-1)
+
+
+def attend(
+    q_BAQK: Tensor, k_BATK: Tensor, v_BATK: Tensor, bias_ATT: Tensor | None = None, kernel: str = "fused"
+) -> Tensor:
+    """A v of eq. 7, values mixed by the attention weights: (B, A, Q, K)."""
     # The fused kernels have no gradient for a bias: torch would fall back to a slower explicit form.
     learned_bias = bias_ATT is not None and bias_ATT.requires_grad
-    if learned_bias or prefers_explicit_attention(q_BATK):
-        return attention_weights(q_BATK, k_BATK, bias_ATT).to(v_BATK.dtype) @ v_BATK
-    mask = None if bias_ATT is None else bias_ATT.to(q_BATK.dtype)
-    return F.scaled_dot_product_attention(q_BATK, k_BATK, v_BATK, mask)
+    if learned_bias or kernel == "explicit":
+        return attention_weights(q_BAQK, k_BATK, bias_ATT).to(v_BATK.dtype) @ v_BATK
+    mask_AQT = None if bias_ATT is None else _of_queries(bias_ATT, q_BAQK).to(q_BAQK.dtype)
+    return F.scaled_dot_product_attention(q_BAQK, k_BATK, v_BATK, mask_AQT)
+
+
+def _of_queries(bias_ATT: Tensor, q_BAQK: Tensor) -> Tensor:
+    return bias_ATT[:, : q_BAQK.shape[2]]

@@ -16,6 +16,10 @@ Size = int | tuple[int, int]  # pixels: one number or (height, width)
 Grid = tuple[int, int]  # rows and columns of patches
 Position = Literal["learned", "sinusoidal", "sinusoidal_2d", "none"]
 Pooling = Literal["class", "mean", "map", "class_mean"]
+# Of norms and residuals, z the tokens and f attention or MLP. "pre": z + f(norm(z)), the paper's eq. 2 and 3.
+# "post": norm(z + f(z)), the 2017 Transformer. "residual_post": z + norm(f(z)), Swin v2 and EVA-02 E.
+# "parallel": z + attention(norm(z)) + mlp(norm(z)), Scaling ViT to 22 billion parameters.
+Order = Literal["pre", "post", "residual_post", "parallel"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 RelativeStart = Literal["zero", "local"]
 Resize = Literal[
@@ -128,10 +132,7 @@ class FeedForwardOptions:
 class LayerOptions:
     """How attention and MLP make a layer; the defaults are the paper's."""
 
-    # "pre": x + f(norm(x)), the paper's eq. 2 and 3. "post": norm(x + f(x)), the 2017 Transformer.
-    # Further "residual_post" of Swin v2 and EVA-02 E, x + norm(f(x)), and "parallel" of Scaling ViT to 22
-    # billion parameters, where both branches start from one norm: x + attention(norm(x)) + mlp(norm(x)).
-    order: Literal["pre", "post", "residual_post", "parallel"] = "pre"
+    order: Order = "pre"
     layer_scale: float | None = None  # initial value of CaiT's scales (arXiv:2103.17239); None: no scales
     attention: AttentionOptions = field(default_factory=AttentionOptions)
     feed_forward: FeedForwardOptions = field(default_factory=FeedForwardOptions)
@@ -257,7 +258,7 @@ class ViTConfig:
         return self.class_token + options.distillation_token + options.register_tokens
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid_size(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         return patch_grid(self.img_size, self.patch_size)
 

@@ -1,6 +1,6 @@
 """What a model costs: each stage's shape, parameters and FLOPs, and what the patch size changes."""
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitral.model.config import ViTConfig, height_and_width
 from vitral.model.positions.relation import Relation
 from vitral.model.vit import VisionTransformer
-from vitral.runtime.devices import Placement
 
 PATCH_SIZES = (8, 14, 16, 32)
 
@@ -69,10 +68,10 @@ def _shape(output: Tensor | Relation) -> tuple[int, ...]:
     return tuple(known.shape)
 
 
-def patch_costs(config: ViTConfig, placement: Placement | None) -> list[PatchCost]:
-    """The cost at each of `PATCH_SIZES` that the model can have; timed if a placement is given."""
+def patch_costs(config: ViTConfig, seconds_an_image: Callable[[ViTConfig], float] | None) -> list[PatchCost]:
+    """Gives the cost at each of `PATCH_SIZES` that the model can have; timed if a clock is given."""
     wanted = (replace(config, patch_size=size) for size in sorted({*PATCH_SIZES, config.patch_size}))
-    return [_patch_cost(other, placement) for other in wanted if _can_be_built(other)]
+    return [_patch_cost(other, seconds_an_image) for other in wanted if _can_be_built(other)]
 
 
 def _can_be_built(config: ViTConfig) -> bool:
@@ -84,20 +83,20 @@ def _can_be_built(config: ViTConfig) -> bool:
     return True
 
 
-def _patch_cost(config: ViTConfig, placement: Placement | None) -> PatchCost:
-    rows, columns = config.grid
-    tokens = rows * columns + config.num_prefix_tokens
+def _patch_cost(config: ViTConfig, seconds_an_image: Callable[[ViTConfig], float] | None) -> PatchCost:
+    rows, columns = config.grid_size
+    tokens = config.num_prefix_tokens + rows * columns
     attention = 4 * tokens**2 * config.embed_dim * config.num_layers
     total = sum(stage.flops for stage in stages(config))
-    milliseconds = None if placement is None else 1e3 * _seconds_an_image(config, placement)
+    milliseconds = None if seconds_an_image is None else 1e3 * seconds_an_image(config)
     return PatchCost(config.patch_size, rows * columns, attention, total - attention, milliseconds)
 
 
 class _Whole(VisionTransformer):
     """With all of the last layer, as papers count, whatever the head reads of it."""
 
-    def _tokens_read(self) -> None:
-        return None
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.classify(self.encode(self.embedding(images_BCHW)))
 
 
 def _on_meta(config: ViTConfig) -> VisionTransformer:
@@ -118,18 +117,3 @@ def _flops(model: VisionTransformer, config: ViTConfig) -> dict[str, int]:
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-@torch.inference_mode()
-def _seconds_an_image(config: ViTConfig, placement: Placement, budget_seconds: float = 2.0) -> float:
-    """The best of several single-image passes with random weights."""
-    with placement.device:
-        model = VisionTransformer.from_config(config).eval()
-        images = torch.randn(1, config.in_channels, *height_and_width(config.img_size))
-    best, began_at = float("inf"), time.monotonic()
-    while time.monotonic() - began_at < budget_seconds or best == float("inf"):
-        started_at = time.monotonic()
-        with placement.autocast():
-            model(images).sum().item()  # .item() waits for the device
-        best = min(best, time.monotonic() - started_at)
-    return best

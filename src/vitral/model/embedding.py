@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from vitral.model import initialize
 from vitral.model.config import EmbeddingOptions, Grid, Norm, Position, Size, height_and_width, patch_grid
-from vitral.model.kernels import prefers_linear_patches
+from vitral.model.kernels import HasKernels
 from vitral.model.positions.tables import (
     LearnedPositions,
     NoPositions,
@@ -25,12 +25,12 @@ from vitral.model.positions.tables import (
 )
 
 
-class PatchEmbedding(nn.Module):
-    """Cuts an image into patches and maps each to a vector (the paper, eq. 1): (B, C, H, W) -> (B, N, D).
+class PatchEmbedding(HasKernels):
+    """Cuts an image into patches and maps each to a vector, x_p E of eq. 1: (B, C, H, W) -> (B, N, D).
 
     N = (H / p) * (W / p), patches in row-major order. A convolution of kernel p and stride p, and
     one linear map shared by all flattened patches, are the same function of the same weight;
-    `convolve` and `project` are those two routes and `forward` takes the faster one for the device.
+    `convolve` and `project` are those two routes, and `kernels.patches` says which `forward` takes.
 
     Args:
         img_size: pixels, one number or (height, width); a multiple of `patch_size`. `forward` takes any
@@ -54,8 +54,8 @@ class PatchEmbedding(nn.Module):
         self.img_size = height_and_width(img_size)
         self.patch_size = patch_size
         self.in_channels = in_channels
-        self.grid = patch_grid(img_size, patch_size)
-        self.n_patches = self.grid[0] * self.grid[1]
+        self.grid_size = patch_grid(img_size, patch_size)
+        self.n_patches = self.grid_size[0] * self.grid_size[1]
         # The weight (D, C, p, p) and bias that both routes use.
         self.projection = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
 
@@ -64,9 +64,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         check_images(images_BCHW, self.in_channels, self.patch_size)
-        if prefers_linear_patches(images_BCHW):
-            return self.project(images_BCHW)
-        return self.convolve(images_BCHW)
+        return self.project(images_BCHW) if self.kernels.patches == "product" else self.convolve(images_BCHW)
 
     def convolve(self, images_BCHW: Tensor) -> Tensor:
         """The stride-p, kernel-p convolution, its feature map flattened."""
@@ -120,7 +118,9 @@ class ConvStem(nn.Module):
 
 
 class ViTEmbedding(nn.Module):
-    """z_0 of the paper's eq. 1, [class; patches] + positions, then dropout: (B, C, H, W) -> (B, T, D).
+    """From images to tokens (the paper, eq. 1): (B, C, H, W) -> (B, T, D).
+
+    z_0 = [x_class; x_p^1 E; ...; x_p^N E] + E_pos, then dropout.
 
     Args:
         img_size: pixels, one number or (height, width); `forward` takes any other multiples of the patch.
@@ -153,7 +153,7 @@ class ViTEmbedding(nn.Module):
         super().__init__()
         self.img_size = height_and_width(img_size)
         self.in_channels, self.patch_size = in_channels, patch_size
-        rows, columns = self.grid = patch_grid(img_size, patch_size)
+        rows, columns = self.grid_size = patch_grid(img_size, patch_size)
         reduction = 2 ** len(stem)
         if patch_size % reduction:
             raise ValueError(
@@ -189,39 +189,50 @@ class ViTEmbedding(nn.Module):
         tokens = self.class_token, self.distillation_token, self.register_tokens
         return [token for token in tokens if token is not None]
 
-    def _positions(self, position: Position, embed_dim: int, options: EmbeddingOptions) -> nn.Module:
+    def _positions(
+        self, position: Position, embed_dim: int, options: EmbeddingOptions
+    ) -> LearnedPositions | SinusoidalPositions | PositionalEncoding2d | NoPositions:
         match position:
             case "learned":
-                kept = {
-                    "all": self.num_prefix_tokens,
-                    "class": self.num_prefix_tokens - options.register_tokens,
-                    "patches": 0,
-                }
-                with_vector = kept[options.positioned]
-                without = self.num_prefix_tokens - with_vector
-                return LearnedPositions(embed_dim, self.grid, with_vector, without, options.resize)
+                without = {"all": 0, "class": options.register_tokens, "patches": self.num_prefix_tokens}
+                with_vector = self.num_prefix_tokens - without[options.positioned]
+                return LearnedPositions(embed_dim, self.grid_size, with_vector, options.resize)
             case "sinusoidal":
-                return SinusoidalPositions(embed_dim, self.num_prefix_tokens + self.patches.n_patches)
+                return SinusoidalPositions(embed_dim, self.num_prefix_tokens, self.grid_size)
             case "sinusoidal_2d":
-                return PositionalEncoding2d(embed_dim, self.grid, prefix=self.num_prefix_tokens)
+                return PositionalEncoding2d(embed_dim, self.grid_size)
             case "none":
                 return NoPositions()
         raise ValueError(f"position is {position!r}; it is one of {', '.join(get_args(Position))}")
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Three steps, between which patches can be masked, dropped or merged.
+
+        Raises:
+            ValueError: if the images do not fit (`grid_of`).
+        """
         grid = self.grid_of(images_BCHW)
-        patches_BND = self.patch_norm(self.patches(self.stem(images_BCHW)))
-        return self.norm(self.dropout(self.positions(self.prepend_tokens(patches_BND), grid)))
+        patches_BND = self.embed_patches(images_BCHW)
+        patches_BND = self.positions(patches_BND, grid)
+        return self.prepend_tokens(patches_BND)
 
     def grid_of(self, images_BCHW: Tensor) -> Grid:
-        """Rows and columns of patches. Raises ValueError if the images do not fit."""
+        """Gives rows and columns of patches. Raises ValueError if the images do not fit."""
         check_images(images_BCHW, self.in_channels, self.patch_size)
         return images_BCHW.shape[2] // self.patch_size, images_BCHW.shape[3] // self.patch_size
 
+    def embed_patches(self, images_BCHW: Tensor) -> Tensor:
+        """[x_p^1 E; ...; x_p^N E] of eq. 1, after the stem: (B, C, H, W) -> (B, N, D)."""
+        return self.patch_norm(self.patches(self.stem(images_BCHW)))
+
     def prepend_tokens(self, patches_BND: Tensor) -> Tensor:
-        # shape[0], as len() would fix the batch size of an exported graph.
-        prefix = [token.expand(patches_BND.shape[0], -1, -1) for token in self._prefix_tokens()]
-        return torch.cat([*prefix, patches_BND], dim=1) if prefix else patches_BND
+        """Puts the other tokens and their positions before the patches; dropout: (B, N, D) -> (B, T, D)."""
+        tokens_BTD = patches_BND
+        if tokens := self._prefix_tokens():
+            prefix_1PD = self.positions.of_prefix(torch.cat(tokens, dim=1))
+            # shape[0], as len() would fix the batch size of an exported graph.
+            tokens_BTD = torch.cat([prefix_1PD.expand(patches_BND.shape[0], -1, -1), patches_BND], dim=1)
+        return self.norm(self.dropout(tokens_BTD))
 
 
 def _token(embed_dim: int, count: int) -> nn.Parameter | None:

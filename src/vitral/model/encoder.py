@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vitral.model.attention import MultiHeadAttention
-from vitral.model.config import FeedForwardOptions, LayerOptions, Norm
-from vitral.model.positions.relation import Relation
+from vitral.model.config import FeedForwardOptions, LayerOptions, Norm, Order
+from vitral.model.positions.relation import NO_RELATION, Relation
 
 
 class QuickGELU(nn.Module):
@@ -81,18 +82,24 @@ class LayerScale(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and MLP, each with a norm and a residual: (B, T, D) -> (B, T, D).
+    """The paper's layer, attention and MLP, each with a norm and a residual: (B, T, D) -> (B, T, D).
 
     Args:
         embed_dim: D.
         num_heads: A.
         hidden_dim: width of the MLP.
         dropout: probability after each dense layer but the q, k, v projection.
-        options: the order of norms and residuals, scales, and what attention and MLP are.
+        options: scales, and what attention and MLP are; its order is this class's (`encoder_layer` chooses).
         norm: the kind of the norms.
         drop_path: stochastic depth (arXiv:1603.09382), the share of the images that skip a residual
             branch in training.
+
+    Raises:
+        ValueError: if the heads do not divide the width, or the order is another class's.
     """
+
+    order: ClassVar[Order] = "pre"
+    has_two_norms: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -106,60 +113,113 @@ class EncoderLayer(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.order = options.order
-        one_norm = self.order == "parallel"
+        if options.order != self.order:
+            raise ValueError(
+                f"{type(self).__name__} has the order {self.order!r}; options.order is {options.order!r}; "
+                "encoder_layer(...) builds the layer of any order"
+            )
+
+        def scale() -> nn.Module:
+            start = options.layer_scale
+            return nn.Identity() if start is None else LayerScale(embed_dim, start)
+
         self.attention_norm = norm.build(embed_dim)
         self.attention = MultiHeadAttention(embed_dim, num_heads, dropout, options.attention, norm)
-        self.attention_scale = _scale(embed_dim, options.layer_scale)
-        self.feed_forward_norm = nn.Identity() if one_norm else norm.build(embed_dim)
+        self.attention_scale = scale()
+        self.feed_forward_norm = norm.build(embed_dim) if self.has_two_norms else nn.Identity()
         self.feed_forward = FeedForward(embed_dim, hidden_dim, dropout, options.feed_forward, norm)
-        self.feed_forward_scale = nn.Identity() if one_norm else _scale(embed_dim, options.layer_scale)
+        self.feed_forward_scale = scale() if self.has_two_norms else nn.Identity()
         self.drop_path = drop_path
 
-    def forward(self, x_BTD: Tensor, relation: Relation | None = None, first: int | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D), or (B, first, D): as many of the first tokens as are read."""
+    def forward(self, z_BTD: Tensor, relation: Relation = NO_RELATION) -> Tensor:
+        """(B, T, D) -> (B, T, D), or (B, Q, D) for the queries that the relation asks for.
 
-        def attention(x_BTD: Tensor) -> Tensor:
-            return self.attention(x_BTD, relation, first)
+        Raises:
+            ValueError: if attention depends on places, and no relation says them.
+        """
+        z_BTD = self.residual(z_BTD, lambda z: self.msa(self.attention_norm(z), relation))  # eq. 2
+        return self.residual(z_BTD, lambda z: self.mlp(self.feed_forward_norm(z)))  # eq. 3
 
-        attention_norm, feed_forward_norm = self.attention_norm, self.feed_forward_norm
-        match self.order:
-            case "pre":
-                x_BTD = self.residual(x_BTD, attention_norm, attention, self.attention_scale)
-                return self.residual(x_BTD, feed_forward_norm, self.feed_forward, self.feed_forward_scale)
-            case "post":
-                x_BTD = attention_norm(self.residual(x_BTD, attention, self.attention_scale))
-                return feed_forward_norm(self.residual(x_BTD, self.feed_forward, self.feed_forward_scale))
-            case "residual_post":
-                x_BTD = self.residual(x_BTD, attention, attention_norm, self.attention_scale)
-                return self.residual(x_BTD, self.feed_forward, feed_forward_norm, self.feed_forward_scale)
+    def msa(self, z_BTD: Tensor, relation: Relation) -> Tensor:
+        """Multi-head self-attention, for the tokens that ask: (B, T, D) -> (B, Q, D)."""
+        return self.attention_scale(self.attention(relation.queries(z_BTD), z_BTD, relation))
 
-        def both(x_BTD: Tensor) -> Tensor:
-            return attention(x_BTD) + self.feed_forward(x_BTD[:, :first])
+    def mlp(self, z_BTD: Tensor) -> Tensor:
+        return self.feed_forward_scale(self.feed_forward(z_BTD))
 
-        return self.residual(x_BTD, attention_norm, both, self.attention_scale)
-
-    def residual(self, x_BTD: Tensor, *branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """The sum x + branch(x), in training for some of the images only: stochastic depth by subset.
+    def residual(self, z_BTD: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """The sum branch(z) + z, in training for some of the images only: stochastic depth by subset.
 
         A random share `1 - drop_path` of the batch goes through the branch and counts for all, as in
         DINOv2's code: the same mean as dropping image by image, and what is dropped is not computed.
         """
         if not (self.training and self.drop_path):
-            branch_BTD = _chain(branch, x_BTD)
-            return (x_BTD[:, : branch_BTD.shape[1]] + branch_BTD).to(x_BTD.dtype)
-        batch = x_BTD.shape[0]
-        kept = torch.randperm(batch, device=x_BTD.device)[: max(round(batch * (1 - self.drop_path)), 1)]
-        branch_KTD = _chain(branch, x_BTD[kept])
-        x_BTD = x_BTD[:, : branch_KTD.shape[1]]
-        return x_BTD.index_add(0, kept, branch_KTD.to(x_BTD.dtype), alpha=batch / len(kept))
+            branch_BQD = branch(z_BTD)
+            return (z_BTD[:, : branch_BQD.shape[1]] + branch_BQD).to(z_BTD.dtype)
+        batch = z_BTD.shape[0]
+        kept = torch.randperm(batch, device=z_BTD.device)[: max(round(batch * (1 - self.drop_path)), 1)]
+        branch_KQD = branch(z_BTD[kept])
+        z_BQD = z_BTD[:, : branch_KQD.shape[1]]
+        return z_BQD.index_add(0, kept, branch_KQD.to(z_BTD.dtype), alpha=batch / len(kept))
 
 
-def _chain(functions: tuple[Callable[[Tensor], Tensor], ...], x: Tensor) -> Tensor:
-    for function in functions:
-        x = function(x)
-    return x
+class PostNormLayer(EncoderLayer):
+    """norm(z + f(z)), the 2017 Transformer's."""
+
+    order = "post"
+
+    def forward(self, z_BTD: Tensor, relation: Relation = NO_RELATION) -> Tensor:
+        z_BTD = self.attention_norm(self.residual(z_BTD, lambda z: self.msa(z, relation)))
+        return self.feed_forward_norm(self.residual(z_BTD, self.mlp))
 
 
-def _scale(embed_dim: int, start: float | None) -> nn.Module:
-    return nn.Identity() if start is None else LayerScale(embed_dim, start)
+class ResidualPostNormLayer(EncoderLayer):
+    """z + norm(f(z)), that of Swin v2 (arXiv:2111.09883) and EVA-02 E."""
+
+    order = "residual_post"
+
+    def forward(self, z_BTD: Tensor, relation: Relation = NO_RELATION) -> Tensor:
+        z_BTD = self.residual(z_BTD, lambda z: self.msa(z, relation))
+        return self.residual(z_BTD, self.mlp)
+
+    def msa(self, z_BTD: Tensor, relation: Relation) -> Tensor:
+        mixed_BQD = self.attention(relation.queries(z_BTD), z_BTD, relation)
+        return self.attention_scale(self.attention_norm(mixed_BQD))
+
+    def mlp(self, z_BTD: Tensor) -> Tensor:
+        return self.feed_forward_scale(self.feed_forward_norm(self.feed_forward(z_BTD)))
+
+
+class ParallelLayer(EncoderLayer):
+    """z + attention(norm(z)) + mlp(norm(z)), one norm for both (arXiv:2302.05442, §2.1)."""
+
+    order = "parallel"
+    has_two_norms = False
+
+    def forward(self, z_BTD: Tensor, relation: Relation = NO_RELATION) -> Tensor:
+        def both(z_BTD: Tensor) -> Tensor:
+            z_BTD = self.attention_norm(z_BTD)
+            asking_BQD = relation.queries(z_BTD)
+            mixed_BQD = self.attention(asking_BQD, z_BTD, relation)
+            return self.attention_scale(mixed_BQD + self.feed_forward(asking_BQD))
+
+        return self.residual(z_BTD, both)
+
+
+_KINDS = EncoderLayer, PostNormLayer, ResidualPostNormLayer, ParallelLayer
+_LAYERS: dict[Order, type[EncoderLayer]] = {kind.order: kind for kind in _KINDS}
+
+
+def encoder_layer(
+    embed_dim: int,
+    num_heads: int,
+    hidden_dim: int,
+    dropout: float,
+    *,
+    options: LayerOptions,
+    norm: Norm,
+    drop_path: float,
+) -> EncoderLayer:
+    """Builds the layer whose order the options say, with the arguments of `EncoderLayer`."""
+    layer = _LAYERS[options.order]
+    return layer(embed_dim, num_heads, hidden_dim, dropout, options=options, norm=norm, drop_path=drop_path)

@@ -1,32 +1,57 @@
-"""Which of two equal computations is faster."""
+"""Which of two equal computations is faster: a value, chosen when a model is placed on a device.
+
+A new model computes by the portable choice, which any device, `torch.export` and quantization can take.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import nn
 
 
-def prefers_linear_patches(images_BCHW: Tensor) -> bool:
-    """Patches by one matrix product rather than a convolution; measured in docs/log.md, 2026-11-22 and 26."""
-    return images_BCHW.device.type in ("cpu", "cuda") and _compute_dtype(images_BCHW) == torch.bfloat16
+@dataclass(frozen=True)
+class Kernels:
+    """One of each pair of equal computations; the defaults are portable."""
+
+    patches: Literal["convolution", "product"] = "convolution"
+    attention: Literal["fused", "explicit"] = "fused"
+    relative_bias: Literal["index", "products"] = "index"
+    # What the sum that runs through the layers is kept in while training; None: as the embedding gives it.
+    stream: torch.dtype | None = None
 
 
-def prefers_explicit_attention(q_BATK: Tensor) -> bool:
-    """Two batched products rather than the fused kernel; measured in docs/log.md, 2026-11-22."""
-    return q_BATK.device.type == "cpu" and _compute_dtype(q_BATK) == torch.bfloat16
+PORTABLE = Kernels()
 
 
-def stream_dtype(x_BTD: Tensor) -> torch.dtype:
-    """What the sum that runs through the layers is kept in while training: that of the products.
+def fastest(device: torch.device, precision: torch.dtype, *, training: bool = False) -> Kernels:
+    """The kernels that were faster where products compute in `precision` (docs/log.md, 2026-11-22 and 26).
 
-    Casts and norms of float32 tokens cost a tenth of a step on a CPU, a twentieth on a GPU (docs/log.md,
-    2026-11-25 and 26). Weights and their gradients are float32 in any case; so are, on a GPU, the tokens that
-    a post-norm layer's norms give.
+    Args:
+        device: where the model computes.
+        precision: what its matrix products compute in.
+        training: keeps the tokens between layers in `precision` too. Casts and norms of float32 tokens cost
+            a tenth of a step on a CPU, a twentieth on a GPU. Weights and their gradients are float32 in any
+            case; so are, on a GPU, the tokens that a post-norm layer's norms give.
     """
-    return _compute_dtype(x_BTD)
+    bfloat16 = precision == torch.bfloat16
+    return Kernels(
+        patches="product" if bfloat16 and device.type in ("cpu", "cuda") else "convolution",
+        attention="explicit" if bfloat16 and device.type == "cpu" else "fused",
+        # The gradient of an index adds in any order on a GPU, or sorts first.
+        relative_bias="products" if device.type == "cuda" else "index",
+        stream=precision if training else None,
+    )
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """What a matrix product of `x` computes in, which autocast may have lowered."""
-    device = x.device.type
-    if device == "meta":  # autocast does not know it
-        return x.dtype
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+class HasKernels(nn.Module):
+    """A module that computes by one of two kernels."""
+
+    kernels: Kernels = PORTABLE
+
+
+def set_kernels(model: nn.Module, kernels: Kernels) -> None:
+    """Lets every module under `model` compute by these kernels."""
+    for module in model.modules():
+        if isinstance(module, HasKernels):
+            module.kernels = kernels

@@ -2,15 +2,15 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitral.model import initialize
-from vitral.model.attention import attend
+from vitral.model.attention import attend, split_heads
 from vitral.model.config import Activation, FeedForwardOptions, Norm
 from vitral.model.encoder import FeedForward
+from vitral.model.kernels import HasKernels
 
 
-class AttentionPool(nn.Module):
+class AttentionPool(HasKernels):
     """One vector of all tokens, by a learned query and an MLP: (B, T, D) -> (B, D).
 
     "MAP", multihead attention pooling, of Scaling ViT (arXiv:2106.04560), §3.2, and SigLIP.
@@ -32,11 +32,9 @@ class AttentionPool(nn.Module):
         initialize.truncated_normal(self.query)
 
     def forward(self, tokens_BTD: Tensor) -> Tensor:
-        width = tokens_BTD.shape[2]
-        query_B1D = self.query.expand(tokens_BTD.shape[0], -1, -1)
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(query_B1D, weight[:width], bias[:width])
-        k, v = F.linear(tokens_BTD, weight[width:], bias[width:]).chunk(2, dim=-1)
-        q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
-        pooled_B1D = self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+        q_1A1K, _, _ = split_heads(self.qkv(self.query), self.num_heads)
+        _, k_BATK, v_BATK = split_heads(self.qkv(tokens_BTD), self.num_heads)
+        q_BA1K = q_1A1K.expand(k_BATK.shape[0], -1, -1, -1)
+        mixed_BA1K = attend(q_BA1K, k_BATK, v_BATK, kernel=self.kernels.attention)
+        pooled_B1D = self.out(mixed_BA1K.transpose(1, 2).flatten(2))
         return (pooled_B1D + self.feed_forward(self.norm(pooled_B1D)))[:, 0]

@@ -4,7 +4,7 @@ Axes in tensor names are those of `embedding`.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -12,13 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitral.model.config import Grid, Size, ViTConfig
+from vitral.model.config import (
+    EmbeddingOptions,
+    Grid,
+    HeadOptions,
+    LayerOptions,
+    Norm,
+    Pooling,
+    Position,
+    Size,
+    ViTConfig,
+)
 from vitral.model.embedding import ViTEmbedding
-from vitral.model.encoder import EncoderLayer
+from vitral.model.encoder import EncoderLayer, encoder_layer
 from vitral.model.initialize import initialize_weights
-from vitral.model.kernels import stream_dtype
+from vitral.model.kernels import HasKernels, fastest, set_kernels
 from vitral.model.pooling import AttentionPool
-from vitral.model.positions.relation import Relation
+from vitral.model.positions.relation import NO_RELATION, Relation
 from vitral.model.positions.relative import RelativeBias
 from vitral.model.positions.rotary import RotaryPositions
 
@@ -41,11 +51,15 @@ class Features:
         return f"<Features of {self.grid[0]}x{self.grid[1]} patches: {shapes}>"
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(HasKernels):
     """The Vision Transformer: images (B, C, H, W) -> logits (B, L), or features (B, D) without a head.
 
-    The first nine arguments are the paper's; `options` are the other fields of `ViTConfig`. Images may
-    have any height and width that the patch divides: tables of positions are resized by the model's rule.
+    The first nine arguments are the paper's. The groups `norm`, `embedding`, `layer` and `head` may be
+    given as mappings of the fields to change; `ViTConfig` says what each choice means. Images may have any
+    height and width that the patch divides: tables of positions are resized by the model's rule.
+
+    A model with a distillation head gives, in training mode, the logits of both heads, (2, B, L), and in
+    evaluation their mean, (B, L) (DeiT, arXiv:2012.12877, §3).
 
     `checkpoint_layers` is no part of the function: it keeps only what enters each layer for the backward
     pass and computes the rest again (arXiv:1604.06174), for the memory of a larger batch.
@@ -53,12 +67,11 @@ class VisionTransformer(nn.Module):
     Raises:
         ValueError: if the numbers do not fit each other (see `ViTConfig`), or `forward` gets images
             that the patch does not divide.
-        TypeError: if an option is unknown.
     """
 
     checkpoint_layers = False
 
-    def __init__(  # noqa: PLR0913 - the paper's nine numbers, as its readers expect them
+    def __init__(  # noqa: PLR0913 - the paper's nine numbers, as its readers expect them, and every choice
         self,
         img_size: Size = 224,
         patch_size: int = 16,
@@ -69,35 +82,34 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float = 4,
         num_classes: int = 1000,
         dropout: float = 0.1,
-        **options: Any,
+        *,
+        position: Position = "learned",
+        pooling: Pooling = "class",
+        stem: Sequence[int] = (),
+        drop_path: float = 0.0,
+        norm: Norm | Mapping[str, Any] = Norm(),
+        embedding: EmbeddingOptions | Mapping[str, Any] = EmbeddingOptions(),
+        layer: LayerOptions | Mapping[str, Any] = LayerOptions(),
+        head: HeadOptions | Mapping[str, Any] = HeadOptions(),
     ) -> None:
         super().__init__()
+        groups: dict[str, Any] = {"norm": norm, "embedding": embedding, "layer": layer, "head": head}
         self.config = config = ViTConfig(
             img_size, patch_size, in_channels, embed_dim, num_layers, num_heads, mlp_ratio,
-            num_classes, dropout, **options,
+            num_classes, dropout, position=position, pooling=pooling, stem=tuple(stem), drop_path=drop_path,
+            **groups,
         )  # fmt: skip
         self.embedding = ViTEmbedding(
             config.img_size, patch_size, in_channels, embed_dim, dropout,
-            position=config.position, stem=config.stem, norm=config.norm,
+            position=position, stem=config.stem, norm=config.norm,
             options=dataclasses.replace(config.embedding, class_token=config.class_token),
         )  # fmt: skip
-        self.layers = nn.ModuleList(
-            EncoderLayer(
-                embed_dim,
-                num_heads,
-                config.hidden_dim,
-                dropout,
-                options=config.layer,
-                norm=config.norm,
-                drop_path=config.drop_path * index / max(num_layers - 1, 1),
-            )
-            for index in range(num_layers)
-        )
+        self.layers = nn.ModuleList(_layers(config))
         self.relations = nn.ModuleList(_relations(config))
         # A post-norm layer already ends in a norm.
         final = "none" if config.layer.order == "post" else config.head.norm
         self.norm = config.norm.build(embed_dim) if final == "tokens" else nn.Identity()
-        self.attention_pool = _attention_pool(config) if config.pooling == "map" else None
+        self.attention_pool = _attention_pool(config) if pooling == "map" else None
         self.pooled_norm = config.norm.build(embed_dim) if final == "pooled" else nn.Identity()
         self._build_head()
         self.reset_parameters()
@@ -127,56 +139,58 @@ class VisionTransformer(nn.Module):
         for part in self.children():
             initialize_weights(part)
 
+    def choose_kernels(self, device: torch.device, precision: torch.dtype, *, training: bool = False) -> None:
+        """Takes the kernels that are faster there (`kernels.fastest`); called when the model is placed."""
+        set_kernels(self, fastest(device, precision, training=training))
+
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits (B, L); while a model with a distillation head trains, those of both heads, (2, B, L)."""
-        tokens_BTD = self._tokens(images_BCHW)
-        if self.training and self.distillation_head is not None:
-            return torch.stack(self._heads(tokens_BTD))
-        return self.classify(tokens_BTD)
+        """Logits (B, L); while training with a distillation head both heads', (2, B, L).
 
-    def _tokens(self, images_BCHW: Tensor) -> Tensor:
-        x_BTD = self.embedding(images_BCHW)
-        if self.training:
-            x_BTD = x_BTD.to(stream_dtype(x_BTD))
-        return self.encode(x_BTD, self.embedding.grid_of(images_BCHW), self._tokens_read())
-
-    def _tokens_read(self) -> int | None:
-        """How many of the first tokens the heads read; None: all.
-
-        Of twelve layers' work, most of the last one's is on tokens that no class token's head sees.
+        Raises:
+            ValueError: if the images do not fit.
         """
-        if self.config.pooling != "class":
-            return None
-        return 1 + (self.distillation_head is not None)
+        z_BTD = self.embedding(images_BCHW)  # eq. 1
+        if self.training and self.kernels.stream is not None:
+            z_BTD = z_BTD.to(self.kernels.stream)
+        *relations, last = self.relations_of_layers(z_BTD, self.embedding.grid_of(images_BCHW))
+        # Of twelve layers' work, most of the last one's is on tokens that no class token's head sees.
+        last = last._replace(num_queries=self.num_tokens_read)
+        z_BQD = self._through_layers(z_BTD, [*relations, last])  # eq. 2 and 3
+        return self.classify(self.norm(z_BQD))  # eq. 4
 
-    def encode(self, x_BTD: Tensor, grid: Grid | None = None, first: int | None = None) -> Tensor:
-        """The layers and the final norm: (B, T, D) -> (B, T, D), or (B, first, D).
+    @property
+    def num_tokens_read(self) -> int | None:
+        """How many of the first tokens the heads read; None: all."""
+        return 1 + (self.distillation_head is not None) if self.config.pooling == "class" else None
+
+    def encode(self, x_BTD: Tensor, grid: Grid | None = None) -> Tensor:
+        """The layers and the final norm: (B, T, D) -> (B, T, D).
 
         Args:
             x_BTD: embedded tokens.
             grid: rows and columns of patches, if the images are of another size than the model.
-            first: how many of the first tokens are wanted, if not all.
         """
-        relations = self.relations_of_layers(x_BTD, grid)
-        *others, (last, its_relation) = zip(self.layers, relations, strict=True)
-        for layer, relation in others:
-            x_BTD = self._run(layer, x_BTD, relation)
-        return self.norm(self._run(last, x_BTD, its_relation, first))
+        return self.norm(self._through_layers(x_BTD, self.relations_of_layers(x_BTD, grid)))
 
-    def _run(self, layer: nn.Module, x_BTD: Tensor, relation: Relation, first: int | None = None) -> Tensor:
-        if self.checkpoint_layers and self.training:
-            return checkpoint(layer, x_BTD, relation, first, use_reentrant=False)
-        return layer(x_BTD, relation, first)
+    def _through_layers(
+        self, z_BTD: Tensor, relations: Sequence[Relation], outputs: list[Tensor] | None = None
+    ) -> Tensor:
+        for layer, relation in zip(self.layers, relations, strict=True):
+            if self.checkpoint_layers and self.training:
+                z_BTD = checkpoint(layer, z_BTD, relation, use_reentrant=False)
+            else:
+                z_BTD = layer(z_BTD, relation)
+            if outputs is not None:
+                outputs.append(z_BTD)
+        return z_BTD
 
     def relations_of_layers(self, x_BTD: Tensor, grid: Grid | None = None) -> list[Relation]:
         """What the attention of each layer knows of places."""
-        found = [relation(grid or self.embedding.grid, x_BTD.device) for relation in self.relations]
-        if len(found) <= 1:
-            return (found or [Relation()]) * len(self.layers)
-        return found
+        found = [relation(grid or self.embedding.grid_size, x_BTD.device) for relation in self.relations]
+        return found if len(found) > 1 else (found or [NO_RELATION]) * len(self.layers)
 
     def pool(self, tokens_BTD: Tensor) -> Tensor:
-        """One vector an image, y of eq. 4 for "class": (B, D), or (B, 2 D) for "class_mean"."""
+        """Makes one vector of each image, y of eq. 4 for "class": (B, D), or (B, 2 D) for "class_mean"."""
         others_BTD = (
             tokens_BTD if self.config.head.pool_prefix else tokens_BTD[:, self.config.num_prefix_tokens :]
         )
@@ -193,15 +207,12 @@ class VisionTransformer(nn.Module):
         return self.pooled_norm(pooled)
 
     def classify(self, tokens_BTD: Tensor) -> Tensor:
-        """Logits of encoded tokens; with a distillation head the mean of both heads' (DeiT, §3)."""
-        logits_BL, *distilled = self._heads(tokens_BTD)
-        return (logits_BL + distilled[0]) / 2 if distilled else logits_BL
-
-    def _heads(self, tokens_BTD: Tensor) -> list[Tensor]:
+        """Logits of encoded tokens, as `forward` gives them."""
         logits_BL = self.head(self.hidden(self.pool(tokens_BTD)))
         if self.distillation_head is None:
-            return [logits_BL]
-        return [logits_BL, self.distillation_head(tokens_BTD[:, 1])]
+            return logits_BL
+        both_2BL = torch.stack([logits_BL, self.distillation_head(tokens_BTD[:, 1])])
+        return both_2BL if self.training else both_2BL.mean(dim=0)
 
     def features(self, images_BCHW: Tensor, layers: Sequence[int] = ()) -> Features:
         """The tokens behind the logits.
@@ -221,9 +232,7 @@ class VisionTransformer(nn.Module):
         grid = self.embedding.grid_of(images_BCHW)
         x_BTD = self.embedding(images_BCHW)
         outputs: list[Tensor] = []
-        for layer, relation in zip(self.layers, self.relations_of_layers(x_BTD, grid), strict=True):
-            x_BTD = layer(x_BTD, relation)
-            outputs.append(x_BTD)
+        x_BTD = self._through_layers(x_BTD, self.relations_of_layers(x_BTD, grid), outputs)
         return self._features(self.norm(x_BTD), grid, {index: outputs[index] for index in layers})
 
     def _features(self, tokens_BTD: Tensor, grid: Grid, layers: dict[int, Tensor]) -> Features:
@@ -239,7 +248,7 @@ class VisionTransformer(nn.Module):
 
     @torch.no_grad()
     def reset_classifier(self, num_classes: int) -> None:
-        """A freshly drawn head for another set of classes, after the pooled vector; 0 removes it."""
+        """Draws a new head for another number of classes, after the pooled vector; 0 removes it."""
         head = dataclasses.replace(self.config.head, hidden_dim=None, bias=True)
         self.config = dataclasses.replace(self.config, num_classes=num_classes, head=head)
         like = next(self.parameters())
@@ -247,6 +256,20 @@ class VisionTransformer(nn.Module):
         for part in (self.head, self.distillation_head):
             if part is not None:
                 initialize_weights(part.to(like))
+
+
+def _layers(config: ViTConfig) -> Iterator[EncoderLayer]:
+    """Stochastic depth grows linearly from the first, which has none."""
+    for index in range(config.num_layers):
+        yield encoder_layer(
+            config.embed_dim,
+            config.num_heads,
+            config.hidden_dim,
+            config.dropout,
+            options=config.layer,
+            norm=config.norm,
+            drop_path=config.drop_path * index / max(config.num_layers - 1, 1),
+        )
 
 
 def _relations(config: ViTConfig) -> list[nn.Module]:
@@ -262,7 +285,7 @@ def _relations(config: ViTConfig) -> list[nn.Module]:
     if options.relative_bias != "none":
         count = config.num_layers if options.relative_bias == "layer" else 1
         resize, begin = options.relative_resize, options.relative_start
-        return [RelativeBias(config.grid, config.num_heads, resize, begin) for _ in range(count)]
+        return [RelativeBias(config.grid_size, config.num_heads, resize, begin) for _ in range(count)]
     return []
 
 

@@ -26,7 +26,7 @@ class Placement:
 
     @classmethod
     def choose(cls, device: Device = "auto", precision: Precision = "auto") -> "Placement":
-        """For "auto": a GPU if there is one, and bfloat16 where the hardware multiplies in it.
+        """Choose for "auto" a GPU if there is one, and bfloat16 where the hardware multiplies in it.
 
         Raises:
             VitralError: if the device is not there, or a name unknown.
@@ -49,7 +49,7 @@ class Placement:
         )
 
     def compile_options(self, *, replays: bool = True) -> dict[str, Any]:
-        """Of torch.compile: each size for itself, and on a GPU as CUDA graphs, which spare the launches.
+        """Give torch.compile's options: each size for itself, on a GPU as CUDA graphs, which spare launches.
 
         Args:
             replays: False where gradients of several passes are summed, which graphs would overwrite.
@@ -60,25 +60,33 @@ class Placement:
     def put(self, tensor: Tensor) -> Tensor:
         return put(tensor, self.device)
 
-    def place(self, model: Model) -> Model:
-        """The model on the device, its weights float32 in whatever type a file held them.
+    def place(self, model: Model, *, training: bool = False) -> Model:
+        """Put a model on the device, its weights in float32, in whatever type a file has them.
 
         A file's type is how weights are stored; they are trained and averaged in float32, and products
         compute in `precision` (arXiv:1710.03740, §3.1: smaller updates round to nothing in 16 bits).
+
+        Args:
+            model: any; one of ours chooses its kernels for the device and precision.
+            training: whether it is to be trained, always under `autocast`: the tokens between layers are
+                then kept in `precision`.
         """
-        return model.to(self.device, torch.float32)
+        placed = model.to(self.device, torch.float32)
+        if choose := getattr(placed, "choose_kernels", None):  # of equal computations the faster one here
+            choose(self.device, self.precision, training=training)
+        return placed
 
     def __str__(self) -> str:
         return f"{self.device.type}, {str(self.precision).removeprefix('torch.')}"
 
 
 def put(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; to a GPU without waiting. Apple's may read memory that was given back since."""
+    """Move the tensor to a device; to a GPU without waiting. Apple's may read memory that is gone."""
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def compiles(device: Device, *, wanted: bool | None) -> bool:
-    """Whether a run on this device goes through torch.compile: as the user wants, else where it is faster.
+    """Say whether a run on this device goes through torch.compile: as wanted, else where it is faster.
 
     On CPUs the compiled step was slower than the eager one, and compiling takes a minute; on a GPU it was
     1.4 times as fast (docs/log.md, 2026-11-25 and 26).
@@ -102,7 +110,7 @@ def _best_device() -> str:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for it."""
+    """Say whether the device has instructions for it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -113,7 +121,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 @contextmanager
 def computing_threads(count: int) -> Iterator[None]:
-    """So many threads of the CPU share a computation inside."""
+    """Share a computation inside among so many threads of the CPU."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -123,7 +131,7 @@ def computing_threads(count: int) -> Iterator[None]:
 
 
 def cpu_count() -> int:
-    """Cores that this process may use."""
+    """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

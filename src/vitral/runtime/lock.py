@@ -12,8 +12,8 @@ try:
 except ImportError:  # on Windows
     fcntl = None
 
-# A process is never refused its own record lock, so it must know itself which it holds.
-_held: set[Path] = set()
+# A process is never refused its own record lock, so it must know itself which it has.
+_locked_here: set[Path] = set()
 
 
 class LockedError(Exception):
@@ -26,19 +26,19 @@ class LockedError(Exception):
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Nobody else holds `file` inside; the file is there as long as the lock is, and names the process.
+    """Lock `file` inside, so that nobody else has it; the file lives as the lock does and names the process.
 
     A record lock, not one of flock: that would live on in worker processes after the death of their parent.
     Where the file system has no locks, there is none.
 
     Raises:
-        LockedError: if another process, or another thread of this one, holds it.
+        LockedError: if another process, or another thread of this one, has it.
         OSError: if the file cannot be made.
     """
     key = file.resolve()
-    if key in _held:
+    if key in _locked_here:
         raise LockedError(os.getpid())
-    _held.add(key)
+    _locked_here.add(key)
     try:
         descriptor = _locked_descriptor(file)
         try:
@@ -46,13 +46,13 @@ def locked(file: Path) -> Iterator[None]:
             os.write(descriptor, f"{os.getpid()}\n".encode())
             yield
         finally:
-            # While the lock is held, so that the file of a later holder is never removed.
+            # While the lock is ours, so that the file of a later holder is never removed.
             try:
                 file.unlink(missing_ok=True)
             finally:
                 os.close(descriptor)
     finally:
-        _held.discard(key)
+        _locked_here.discard(key)
 
 
 def _locked_descriptor(file: Path) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """As `json.dumps`; a number that is not finite is null."""
+    """Write JSON as `json.dumps` does; a number that is not finite is null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 

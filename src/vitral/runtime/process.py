@@ -13,7 +13,7 @@ _GLIBC_KEEPS = ((-4, 0), (-1, -1))
 
 
 def set_threads() -> None:
-    """How threads wait, unless the user has said; to be called before torch is loaded."""
+    """Set how threads wait, unless the user has said; to be called before torch is loaded."""
     if "OMP_WAIT_POLICY" not in os.environ:
         for name, value in _THREADS.items():
             os.environ.setdefault(name, value)
@@ -21,7 +21,7 @@ def set_threads() -> None:
 
 @contextmanager
 def threads_as_they_come() -> Iterator[None]:
-    """A process that is started inside has none of what `set_threads` set."""
+    """Start processes inside with none of what `set_threads` set."""
     ours = {name: value for name, value in _THREADS.items() if os.environ.get(name) == value}
     for name in ours:
         del os.environ[name]
@@ -32,13 +32,13 @@ def threads_as_they_come() -> Iterator[None]:
 
 
 def return_freed_memory() -> None:
-    """Has glibc give the system what is free in each thread's part of the heap; elsewhere nothing happens."""
+    """Let glibc give the system what is free in each thread's part of the heap; elsewhere nothing happens."""
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep what is freed for the next step, rather than fetch it from the system, page by page.
+    """Let glibc keep what is freed for the next step, rather than fetch it from the system, page by page.
 
     A step frees and takes the same large blocks each time, and their pages cost 7 % of it (docs/log.md,
     2026-11-25). The process's memory then stays at its peak. Elsewhere than on glibc nothing happens.

@@ -35,6 +35,6 @@ Part = Annotated[float, Field(ge=0.01, le=1)]  # a share that may not be nothing
 
 
 def refuse_beyond(name: str, value: Any, span: tuple[int, int]) -> None:
-    """Raises VitralError if a function's argument is no whole number from the first to the second."""
+    """Raise VitralError if a function's argument is no whole number from the first to the second."""
     if isinstance(value, bool) or not isinstance(value, int) or not span[0] <= value <= span[1]:
         raise VitralError(f"{name}={value!r}: it is a whole number from {span[0]:,} to {span[1]:,}")

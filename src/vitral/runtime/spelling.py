@@ -6,7 +6,7 @@ _MOST = 3
 
 
 def near(name: str, known: Iterable[str]) -> list[str]:
-    """The known names that `name` may stand for, the likeliest first, three at most; often none.
+    """Give the known names that `name` may stand for, the likeliest first, three at most; often none.
 
     A name is near if it is the same but for case and dashes, has the same words beside others
     (``num_epochs``, ``epochs``), the same words shortened (``lr_decay``, ``layer_decay``) or their first
@@ -28,7 +28,7 @@ def near(name: str, known: Iterable[str]) -> list[str]:
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'epochs'?"``, or nothing where no name is near."""
+    """Write ``"; did you mean 'epochs'?"``, or nothing where no name is near."""
     found = near(name, known)
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 

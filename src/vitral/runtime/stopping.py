@@ -36,7 +36,7 @@ class Interrupted(BaseException):
 
 
 def exit_status(number: int) -> int:
-    """Of a command that a signal ended, as shells have it: 130 for Ctrl-C."""
+    """Give the status of a command that a signal ended, as shells have it: 130 for Ctrl-C."""
     return 128 + number
 
 
@@ -49,13 +49,13 @@ class StopSignal:
     _raising: bool = False
 
     def check(self) -> None:
-        """Raises Stopped if a stop was asked for."""
+        """Raise Stopped if a stop was asked for."""
         if self.requested:
             raise Stopped
 
     @contextmanager
     def raises(self) -> Iterator[None]:
-        """Inside, a stop raises Stopped wherever the main thread is, in a library's work too."""
+        """Make a stop raise Stopped inside, wherever the main thread is, in a library's work too."""
         self.check()
         before, self._raising = self._raising, True
         try:
@@ -71,7 +71,7 @@ class StopSignal:
 
 @contextmanager
 def stop_signal() -> Iterator[StopSignal]:
-    """Ctrl-C, SIGTERM and a closed terminal ask to stop; a second Ctrl-C does what it did before.
+    """Let Ctrl-C, SIGTERM and a closed terminal ask to stop; a second Ctrl-C does what it did before.
 
     What the caller ignores, as `nohup` ignores a closed terminal, stays ignored.
     """
@@ -109,19 +109,19 @@ class _Ender:
 
 
 def end_on_signals() -> None:
-    """From here on to its end, signals end the process as a command ends."""
-    _set_handlers(dict.fromkeys(_answered(), _Ender()))
+    """Let signals end the process as a command ends, from here on to its end."""
+    _set_handlers(dict.fromkeys(_heeded(), _Ender()))
 
 
 def leave_signals_to_the_system() -> None:
-    """For what is left when all is done: Python's own end, which answers a signal by a traceback."""
-    _set_handlers(dict.fromkeys(_answered(), signal.SIG_DFL))
+    """Leave the rest to the system when all is done: Python's own end would print a traceback at a signal."""
+    _set_handlers(dict.fromkeys(_heeded(), signal.SIG_DFL))
 
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """As `end_on_signals`, for a command that is a part of the process."""
-    if any(isinstance(handler, _Ender) for handler in _answered().values()):
+    """Do as `end_on_signals`, for a command that is a part of the process."""
+    if any(isinstance(handler, _Ender) for handler in _heeded().values()):
         yield
         return
     ender = _Ender()
@@ -142,7 +142,7 @@ def _end_at_once(number: int) -> None:
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[dict[int, Any]]:
     """Gives the handlers that were there."""
-    previous = _answered()
+    previous = _heeded()
     _set_handlers(dict.fromkeys(previous, handler))
     try:
         yield previous
@@ -150,8 +150,8 @@ def _handled_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[dic
         _set_handlers(previous)
 
 
-def _answered() -> dict[int, Any]:
-    """The signals to answer and their handlers as they are; only a process's main thread may have any."""
+def _heeded() -> dict[int, Any]:
+    """The signals to heed and their handlers as they are; only a process's main thread may have any."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]

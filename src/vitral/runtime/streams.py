@@ -24,7 +24,7 @@ class OutputLost(VitralError):
 
 
 def shown(text: object) -> str:
-    """Text for one line of a terminal: what would move the cursor or change colours stands as an escape."""
+    """Make text fit for a line of a terminal: what moves the cursor or changes colours becomes an escape."""
     return "".join(_escaped(character) for character in str(text))
 
 
@@ -64,7 +64,7 @@ class _Descriptor(io.RawIOBase):
 
 
 def steady(stream: TextIO) -> TextIO:
-    """The process's standard error in a form that never fails; any other stream as it is."""
+    """Give the process's standard error in a form that never fails; any other stream as it is."""
     if stream is None or stream is not sys.__stderr__:
         return stream
     return io.TextIOWrapper(
@@ -90,7 +90,7 @@ def _results(stream: TextIO) -> TextIO:
 
 @contextmanager
 def command_streams() -> Iterator[None]:
-    """For a whole command: nothing is refused for its characters, and none is closed.
+    """Prepare the streams for a whole command: nothing is refused for its characters, and none is closed.
 
     A descriptor that is closed (``>&-``) would be given to the next file that is opened, and what is printed
     written into it.

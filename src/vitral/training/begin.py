@@ -22,7 +22,7 @@ from vitral.recipes.schema import BUDGET, Resolved
 from vitral.runtime.devices import Placement, cpu_count
 from vitral.runtime.errors import VitralError
 from vitral.training.adapt import choose_trained
-from vitral.training.events import Listeners
+from vitral.training.listeners import Listeners
 from vitral.training.optimizers import Group
 from vitral.training.parts import Parts
 from vitral.training.run import Run, groups_by_recipe, schedule_of

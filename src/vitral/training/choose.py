@@ -25,7 +25,8 @@ from vitral.runtime.devices import cpu_count
 from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import Interrupted
 from vitral.training import loop
-from vitral.training.events import Listener, Listeners
+from vitral.training.events import Listener
+from vitral.training.listeners import Listeners
 from vitral.training.parts import OURS, Parts
 from vitral.training.run_folder import RunFolder
 from vitral.training.state import Summary

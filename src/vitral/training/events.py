@@ -5,60 +5,19 @@ A listener is a function of one event: the console, the file of metrics, a track
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from typing import Any
 
 from vitral.evaluation.evaluation import Evaluation
-from vitral.training.step import StepResult
-
-if TYPE_CHECKING:
-    from vitral.training.run import Run
-
-
-class RunningMean:
-    """Loss and accuracy since the last evaluation; reads the device only when asked."""
-
-    def __init__(self) -> None:
-        self._loss: Tensor | float = 0.0
-        self._correct: Tensor | int = 0
-        self._samples = 0
-
-    def add(self, result: StepResult, samples: int) -> None:
-        self._loss = self._loss + result.loss * samples
-        self._correct = self._correct + result.hits
-        self._samples += samples
-
-    @property
-    def loss(self) -> float:
-        return float(self._loss) / max(self._samples, 1)
-
-    @property
-    def accuracy(self) -> float:
-        return float(self._correct) / max(self._samples, 1)
-
-
-@dataclass(frozen=True)
-class Message:
-    """Something that a person should read, in a line."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far some work beside the steps is."""
-
-    what: str
-    done: int
-    total: int
+from vitral.training.listeners import Message, Progress
+from vitral.training.run import Run
+from vitral.training.step import RunningMean
 
 
 @dataclass(frozen=True)
 class RunBegins:
     """All is accepted, and nothing is computed yet; the run is to be looked at, not changed."""
 
-    run: "Run"
+    run: Run
 
 
 @dataclass(frozen=True)
@@ -107,20 +66,3 @@ class RunEnds:
 
 Event = Message | Progress | RunBegins | StepDone | Evaluated | RunEnds
 Listener = Callable[[Event], None]
-
-
-class Listeners:
-    """Several listeners, told one after the other."""
-
-    def __init__(self, *listeners: Listener) -> None:
-        self.all = listeners
-
-    def __call__(self, event: Event) -> None:
-        for listener in self.all:
-            listener(event)
-
-    def message(self, text: str) -> None:
-        self(Message(text))
-
-    def preparing(self, what: str, done: int, total: int) -> None:
-        self(Progress(what, done, total))

@@ -25,7 +25,8 @@ from vitral.training.begin import begin, resumed, threads_of
 from vitral.training.conclude import conclude, unfinished
 from vitral.training.determinism import deterministic
 from vitral.training.distributed import World
-from vitral.training.events import Listener, Listeners, RunBegins, RunEnds
+from vitral.training.events import Evaluated, Event, Listener, RunBegins, RunEnds, StepDone
+from vitral.training.listeners import Listeners
 from vitral.training.memory import advice_when_out_of_memory
 from vitral.training.parts import OURS, Parts
 from vitral.training.run import Run
@@ -67,9 +68,8 @@ def train(
     world = World.here()
     if "val" not in data.splits:
         raise VitralError(f"{data.source} has no validation images; give a val folder, or val_fraction=0.2")
-    tell = Listeners(*listeners)
-    files = RunFolder(folder, tell.message)
-    tell = Listeners(files.write_metrics, *listeners)
+    files = RunFolder(folder, Listeners(*listeners).message)
+    tell = Listeners(_metrics_writer(files), *listeners)
     with deterministic(), stop_signal() as stop, files.claimed():
         if not resume:
             files.refuse_to_begin(data, recipe)
@@ -124,7 +124,7 @@ def _loop(run: Run, stop: StopSignal, world: World) -> bool:
                 _watch(run, run.step(batch))
             run.state.step += 1
             run.budget.tick()
-            run.tell(run.step_done())
+            _tell_step(run)
             verdict = world.stops(spent=run.budget.is_spent, asked=stop.requested)
             _mind_the_loss(run)
             if verdict.spent or run.budget.evaluation_is_due:
@@ -134,6 +134,21 @@ def _loop(run: Run, stop: StopSignal, world: World) -> bool:
             if verdict.stops:
                 return verdict.spent
     raise AssertionError("training batches never end")
+
+
+def _tell_step(run: Run) -> None:
+    state, budget = run.state, run.budget
+    run.tell(StepDone(state.step, budget.epoch, budget.progress, state.seconds, run.recent))
+
+
+def _metrics_writer(files: RunFolder) -> Listener:
+    """Makes each evaluation a line of ``metrics.jsonl``."""
+
+    def write(event: Event) -> None:
+        if isinstance(event, Evaluated):
+            files.add_metrics(event.record())
+
+    return write
 
 
 def training_batches(run: Run, stop: StopSignal | None = None) -> Generator[Batch]:

@@ -92,7 +92,9 @@ def saved_bytes(model: nn.Module, placement: Placement) -> int:
         if storage.data_ptr() not in own:
             sizes[storage.data_ptr()] = storage.nbytes()
             kept.append(tensor)
-        return tensor
+        # Not the tensor itself: a result that its own node keeps would keep the graph alive for good, and on a
+        # GPU the stream that it ran on with it, to which no CUDA graph may be tied.
+        return tensor.detach()
 
     height, width = model.embedding.img_size  # pyrefly: ignore
     # Two images less one: what does not grow with the batch, such as weights cast by autocast, drops out.

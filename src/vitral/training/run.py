@@ -25,7 +25,7 @@ from vitral.runtime.devices import Placement, compiles
 from vitral.runtime.stopping import StopSignal
 from vitral.training.adapt import choose_trained, merged
 from vitral.training.budget import Budget
-from vitral.training.events import Listeners, RunningMean, StepDone
+from vitral.training.listeners import Listeners
 from vitral.training.loss_watch import LossWatch
 from vitral.training.memory import MemoryNeed, advice_when_out_of_memory, memory_need
 from vitral.training.objective import build_objective
@@ -34,7 +34,7 @@ from vitral.training.parts import OURS, Parts
 from vitral.training.run_folder import RunFolder
 from vitral.training.schedule import Schedule, scaled_rate
 from vitral.training.state import RunState
-from vitral.training.step import Computation, Step, average_share
+from vitral.training.step import Computation, RunningMean, Step, average_share
 
 # To open more takes more than a second.
 _TOLD_IMAGES = 5000
@@ -68,7 +68,7 @@ class Run:
         self.state = RunState()
         steps_per_epoch = len(data.split("train")) // recipe.batches.batch_size
         self.budget = Budget(recipe.limits, recipe.course, steps_per_epoch, self.state)
-        self.model: VisionTransformer = placement.place(checkpoint.model).train()
+        self.model: VisionTransformer = placement.place(checkpoint.model, training=True).train()
         choose_trained(self.model, recipe.tuning.trained, recipe.tuning.lora_rank, recipe.course.seed)
         self.model.checkpoint_layers = recipe.batches.checkpoint_layers
         if parts.prepare:
@@ -241,12 +241,6 @@ class Run:
         torch._foreach_copy_(list(self.average.parameters()), weights)
         self.optimizer.average(on=False)
         torch._foreach_copy_(weights, before)
-
-    # --- What it tells -------------------------------------------------------------------------------
-
-    def step_done(self) -> StepDone:
-        state = self.state
-        return StepDone(state.step, self.budget.epoch, self.budget.progress, state.seconds, self.recent)
 
 
 def groups_by_recipe(model: VisionTransformer, recipe: Resolved) -> list[Group]:

@@ -50,7 +50,6 @@ from vitral.runtime.devices import cpu_count
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import remove_leftovers, write_atomically
 from vitral.runtime.lock import LockedError, locked
-from vitral.training.events import Evaluated, Event
 from vitral.training.state import TENSORS, Record, RunState, Saved, Summary, elsewhere
 
 # Settings that may change when a run is taken up again, for they do not change what it computes; the budget
@@ -328,11 +327,9 @@ class RunFolder:
     def best(self) -> Checkpoint:
         return load_checkpoint(self.path)
 
-    def write_metrics(self, event: Event) -> None:
-        """Listens to a run: each evaluation becomes a line of ``metrics.jsonl``."""
-        if isinstance(event, Evaluated):
-            with self._metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event.record()) + "\n")
+    def add_metrics(self, metrics: dict[str, Any]) -> None:
+        with self._metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
 
     def note_damaged(self, names: Iterable[str]) -> None:
         """Remembers images that could not be read: to mend or to remove them is no change of the data."""

@@ -50,6 +50,28 @@ class StepResult:
     hits: Tensor  # how many images were right
 
 
+class RunningMean:
+    """Loss and accuracy since the last evaluation; reads the device only when asked."""
+
+    def __init__(self) -> None:
+        self._loss: Tensor | float = 0.0
+        self._correct: Tensor | int = 0
+        self._samples = 0
+
+    def add(self, result: StepResult, samples: int) -> None:
+        self._loss = self._loss + result.loss * samples
+        self._correct = self._correct + result.hits
+        self._samples += samples
+
+    @property
+    def loss(self) -> float:
+        return float(self._loss) / max(self._samples, 1)
+
+    @property
+    def accuracy(self) -> float:
+        return float(self._correct) / max(self._samples, 1)
+
+
 class Step:
     """Takes steps of one model.
 

@@ -10,8 +10,9 @@ import torch
 from vitral.data.batches import Batch
 from vitral.evaluation.evaluation import Evaluation
 from vitral.runtime.errors import VitralError
-from vitral.training.events import Evaluated, RunningMean
+from vitral.training.events import Evaluated
 from vitral.training.run import Run
+from vitral.training.step import RunningMean
 
 EVALUATION_BATCH = 256
 # Where the budget is short: its share for one evaluation, and what that needs at least to say something.

@@ -130,7 +130,7 @@ def _position_changes(model: VisionTransformer, now: Preprocess) -> list[Change]
     tables = [part for part in model.modules() if isinstance(part, LearnedPositions | RelativeBias)]
     if not tables:
         return [Change("position resize", "-", "-", now, why_idle="the model has no table of positions")]
-    current, grid = tables[0].resize, model.config.grid
+    current, grid = tables[0].resize, model.config.grid_size
     if patch_grid(now.img_size, model.config.patch_size) == grid:
         why = f"the model runs at the {grid[0]}x{grid[1]} patches of its table as it was loaded"
         return [Change("position resize", current, "-", now, why_idle=why)]

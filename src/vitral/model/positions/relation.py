@@ -1,4 +1,4 @@
-"""What attention is told of the places of two tokens."""
+"""What attention is told of the places of queries and tokens. Axes are those of `embedding`."""
 
 from typing import NamedTuple
 
@@ -15,17 +15,27 @@ class Rotation(NamedTuple):
 
 
 class Relation(NamedTuple):
-    """What attention knows of the places of two tokens."""
+    """What attention knows of the places of tokens, and which of them ask."""
 
     rotation: Rotation | None = None
     bias_ATT: Tensor | None = None
+    num_queries: int | None = None  # so many of the first tokens ask, those that a head reads; None: all
+
+    def queries(self, tokens_BTD: Tensor) -> Tensor:
+        """The tokens that ask: (B, T, D) -> (B, Q, D)."""
+        return tokens_BTD if self.num_queries is None else tokens_BTD[:, : self.num_queries]
+
+
+NO_RELATION = Relation()
 
 
 def rotate(x_BATK: Tensor, rotation: Rotation) -> Tensor:
-    """Turns pairs of channels; in the angles' float32, answered in the type of `x`."""
+    """Turns pairs of channels of the first tokens, in the angles' float32; gives the type of `x`."""
     if rotation.halves:
         first, second = x_BATK.chunk(2, dim=-1)
         turned = torch.cat([-second, first], dim=-1)
     else:
         turned = torch.stack([-x_BATK[..., 1::2], x_BATK[..., ::2]], dim=-1).flatten(-2)
-    return (x_BATK * rotation.cos + turned * rotation.sin).to(x_BATK.dtype)
+    count = x_BATK.shape[-2]
+    cos, sin = rotation.cos[..., :count, :], rotation.sin[..., :count, :]
+    return (x_BATK * cos + turned * sin).to(x_BATK.dtype)

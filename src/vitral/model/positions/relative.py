@@ -6,12 +6,13 @@ from torch.nn import functional as F
 
 from vitral.model import initialize
 from vitral.model.config import Grid, RelativeStart, Resize
+from vitral.model.kernels import HasKernels
+from vitral.model.positions.kept import KeepsLearned, computed_once
 from vitral.model.positions.relation import Relation
 from vitral.model.positions.resize import resize_grid
-from vitral.model.positions.tables import places_on_cpu
 
 
-class RelativeBias(nn.Module):
+class RelativeBias(KeepsLearned, HasKernels):
     """A learned addition to each head's attention logits for each distance of two patches.
 
     BEiT (arXiv:2106.08254) after Swin. The last three rows of the table (M, A) are for the class
@@ -23,6 +24,9 @@ class RelativeBias(nn.Module):
         resize: rule for the table at another image size.
         start: "zero", BEiT's, or "local": each head begins by looking at one neighbour of every patch
             (`initialize.local_bias`), the locality that few images cannot teach.
+
+    Raises:
+        ValueError: if heads are to begin at neighbours, and are more than those.
     """
 
     down: Tensor
@@ -34,7 +38,7 @@ class RelativeBias(nn.Module):
         self.table = nn.Parameter(torch.empty((2 * grid[0] - 1) * (2 * grid[1] - 1) + 3, num_heads))
         # On the model's device, for a pass that copies to a GPU waits for it.
         for name, side in zip(("down", "across"), grid, strict=True):
-            self.register_buffer(name, _differences(side), persistent=False)
+            self.register_buffer(name, _differences(side, torch.device("cpu")), persistent=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -43,21 +47,22 @@ class RelativeBias(nn.Module):
         if self.start == "local":
             self.table[:-3] = initialize.local_bias(self.grid, self.table.shape[1])
 
-    def forward(self, grid: Grid, device: torch.device) -> Relation:
-        # The gradient of an index adds in any order on a GPU, or sorts first.
-        learns_on_gpu = device.type == "cuda" and torch.is_grad_enabled()
-        return Relation(bias_ATT=self.by_products(grid) if learns_on_gpu else self.by_index(grid))
+    def forward(self, grid: Grid, device: torch.device) -> Relation:  # noqa: ARG002 - as rotary positions
+        make = self.by_products if self.kernels.relative_bias == "products" else self.by_index
+        return Relation(bias_ATT=self.made_once(self.table, make, grid))
 
     def by_index(self, grid: Grid) -> Tensor:
         """Each pair's row of the table, (A, T, T)."""
         table_MA = self.resized(grid)
-        return table_MA[_distances(grid).to(table_MA.device)].permute(2, 0, 1)
+        return table_MA[_distances(grid, table_MA.device)].permute(2, 0, 1)
 
     def by_products(self, grid: Grid) -> Tensor:
         """The same, exactly, by products with selections: of rows, then of columns."""
         table_MA = self.resized(grid)
-        native = grid == self.grid
-        down, across = (self.down, self.across) if native else map(_differences, grid)
+        if grid == self.grid:
+            down, across = self.down, self.across
+        else:
+            down, across = (_differences(side, table_MA.device) for side in grid)
         down, across = down.to(table_MA), across.to(table_MA)
         with torch.autocast(table_MA.device.type, enabled=False):
             table_YXA = table_MA[:-3].unflatten(0, (down.shape[2], across.shape[2]))
@@ -71,7 +76,7 @@ class RelativeBias(nn.Module):
         return torch.cat([class_A1T, others_ANT], dim=1)
 
     def resized(self, grid: Grid) -> Tensor:
-        """The table for another grid of patches."""
+        """The table, (M, A), for another grid of patches."""
         old, new = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (self.grid, grid))
         if old == new:
             return self.table
@@ -79,10 +84,11 @@ class RelativeBias(nn.Module):
         return torch.cat([resize_grid(patches, old, new, self.resize), class_token])
 
 
-def _distances(grid: Grid) -> Tensor:
+@computed_once
+def _distances(grid: Grid, device: torch.device) -> Tensor:
     """(T, T): the row of the table for each pair of tokens, the class token first."""
     rows, columns = grid
-    places = torch.meshgrid(*map(places_on_cpu, grid), indexing="ij")
+    places = torch.meshgrid(*(torch.arange(side, device=device) for side in grid), indexing="ij")
     row, column = (place.flatten() for place in places)
     down = row[:, None] - row + rows - 1
     across = column[:, None] - column + columns - 1
@@ -92,7 +98,9 @@ def _distances(grid: Grid) -> Tensor:
     return between
 
 
-def _differences(side: int) -> Tensor:
+@computed_once
+def _differences(side: int, device: torch.device) -> Tensor:
     """(side, side, 2 side - 1): 1 where one place less another is the third, counted from 1 - side."""
-    places = places_on_cpu(side)
-    return F.one_hot(places[:, None] - places + side - 1, 2 * side - 1).float()
+    places = torch.arange(side, device=device)
+    distances = torch.arange(1 - side, side, device=device)
+    return (places[:, None, None] - places[:, None] == distances).float()

@@ -1,6 +1,7 @@
 """Tables of positions and patch projections at another size: the rules in use, each by its own name."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import get_args
 
 import torch
@@ -69,7 +70,14 @@ def resize_grid(table_ND: Tensor, old: Grid, new: Grid, rule: Resize) -> Tensor:
     if old == new:
         return table_ND
     image_1DHW = table_ND.float().unflatten(0, old).permute(2, 0, 1)[None]
-    return RESIZE[rule](image_1DHW, new)[0].flatten(1).T.to(table_ND.dtype).contiguous()
+    with _without_autocast(table_ND.device):
+        resized_1DHW = RESIZE[rule](image_1DHW, new)
+    return resized_1DHW[0].flatten(1).T.to(table_ND.dtype).contiguous()
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager:
+    # It does not know the meta device.
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def resize_patches(weight_DCHW: Tensor, patch_size: int, rule: Resize) -> Tensor:

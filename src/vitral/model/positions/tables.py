@@ -1,4 +1,7 @@
-"""Tables of positions that are added to tokens, fixed or learned, at any grid of patches."""
+"""Tables of positions that are added to tokens, fixed or learned, at any grid of patches.
+
+`forward` adds to the patches, `of_prefix` to the tokens before them. Axes are those of `embedding`.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -6,6 +9,7 @@ from torch.nn import functional as F
 
 from vitral.model import initialize
 from vitral.model.config import Grid, Resize
+from vitral.model.positions.kept import KeepsLearned, computed_once
 from vitral.model.positions.resize import resize_grid
 
 
@@ -59,79 +63,103 @@ class PositionalEncoding(nn.Module):
         return tokens_BND + self.table[:length].to(tokens_BND.device)
 
 
-class SinusoidalPositions(PositionalEncoding):
-    """`PositionalEncoding` of all tokens in a row, whatever the grid."""
+class SinusoidalPositions(nn.Module):
+    """Adds the encoding of `PositionalEncoding` to all tokens in a row, whatever the grid."""
 
-    def forward(self, tokens_BND: Tensor, grid: Grid | None = None) -> Tensor:  # noqa: ARG002 - as others
-        length, (max_len, embed_dim) = tokens_BND.shape[1], self.table.shape
-        if length <= max_len:
-            return super().forward(tokens_BND)
-        return tokens_BND + sinusoidal_table(places_on_cpu(length), embed_dim).to(tokens_BND)
+    table: Tensor
+
+    def __init__(self, embed_dim: int, num_prefix_tokens: int, grid: Grid) -> None:
+        super().__init__()
+        self.num_prefix_tokens = num_prefix_tokens
+        table = sinusoidal_table(places_on_cpu(num_prefix_tokens + grid[0] * grid[1]), embed_dim)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, patches_BND: Tensor, grid: Grid | None = None) -> Tensor:  # noqa: ARG002 - as others
+        length = self.num_prefix_tokens + patches_BND.shape[1]
+        table, (max_len, embed_dim) = self.table, self.table.shape
+        if length > max_len:
+            table = _longer_table(length, embed_dim, patches_BND.device)
+        return patches_BND + table[self.num_prefix_tokens : length].to(patches_BND.device)
+
+    def of_prefix(self, tokens_1PD: Tensor) -> Tensor:
+        return tokens_1PD + self.table[: self.num_prefix_tokens].to(tokens_1PD.device)
+
+
+@computed_once
+def _longer_table(length: int, embed_dim: int, device: torch.device) -> Tensor:
+    return sinusoidal_table(places_on_cpu(length), embed_dim).to(device)
 
 
 class PositionalEncoding2d(nn.Module):
-    """Adds fixed 2-D sine/cosine encodings to the patches; the `prefix` tokens before them get none.
+    """Adds fixed 2-D sine/cosine encodings to the patches; the tokens before them get none.
 
-    (B, T, D) -> (B, T, D), as in MAE (arXiv:2111.06377) but for the order of channels.
+    (B, N, D) -> (B, N, D), as in MAE (arXiv:2111.06377) but for the order of channels.
     """
 
     table: Tensor
 
-    def __init__(self, embed_dim: int, grid: Grid, *, prefix: int) -> None:
+    def __init__(self, embed_dim: int, grid: Grid) -> None:
         super().__init__()
-        self.grid, self.prefix = grid, prefix
-        self.register_buffer("table", self._table(grid, embed_dim), persistent=False)
+        self.grid = grid
+        self.register_buffer("table", sinusoidal_table_2d(grid, embed_dim), persistent=False)
 
-    def forward(self, tokens_BTD: Tensor, grid: Grid | None = None) -> Tensor:
-        same = grid is None or grid == self.grid
-        table_TD = self.table if same else self._table(grid, tokens_BTD.shape[2]).to(self.table)
-        return tokens_BTD + table_TD.to(tokens_BTD.device)
+    def forward(self, patches_BND: Tensor, grid: Grid | None = None) -> Tensor:
+        if grid is None or grid == self.grid:
+            return patches_BND + self.table.to(patches_BND.device)
+        return patches_BND + _other_table_2d(grid, patches_BND.shape[2], patches_BND.device)
 
-    def _table(self, grid: Grid, embed_dim: int) -> Tensor:
-        return F.pad(sinusoidal_table_2d(grid, embed_dim), (0, 0, self.prefix, 0))
+    def of_prefix(self, tokens_1PD: Tensor) -> Tensor:
+        return tokens_1PD
 
 
-class LearnedPositions(nn.Module):
-    """Adds a learned vector to each token, the paper's E_pos in eq. 1: (B, T, D) -> (B, T, D).
+@computed_once
+def _other_table_2d(grid: Grid, embed_dim: int, device: torch.device) -> Tensor:
+    return sinusoidal_table_2d(grid, embed_dim).to(device)
+
+
+class LearnedPositions(KeepsLearned):
+    """Adds a learned vector to each patch, the paper's E_pos in eq. 1: (B, N, D) -> (B, N, D).
 
     Args:
         embed_dim: D.
         grid: rows and columns of patches that the table has vectors for; at another grid they are resized.
-        prefix: how many of the tokens before the patches have vectors, from the first.
-        without: how many more tokens stand before the patches, and have none.
+        num_prefix_tokens: how many tokens before the patches, from the first, have vectors too, at the head
+            of the table.
         resize: the rule for another grid.
     """
 
-    def __init__(self, embed_dim: int, grid: Grid, prefix: int, without: int, resize: Resize) -> None:
+    def __init__(self, embed_dim: int, grid: Grid, num_prefix_tokens: int, resize: Resize) -> None:
         super().__init__()
-        self.grid, self.prefix, self.without, self.resize = grid, prefix, without, resize
-        self.table = nn.Parameter(torch.empty(prefix + grid[0] * grid[1], embed_dim))
+        self.grid, self.num_prefix_tokens, self.resize = grid, num_prefix_tokens, resize
+        self.table = nn.Parameter(torch.empty(num_prefix_tokens + grid[0] * grid[1], embed_dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         initialize.truncated_normal(self.table)
 
-    def forward(self, tokens_BTD: Tensor, grid: Grid | None = None) -> Tensor:
-        return tokens_BTD + self.at(grid or self.grid)
+    def forward(self, patches_BND: Tensor, grid: Grid | None = None) -> Tensor:
+        grid = grid or self.grid
+        table = self.table if grid == self.grid else self.made_once(self.table, self.resized, grid)
+        return patches_BND + table[self.num_prefix_tokens :]
 
-    def at(self, grid: Grid) -> Tensor:
-        """What is added to each token, (T, D), for another grid of patches."""
-        table = self.resized(grid)
-        if not self.without:
-            return table
-        none = table.new_zeros(self.without, table.shape[1])
-        return torch.cat([table[: self.prefix], none, table[self.prefix :]])
+    def of_prefix(self, tokens_1PD: Tensor) -> Tensor:
+        """Adds their vectors to the tokens before the patches, as far as there are any."""
+        without = tokens_1PD.shape[1] - self.num_prefix_tokens
+        return tokens_1PD + F.pad(self.table[: self.num_prefix_tokens], (0, 0, 0, without))
 
     def resized(self, grid: Grid) -> Tensor:
-        """The table for another grid of patches."""
+        """The whole table, (T, D), for another grid of patches."""
         if grid == self.grid:
             return self.table
-        prefix, patches = self.table[: self.prefix], self.table[self.prefix :]
+        prefix, patches = self.table[: self.num_prefix_tokens], self.table[self.num_prefix_tokens :]
         return torch.cat([prefix, resize_grid(patches, self.grid, grid, self.resize)])
 
 
 class NoPositions(nn.Module):
-    """Tokens as they are; attention may know their places (`positions.Relation`)."""
+    """Tokens as they are; attention may know their places (`relation.Relation`)."""
 
-    def forward(self, tokens_BTD: Tensor, grid: Grid | None = None) -> Tensor:  # noqa: ARG002 - as others
-        return tokens_BTD
+    def forward(self, patches_BND: Tensor, grid: Grid | None = None) -> Tensor:  # noqa: ARG002 - as others
+        return patches_BND
+
+    def of_prefix(self, tokens_1PD: Tensor) -> Tensor:
+        return tokens_1PD
