@@ -92,8 +92,8 @@ def saved_bytes(model: nn.Module, placement: Placement) -> int:
         if storage.data_ptr() not in own:
             sizes[storage.data_ptr()] = storage.nbytes()
             kept.append(tensor)
-        # Not the tensor itself: a result that its own node keeps would keep the graph alive for good, and on a
-        # GPU the stream that it ran on with it, to which no CUDA graph may be tied.
+        # Not the tensor itself: a result that its own node keeps would keep the graph alive for good, and on
+        # a GPU the stream that it ran on with it, to which no CUDA graph may be tied.
         return tensor.detach()
 
     height, width = model.embedding.img_size  # pyrefly: ignore
