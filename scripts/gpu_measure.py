@@ -34,7 +34,6 @@ from vitral.training.begin import first_checkpoint
 from vitral.training.determinism import deterministic
 from vitral.training.listeners import Listeners
 from vitral.training.loop import training_batches
-from vitral.training.memory import memory_need
 from vitral.training.run import Run
 from vitral.training.run_folder import RunFolder
 
@@ -101,7 +100,7 @@ def busy_seconds(profiled: profile) -> float:
 
 
 def memory(run: Run, steps: int, save: Callable[[dict[str, Any]], None]) -> None:
-    need = memory_need(run.model, run.images_at_a_time, run.placement)
+    need = run.memory
     take, wait = stepper(run, repeat(noise(run))), synchronizer(run.placement)
     cuda = run.placement.device.type == "cuda"
     if cuda:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitral.model.embedding import PatchEmbedding
 from vitral.model.variants import create
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
@@ -22,7 +21,6 @@ class Counted(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = PatchEmbedding(4, 4, 3, 2)
         self.first, self.second = nn.Linear(48, 100), nn.Linear(100, 10)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -31,20 +29,20 @@ class Counted(nn.Module):
 
 def test_bytes_kept_of_an_image_by_hand() -> None:
     # The input of the first map (48 floats), and the ReLU's output (100), which is the second's input too.
-    assert saved_bytes(Counted(), CPU) == 4 * (48 + 100)
+    assert saved_bytes(Counted(), (3, 4, 4), CPU) == 4 * (48 + 100)
 
 
 def test_checkpointed_layers_keep_far_less() -> None:
     model = VisionTransformer(32, 4, embed_dim=32, num_layers=6, num_heads=2, num_classes=2).train()
-    everything = saved_bytes(model, CPU)
+    everything = saved_bytes(model, (3, 32, 32), CPU)
     model.checkpoint_layers = True
-    assert saved_bytes(model, CPU) < everything / 4
+    assert saved_bytes(model, (3, 32, 32), CPU) < everything / 4
 
 
 def test_counting_draws_nothing_and_leaves_no_gradient() -> None:
     model = VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=2, dropout=0.5)
     before = torch.get_rng_state()
-    memory_need(model.train(), 4, CPU)
+    memory_need(model.train(), (3, 16, 16), 4, CPU)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -75,11 +73,11 @@ def test_room_without_end_is_not_told() -> None:
 def test_a_frozen_model_needs_no_gradients_or_moments() -> None:
     model = VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=2)
     weights = sum(p.numel() * 4 for p in model.parameters())
-    assert memory_need(model, 1, CPU).fixed == 5 * weights
+    assert memory_need(model, (3, 16, 16), 1, CPU).fixed == 5 * weights
     model.requires_grad_(False)
     model.head.requires_grad_(True)
     head = sum(p.numel() * 4 for p in model.head.parameters())
-    assert memory_need(model, 1, CPU).fixed == 2 * weights + 3 * head
+    assert memory_need(model, (3, 16, 16), 1, CPU).fixed == 2 * weights + 3 * head
 
 
 @pytest.mark.parametrize(
@@ -114,7 +112,7 @@ def test_what_was_counted_is_given_back() -> None:
 
     model = create("ViT-Ti/4", img_size=16, num_classes=3, num_layers=1)
     model.head = nn.Sequential(model.head, Kept())
-    memory_need(model.train(), 4, Placement.choose("cpu", "float32"))
+    memory_need(model.train(), (3, 16, 16), 4, Placement.choose("cpu", "float32"))
     gc.collect()
     assert len(outputs) == 2
     assert all(reference() is None for reference in outputs)

@@ -11,7 +11,7 @@ from vitral.model.vit import VisionTransformer
 class Checkpoint:
     """A model with all that its use needs."""
 
-    model: VisionTransformer
+    model: VisionTransformer  # or a module of the user's, in Python alone (`own`)
     preprocess: Preprocess
     labels: tuple[str, ...]  # empty for a model without a head
     metadata: dict[str, Any] = field(default_factory=dict)  # where it comes from, how data was split

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import nn
 
-from vitral.checkpoints import hub, lora, validate
+from vitral.checkpoints import hub, lora, own, validate
 from vitral.checkpoints.checkpoint import Checkpoint
 from vitral.checkpoints.fit import empty_model, fill, told
 from vitral.checkpoints.foreign import (
@@ -27,6 +28,7 @@ from vitral.checkpoints.foreign import (
 )
 from vitral.checkpoints.formats.damage import ENDINGS, one_line, printable
 from vitral.checkpoints.formats.open import open_weights
+from vitral.checkpoints.formats.weights import Weights
 from vitral.images.preprocess import Preprocess
 from vitral.model.config import ViTConfig
 from vitral.model.vit import VisionTransformer
@@ -44,19 +46,21 @@ def load_checkpoint(source: Path | str, **overrides: Any) -> Checkpoint:
             adapter; ``hf://org/name[@revision]``.
         overrides: fields of `ViTConfig` to change, groups as mappings. For another ``img_size`` or
             ``patch_size`` positions and patches are resized; another ``num_classes`` gives a fresh head,
-            and no labels. Further ``preprocess``, a mapping of fields of `Preprocess`, and ``base``, the
-            model of an adapter that does not name it.
+            and no labels. Further ``preprocess``, a mapping of fields of `Preprocess`, ``base``, the
+            model of an adapter that does not name it, and ``model``, a module that takes the weights of a
+            folder of ours.
 
     Raises:
         VitralError: if there is no model there, or a file is damaged or does not fit.
     """
     name = str(source)
     prepared, base = overrides.get("preprocess"), overrides.pop("base", None)
+    module = overrides.pop("model", None)
     try:
         path = hub.download(name) if hub.is_reference(name) else Path(source)
         if not path.exists():
             raise VitralError(f"{name} does not exist; {NOT_A_MODEL}")
-        found = _load(name, path, overrides, base)
+        found = _load(name, path, overrides, base) if module is None else _load_into(module, path, overrides)
         if prepared:
             changed = build(Preprocess, deep_merge(asdict(found.preprocess), prepared))
             found = replace(found, preprocess=validate.preprocess(changed))
@@ -101,7 +105,7 @@ def is_model_folder(path: Path | str) -> bool:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Writes the two files into `folder`, making it if need be; each is replaced atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.contiguous() for name, tensor in checkpoint.model.state_dict().items()}
+    state = own.unshared(checkpoint.model.state_dict())
     write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(state))
     write_atomically(folder / CONFIG_FILE, description(checkpoint).encode())
 
@@ -112,7 +116,7 @@ def description(checkpoint: Checkpoint) -> str:
 
     config = {
         "vitral": __version__,
-        "architecture": asdict(checkpoint.model.config),
+        "architecture": own.architecture(checkpoint.model),
         "preprocess": asdict(checkpoint.preprocess),
         "labels": list(checkpoint.labels),
         "temperature": checkpoint.temperature,
@@ -123,37 +127,56 @@ def description(checkpoint: Checkpoint) -> str:
 
 
 def _load_ours(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any]) -> Checkpoint:
-    if not is_model_folder(folder):
-        raise VitralError(f"{folder} has no {CONFIG_FILE}; {NOT_A_MODEL}")
+    weights = _our_weights(folder)
     described = f"{folder / CONFIG_FILE}{told(overrides)}"
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise VitralError(f"{path} is missing; the model folder is incomplete")
-    weights = open_weights(path)
 
     def build_model(architecture: ViTConfig) -> VisionTransformer:
         validate.refuse_costly(described, architecture, weights)
         return empty_model(described, architecture)
 
     found = described_checkpoint(config, described, build_model)
-    return fill(found, dict(weights), overrides, described, str(path))
+    return fill(found, dict(weights), overrides, described, str(weights.path))
+
+
+def _load_into(module: nn.Module, folder: Path, overrides: Mapping[str, Any]) -> Checkpoint:
+    """Loads our folder's weights into a module that the user passed."""
+    if other := sorted(overrides.keys() - {"preprocess"}):
+        raise VitralError(f"{other[0]} is for a model that Vitral builds, and one was passed; leave it out")
+    weights, described = _our_weights(folder), str(folder / CONFIG_FILE)
+    found = described_checkpoint(validate.read_json(folder / CONFIG_FILE), described, module=module)
+    return own.filled(found, weights)
+
+
+def _our_weights(folder: Path) -> Weights:
+    if not is_model_folder(folder):
+        raise VitralError(f"{folder} has no {CONFIG_FILE}; {NOT_A_MODEL}")
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise VitralError(f"{path} is missing; the model folder is incomplete")
+    return open_weights(path)
 
 
 def described_checkpoint(
-    config: Mapping[str, Any], described: str, build_model: Callable[[ViTConfig], VisionTransformer]
+    config: Mapping[str, Any],
+    described: str,
+    build_model: Callable[[ViTConfig], VisionTransformer] = VisionTransformer.from_config,
+    module: nn.Module | None = None,
 ) -> Checkpoint:
-    """Makes the checkpoint that a ``config.json`` describes, with a model from `build_model`.
+    """Makes the checkpoint that a ``config.json`` describes, with `module` or a model from `build_model`.
 
     Args:
         config: what `description` wrote, parsed.
         described: what messages call it.
         build_model: makes the model of an architecture.
+        module: the model, if the user passed one.
 
     Raises:
-        VitralError: if something is missing or unfit.
+        VitralError: if something is missing or unfit, or the model is the user's own and was not passed.
     """
+    if module is None:
+        own.refuse_without_module(config, described)
     try:
-        saved = build(ViTConfig, config["architecture"])
+        saved = build(ViTConfig, config["architecture"]) if module is None else None
         preprocess = validate.preprocess(build(Preprocess, config["preprocess"]))
         labels, metadata = validate.labels(config["labels"]), validate.training(config["metadata"])
         temperature = validate.temperature(config.get("temperature", 1.0))
@@ -162,4 +185,5 @@ def described_checkpoint(
         raise VitralError(f"{described} cannot be used: it has no {error}") from error
     except (TypeError, ValueError, VitralError) as error:
         raise VitralError(f"{described} cannot be used: {error}") from error
-    return Checkpoint(build_model(saved), preprocess, labels, metadata, temperature, multi_label)
+    model: Any = build_model(saved) if saved else module
+    return Checkpoint(model, preprocess, labels, metadata, temperature, multi_label)

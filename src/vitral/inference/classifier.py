@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint
 from vitral.images import notebook
@@ -144,7 +144,9 @@ class Classifier:
 
         Raises:
             ImageError: if an image cannot be read.
+            VitralError: if the model is another module than ours.
         """
+        self.refuse_others("features")
         parts = []
         for images_BCHW in self._readable_batches(images, batch_size):
             with self.placement.autocast():
@@ -175,6 +177,12 @@ class Classifier:
         activation = log_activation(multi_label=self.multi_label)
         answers = [activation(view_BL) for view_BL in logits]
         return torch.stack(answers).logsumexp(0) - math.log(len(views))
+
+    def refuse_others(self, what: str) -> None:
+        """Raises VitralError if the model is a module of the user's own, whose inside is unknown."""
+        if not isinstance(self.model, VisionTransformer):
+            name = type(self.model).__name__
+            raise VitralError(f"{what} are of Vitral's own models; a {name} gives logits alone")
 
     def _logits(self, images_BCHW: Tensor) -> Tensor:
         with self.placement.autocast():
@@ -235,6 +243,7 @@ class Classifier:
 def load(
     source: str | PathLike,
     *,
+    model: nn.Module | None = None,
     img_size: Size | None = None,
     num_classes: int | None = None,
     patch_size: int | None = None,
@@ -248,6 +257,7 @@ def load(
     Args:
         source: a model or run folder, a hub folder of timm or transformers, a file of Google's, torchvision's
             or the authors', or ``hf://org/name[@revision]``.
+        model: takes the weights of a folder of ours, as those of your own modules need it; it is changed.
         img_size: pixels, if other than the model was trained with; positions are resized by its own rule.
         num_classes: for a fresh, untrained head.
         patch_size: pixels, if other than the model's; the projection is resized (FlexiViT, arXiv:2212.08013).
@@ -264,7 +274,7 @@ def load(
     Raises:
         VitralError: if there is no usable model there.
     """
-    asked = {"img_size": img_size, "num_classes": num_classes, "patch_size": patch_size}
+    asked = {"model": model, "img_size": img_size, "num_classes": num_classes, "patch_size": patch_size}
     overrides = {name: value for name, value in asked.items() if value is not None}
     checkpoint = load_checkpoint(str(source), **overrides, **options)
     for note in checkpoint.notes:

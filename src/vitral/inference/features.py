@@ -128,6 +128,7 @@ def extract(
         VitralError: if the model has no such layer, or too many images are damaged.
     """
     loading = loading or Loading(worker_count(), damage.warn)
+    classifier.refuse_others("features")
     depth = len(classifier.model.layers)
     for layer in layers:
         if not -depth <= layer < depth:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from vitral.checkpoints.folder import Checkpoint, is_checkpoint, load_checkpoint
 from vitral.data.image_data import ImageData
@@ -59,6 +60,21 @@ _TUNING_WITH: dict[str, dict[str, Any]] = {
     "sgd": {"learning_rate": 0.03, "weight_decay": 0.0},
     "schedule_free": {"learning_rate": 3e-4, "schedule": "constant"},
 }
+# Before the name of a class, as `model` of a recipe: a module that is passed in Python.
+MODULE = "module:"
+# What goes with one, where nothing is known of its matrices and its patches, nor whether it can be compiled.
+_WITH_MODULE: dict[str, Any] = {
+    "optimizer": "adamw",
+    **_SCRATCH_WITH["adamw"],
+    "whiten": False,
+    "small_images": 0.0,
+    "compile": False,
+}
+# Settings that ask for our model, at the values that ask for nothing.
+_OF_OUR_MODEL: dict[str, Any] = {
+    "architecture": {}, "pooling": "", "dropout": 0.0, "drop_path": 0.0, "whiten": False, "small_images": 0.0,
+    "trained": "all", "probe_head": False, "layer_decay": 1.0, "checkpoint_layers": False,
+}  # fmt: skip
 # Settings that change fields of `ViTConfig`.
 _OF_THE_MODEL = ("dropout", "drop_path", "pooling", "architecture")
 
@@ -126,6 +142,8 @@ def resolve(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count:
 
 def _refuse_misfits(recipe: Recipe, data: ImageData, base: Checkpoint | None) -> None:
     trained, teacher = recipe.get("trained"), recipe.get("teacher")
+    if _is_module(recipe.get("model")):
+        _refuse_ours(recipe)
     if trained not in (None, "all") and base is None:
         raise VitralError(f"trained={trained} adapts a trained model; name one with model=CHECKPOINT")
     if recipe.get("whiten") and base is not None:
@@ -139,6 +157,18 @@ def _refuse_misfits(recipe: Recipe, data: ImageData, base: Checkpoint | None) ->
         raise VitralError(f"loss=cross_entropy is for {several}; take loss=binary, or leave it out")
     if teacher:
         raise VitralError(f"teacher={teacher}: distillation is for {several}; leave teacher out")
+
+
+def _refuse_ours(recipe: Recipe) -> None:
+    """Raises VitralError for what a module of the user's own cannot be asked, or if its size is unknown."""
+    name = recipe.get("model").removeprefix(MODULE)
+    if recipe.get("optimizer") == "muon":
+        raise VitralError(f"optimizer=muon does not know which matrices of a {name} are hidden; take adamw")
+    for setting, nothing in _OF_OUR_MODEL.items():
+        if (value := recipe.given.get(setting, nothing)) != nothing:
+            raise VitralError(f"{setting}={value} is for Vitral's models, not for a {name}; leave it out")
+    if not recipe.get("img_size"):
+        raise VitralError(f"nothing says what images a {name} takes; name their size: img_size=32")
 
 
 def _batch_too_large(recipe: Resolved, images: int, usual: int) -> str:
@@ -161,8 +191,11 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
     """What a run takes where the user says nothing; `base` is the model to tune, if there is one."""
     train, asked = data.split("train"), recipe.get
     side = float(np.median(train.typical_sizes.min(axis=1)))
+    module = _is_module(asked("model"))
     if base:
         model, img_size = asked("model"), base.preprocess.img_size
+    elif module:
+        model, img_size = asked("model"), asked("img_size")
     else:
         model, img_size = _new_model(asked("model"), side)
     smallest = min(height_and_width(asked("img_size") or img_size))
@@ -177,6 +210,7 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
         "loss": task_of(data).loss,
         "batch_size": min(int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 64)), len(train)),
         "workers": worker_count(cores=cpu_count),
+        **(_WITH_MODULE if module else {}),
     }
     if asked("trained") not in (None, "all"):
         choices["learning_rate"] *= _FEWER_WEIGHTS_FASTER
@@ -194,6 +228,11 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
 def _epochs_from_scratch(images: int) -> float:
     """1.5 million samples, within 30 to 200 passes over the images."""
     return float(np.clip(round(1.5e6 / images), 30, 200))
+
+
+def _is_module(model: str | None) -> bool:
+    """Whether a recipe's model is a module that is passed in Python."""
+    return bool(model) and model.startswith(MODULE)
 
 
 def _can_be_probed(data: ImageData) -> bool:
@@ -224,13 +263,16 @@ def _parse(name: str) -> Any:
 # --- The model that a run begins with --------------------------------------------------------------
 
 
-def start(recipe: Resolved, classes: tuple[str, ...], base: Checkpoint | None) -> Checkpoint:
+def start(
+    recipe: Resolved, classes: tuple[str, ...], base: Checkpoint | None, module: nn.Module | None = None
+) -> Checkpoint:
     """The model that a run begins with, its preprocessing and the data's labels.
 
     Args:
         recipe: its settings.
         classes: the labels.
         base: the model to tune, of `load_base`; it becomes the run's.
+        module: the model, if it is the user's own.
 
     Raises:
         VitralError: if the settings do not fit each other.
@@ -238,6 +280,8 @@ def start(recipe: Resolved, classes: tuple[str, ...], base: Checkpoint | None) -
     crop_fraction = recipe.alteration.crop_fraction
     if base is None:
         margin = crop_fraction or (0.9 if recipe.alteration.crop == "resized" else 1.0)
+        if _is_module(recipe.start.model):
+            return _of_module(recipe.start, module, classes, margin)
         return _from_scratch(recipe.start, classes, margin)
     if base.labels != classes:
         base.model.reset_classifier(len(classes))
@@ -261,6 +305,21 @@ def _from_scratch(settings: Start, classes: tuple[str, ...], crop_fraction: floa
         raise VitralError(f"model={settings.model}: {error}") from error
     preprocess = Preprocess(size, crop_fraction=crop_fraction).for_channels(config.in_channels)
     return Checkpoint(model, _of_pictures(preprocess), classes)
+
+
+def _of_module(
+    settings: Start, module: nn.Module | None, classes: tuple[str, ...], crop_fraction: float
+) -> Checkpoint:
+    if module is None:
+        name = settings.model.removeprefix(MODULE)
+        raise VitralError(
+            f"model={settings.model} is a module of your own code; in Python, pass one: "
+            f"vitral.train(..., model={name}(...))"
+        )
+    model: Any = module
+    return Checkpoint(
+        model, Preprocess(height_and_width(settings.img_size), crop_fraction=crop_fraction), classes
+    )
 
 
 def _of_pictures(preprocess: Preprocess) -> Preprocess:

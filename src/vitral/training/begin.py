@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vitral.checkpoints.folder import Checkpoint
 from vitral.data.contents import Contents
@@ -45,22 +46,25 @@ def begin(data: ImageData, files: RunFolder, recipe: Recipe, tell: Listeners, pa
     """
     base = load_base(recipe)
     resolved = resolve(recipe, data, base, cpu_count())
-    checkpoint = first_checkpoint(resolved, data, base)
+    checkpoint = first_checkpoint(resolved, data, base, parts.model)
     run = Run(resolved, data, checkpoint, _placement(resolved), files, tell, parts)
     run.state.data = fingerprint(data.split("train"))
     return run
 
 
-def first_checkpoint(recipe: Resolved, data: ImageData, base: Checkpoint | None) -> Checkpoint:
+def first_checkpoint(
+    recipe: Resolved, data: ImageData, base: Checkpoint | None, module: nn.Module | None = None
+) -> Checkpoint:
     """What a run begins with.
 
     Args:
         recipe: its settings.
         data: whose labels it takes.
         base: the model to tune, of `load_base`.
+        module: the model, if it is the user's own.
     """
     with seeded(recipe.course.seed):
-        checkpoint = start(recipe, data.classes, base)
+        checkpoint = start(recipe, data.classes, base, module)
     if recipe.start.whiten and isinstance(checkpoint.model.embedding.stem, ConvStem):
         _whiten(checkpoint.model.embedding.stem, data, checkpoint.preprocess)
     split: dict[str, Any] = {"val_fraction": recipe.images.val_fraction, "seed": recipe.course.seed}
@@ -125,7 +129,8 @@ def resumed(
     saved = files.saved(recipe.course.checkpoint_steps or steps_per_epoch, placement.device)
     checkpoint = files.checkpoint_of(saved) if saved else None
     if checkpoint is None:
-        checkpoint = first_checkpoint(recipe, data, load_base(Recipe(**recipe.settings())))
+        base = load_base(Recipe(**recipe.settings()))
+        checkpoint = first_checkpoint(recipe, data, base, parts.model)
     run = Run(recipe, data, checkpoint, placement, files, tell, parts)
     contents = Contents.of(data)
     if saved is None:

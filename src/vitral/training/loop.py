@@ -68,7 +68,7 @@ def train(
     world = World.here()
     if "val" not in data.splits:
         raise VitralError(f"{data.source} has no validation images; give a val folder, or val_fraction=0.2")
-    files = RunFolder(folder, Listeners(*listeners).message)
+    files = RunFolder(folder, Listeners(*listeners).message, parts.model)
     tell = Listeners(_metrics_writer(files), *listeners)
     with deterministic(), stop_signal() as stop, files.claimed():
         if not resume:

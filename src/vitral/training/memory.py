@@ -64,11 +64,14 @@ class MemoryNeed:
         )
 
 
-def memory_need(model: nn.Module, images_at_a_time: int, placement: Placement) -> MemoryNeed:
+def memory_need(
+    model: nn.Module, image_shape: tuple[int, ...], images_at_a_time: int, placement: Placement
+) -> MemoryNeed:
     """Counts what one image leaves for the backward pass, by running it forward once.
 
     Args:
-        model: on the placement's device, in training mode, with an `embedding.img_size`.
+        model: on the placement's device, in training mode; its buffers stay as they are.
+        image_shape: channels, height and width.
         images_at_a_time: the batch, or its parts where gradients are accumulated.
         placement: device and precision.
     """
@@ -77,11 +80,12 @@ def memory_need(model: nn.Module, images_at_a_time: int, placement: Placement) -
     everything = sum(p.numel() * p.element_size() for p in parameters)
     # Weights and their average; gradients and two moments of what is trained.
     fixed = 2 * everything + 3 * trained
-    per_image = int(_MARGIN * (saved_bytes(model, placement) + _bytes_computed_again(model, placement)))
+    kept = saved_bytes(model, image_shape, placement) + _bytes_computed_again(model, image_shape, placement)
+    per_image = int(_MARGIN * kept)
     return MemoryNeed(fixed, max(per_image, 1), images_at_a_time, available_bytes(placement.device))
 
 
-def saved_bytes(model: nn.Module, placement: Placement) -> int:
+def saved_bytes(model: nn.Module, image_shape: tuple[int, ...], placement: Placement) -> int:
     """Bytes that autograd keeps of one image, parameters not counted."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     sizes: dict[int, int] = {}
@@ -96,30 +100,32 @@ def saved_bytes(model: nn.Module, placement: Placement) -> int:
         # a GPU the stream that it ran on with it, to which no CUDA graph may be tied.
         return tensor.detach()
 
-    height, width = model.embedding.img_size  # pyrefly: ignore
-    # Two images less one: what does not grow with the batch, such as weights cast by autocast, drops out.
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # a batch norm's change
+    # Three images less two: what does not grow with the batch, such as weights cast by autocast, drops out.
+    # Not one, of which a batch norm can have no variance.
     totals = []
-    for images in (1, 2):
+    for images in (2, 3):
         sizes.clear()
         with (
             torch.random.fork_rng(devices=[]),
             torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
             placement.autocast(),
         ):
-            shape = images, model.embedding.in_channels, height, width  # pyrefly: ignore
-            model(torch.zeros(shape, device=placement.device))
+            model(torch.zeros(images, *image_shape, device=placement.device))
         totals.append(sum(sizes.values()))
         kept.clear()
+    for buffer, before in buffers:
+        buffer.copy_(before)
     return totals[1] - totals[0]
 
 
-def _bytes_computed_again(model: nn.Module, placement: Placement) -> int:
+def _bytes_computed_again(model: nn.Module, image_shape: tuple[int, ...], placement: Placement) -> int:
     """What the backward pass of a checkpointed model holds beside: the activations of one layer."""
     if not getattr(model, "checkpoint_layers", False):
         return 0
     model.checkpoint_layers = False  # pyrefly: ignore
     try:
-        return saved_bytes(model, placement) // len(model.layers)  # pyrefly: ignore
+        return saved_bytes(model, image_shape, placement) // len(model.layers)  # pyrefly: ignore
     finally:
         model.checkpoint_layers = True  # pyrefly: ignore
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import multiplies_bfloat16
@@ -19,7 +19,7 @@ OptimizerName = Literal["adamw", "muon", "lion", "sgd", "schedule_free"]
 
 
 def parameter_groups(
-    model: VisionTransformer, *, layer_decay: float, weight_decay: float, orthogonal: bool = False
+    model: nn.Module, *, layer_decay: float, weight_decay: float, orthogonal: bool = False
 ) -> list[Group]:
     """The parameters that are trained, by depth, decay and kind, the head's first.
 
@@ -40,7 +40,7 @@ def parameter_groups(
             continue
         level = _levels_below_head(name, model)
         # Tokens, tables, scales and frequencies are no weights, whatever their number of axes.
-        decays = parameter.ndim > 1 and name.endswith(".weight")
+        decays = parameter.ndim > 1 and name.endswith("weight")
         hidden = orthogonal and decays and _is_hidden(name, parameter)
         group = groups.setdefault(
             (level, decays, hidden),
@@ -58,7 +58,10 @@ def parameter_groups(
     return [groups[key] for key in sorted(groups)]
 
 
-def _levels_below_head(name: str, model: VisionTransformer) -> int:
+def _levels_below_head(name: str, model: nn.Module) -> int:
+    """0 for all of a module that is the user's own."""
+    if not isinstance(model, VisionTransformer):
+        return 0
     part, _, rest = name.partition(".")
     num_layers = len(model.layers)
     match part:

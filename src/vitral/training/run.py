@@ -30,7 +30,7 @@ from vitral.training.loss_watch import LossWatch
 from vitral.training.memory import MemoryNeed, advice_when_out_of_memory, memory_need
 from vitral.training.objective import build_objective
 from vitral.training.optimizers import ChainedOptimizer, Group, build_optimizer, parameter_groups
-from vitral.training.parts import OURS, Parts
+from vitral.training.parts import OURS, Parts, refuse_other_logits
 from vitral.training.run_folder import RunFolder
 from vitral.training.schedule import Schedule, scaled_rate
 from vitral.training.state import RunState
@@ -68,9 +68,13 @@ class Run:
         self.state = RunState()
         steps_per_epoch = len(data.split("train")) // recipe.batches.batch_size
         self.budget = Budget(recipe.limits, recipe.course, steps_per_epoch, self.state)
-        self.model: VisionTransformer = placement.place(checkpoint.model, training=True).train()
+        self.model: VisionTransformer = placement.place(checkpoint.model, training=True)
+        if parts.model is not None:
+            refuse_other_logits(self.model, checkpoint.preprocess, checkpoint.labels, placement)
+        self.model.train()
         choose_trained(self.model, recipe.tuning.trained, recipe.tuning.lora_rank, recipe.course.seed)
-        self.model.checkpoint_layers = recipe.batches.checkpoint_layers
+        if recipe.batches.checkpoint_layers:
+            self.model.checkpoint_layers = True
         if parts.prepare:
             parts.prepare(self.model)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -107,7 +111,7 @@ class Run:
             self.objective = replace(self.objective, loss=self.parts.loss)
         compiled = compiles(recipe.machine.device, wanted=recipe.machine.compile_wanted)
         captured = compiled and self.optimizer.capturable
-        # A schedule-free optimizer keeps the average itself; see `take_optimizers_average`.
+        # A schedule-free optimizer keeps the average itself; see `complete_average`.
         follows = how.optimizer != "schedule_free"
         self._update = Step(
             self.model,
@@ -138,12 +142,15 @@ class Run:
     @cached_property
     def memory(self) -> MemoryNeed:
         with advice_when_out_of_memory(self.images_at_a_time):
-            return memory_need(self.model, self.images_at_a_time, self.placement)
+            preprocess = self.checkpoint.preprocess
+            shape = preprocess.channels, *preprocess.img_size
+            return memory_need(self.model, shape, self.images_at_a_time, self.placement)
 
     @property
     def averaged_checkpoint(self) -> Checkpoint:
         """What is evaluated and kept."""
-        return replace(self.checkpoint, model=merged(self.average))
+        adapted = self.recipe.tuning.trained == "lora"
+        return replace(self.checkpoint, model=merged(self.average) if adapted else self.average)
 
     # --- Its images ----------------------------------------------------------------------------------
 
@@ -231,8 +238,13 @@ class Run:
         return self._mix(images_BCHW, labels)
 
     @torch.no_grad()
-    def take_optimizers_average(self) -> None:
-        """Copy the average that a schedule-free optimizer keeps itself; the weights stay to the bit."""
+    def complete_average(self) -> None:
+        """Copy what steps leave out of the average: buffers, such as a batch norm's statistics.
+
+        And the average that a schedule-free optimizer keeps itself; the weights stay to the bit.
+        """
+        for average, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            average.copy_(buffer)
         if self.recipe.optimization.optimizer != "schedule_free":
             return
         weights: list[Tensor] = list(self.model.parameters())

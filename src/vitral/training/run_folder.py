@@ -13,6 +13,7 @@ The files of a run's folder, each of which is replaced as a whole:
 """
 
 import contextlib
+import copy
 import errno
 import io
 import json
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from torch import nn
 
 from vitral.checkpoints.folder import (
     CONFIG_FILE,
@@ -41,7 +43,6 @@ from vitral.data.contents import Contents
 from vitral.data.image_data import ImageData
 from vitral.data.randomness import seeded
 from vitral.data.workers import worker_count
-from vitral.model.vit import VisionTransformer
 from vitral.recipes.packaged import RUN_FILE
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.schema import BUDGET, Resolved, default, missing
@@ -67,10 +68,13 @@ class RunFolder:
     Args:
         path: the folder.
         tell: told, in one line each, of what was mended.
+        module: the model, if it is the user's own.
     """
 
-    def __init__(self, path: Path, tell: Callable[[str], None] = lambda _: None) -> None:
-        self.path, self.tell = path, tell
+    def __init__(
+        self, path: Path, tell: Callable[[str], None] = lambda _: None, module: nn.Module | None = None
+    ) -> None:
+        self.path, self.tell, self.module = path, tell, module
         self._recipe_file, self._metrics_file = path / RUN_FILE, path / "metrics.jsonl"
         self._summary_file, self._last = path / "summary.json", path / "last"
         self._checkpoints = path / "checkpoints"
@@ -94,7 +98,7 @@ class RunFolder:
     def has_best(self) -> bool:
         """Whether the model of the best weights can be read."""
         try:
-            load_checkpoint(self.path)
+            self.best()
         except VitralError:
             return False
         return True
@@ -189,7 +193,7 @@ class RunFolder:
     def _what_is_left(self) -> str:
         """The end of a message about a lost state."""
         for folder, which in ((self._last, "last"), (self.path, "best")):
-            if RunFolder(folder).has_best:
+            if RunFolder(folder, module=self.module).has_best:
                 return f"; {_NEW_RUN} from its {which} weights, model={shlex.quote(str(folder))}"
         return f"; {_NEW_RUN}"
 
@@ -197,9 +201,8 @@ class RunFolder:
         """The model of a checkpoint, with any weights; None if nobody wrote down what it is."""
         if saved.description is not None:
             with seeded(0):
-                return described_checkpoint(
-                    json.loads(saved.description), str(self._state_file), VisionTransformer.from_config
-                )
+                config = json.loads(saved.description)
+                return described_checkpoint(config, str(self._state_file), module=self.module)
         try:
             return load_checkpoint(self._last)
         except VitralError:
@@ -325,7 +328,9 @@ class RunFolder:
         save_checkpoint(self.path, best)
 
     def best(self) -> Checkpoint:
-        return load_checkpoint(self.path)
+        # Not into the module itself, which is trained.
+        module = None if self.module is None else copy.deepcopy(self.module)
+        return load_checkpoint(self.path, model=module)
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
         with self._metrics_file.open("a", encoding="utf-8") as file:

@@ -11,7 +11,7 @@ from vitral.training.validation import refuse_lost
 def save(run: Run) -> None:
     """Write the run's state, unless its loss is lost."""
     refuse_lost(run)
-    run.take_optimizers_average()
+    run.complete_average()
     tensors = {
         "model": run.model.state_dict(),
         "average": run.average.state_dict(),

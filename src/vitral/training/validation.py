@@ -28,7 +28,7 @@ _CLEAR = 0.05
 def validate(run: Run) -> Evaluation:
     """Evaluate the averaged weights, keep them if they are the best so far, and tell."""
     refuse_lost(run)
-    run.take_optimizers_average()
+    run.complete_average()
     evaluation = evaluate_split(run, "val")
     is_best = keep_if_best(run, evaluation)
     step, epoch, seconds = run.state.step, run.budget.epoch, run.state.seconds

@@ -90,6 +90,7 @@ def probe(
     """
     options = build(ProbeOptions, settings)
     classifier = loaded(model)
+    classifier.refuse_others("features")
     kinds = _kinds(classifier.model, options)
     if out is not None:
         refuse_unwritable(out, classifier.model, kinds[0], options.layers)
