@@ -254,7 +254,7 @@ def test_a_resumed_run_takes_its_parts_again(tmp_path: Path) -> None:
     assert len(seen) == 1
 
 
-def test_training_takes_no_module_whose_file_it_could_not_write(tmp_path: Path) -> None:
-    with pytest.raises(VitralError, match="model is a Linear; training takes a variant's name"):
+def test_training_takes_no_module_of_which_nobody_says_what_images_it_takes(tmp_path: Path) -> None:
+    with pytest.raises(VitralError, match="what images a Linear takes; name their size: img_size=32"):
         vitral.train("digits", tmp_path / "run", model=nn.Linear(3, 3))
     assert not (tmp_path / "run").exists()

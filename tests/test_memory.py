@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -116,3 +117,12 @@ def test_what_was_counted_is_given_back() -> None:
     gc.collect()
     assert len(outputs) == 2
     assert all(reference() is None for reference in outputs)
+
+
+def test_a_batch_norm_keeps_its_statistics_and_an_image_counts_once() -> None:
+    norm: Any = nn.BatchNorm1d(10)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 10), norm).train()
+    # The images (48 floats) and the map's answers (10), which the norm's backward pass needs.
+    assert saved_bytes(model, (3, 4, 4), CPU) == 4 * (48 + 10)
+    assert torch.equal(norm.running_mean, torch.zeros(10))
+    assert int(norm.num_batches_tracked) == 0

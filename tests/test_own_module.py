@@ -1,7 +1,6 @@
 """A module of the user's own in the place of our model: it is trained, taken up again, loaded and judged."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import vitral
+from vitral.cli import app as cli
 from vitral.data.image_data import open_data
 from vitral.runtime.errors import VitralError
 from vitral.training.events import Event, StepDone
@@ -107,14 +107,18 @@ def test_the_average_has_the_statistics_of_the_batch_norms(run: Path) -> None:
     assert torch.equal(mean, state["model"]["body.1.running_mean"])
 
 
-def test_without_the_module_there_is_one_line(run: Path) -> None:
+def test_without_the_module_there_is_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(VitralError, match=r"the module TinyNet of your own code.*model=TinyNet\("):
         vitral.load(run)
-    command = [sys.executable, "-m", "vitral", "eval", str(run), "digits"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert told.returncode != 0
-    assert len(told.stderr.splitlines()) == 1
-    assert "vitral.load(FOLDER, model=TinyNet(...))" in told.stderr.replace("\n", " ")
+    monkeypatch.setattr(sys, "argv", ["vitral", "eval", str(run), "digits"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert len(told.splitlines()) == 1
+    assert "vitral.load(FOLDER, model=TinyNet(...))" in told
 
 
 def test_only_our_models_give_features(run: Path) -> None:

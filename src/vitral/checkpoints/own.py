@@ -28,9 +28,10 @@ def refuse_without_module(config: Mapping[str, Any], described: str) -> None:
     """Raises VitralError if a config describes a user's own class, of which no file has the code."""
     described_by = config.get("architecture")
     if isinstance(described_by, Mapping) and _CLASS in described_by:
+        new = f"model={described_by[_CLASS]}(...)"
         raise VitralError(
-            f"{described} describes the module {described_by[_CLASS]} of your own code; in Python, pass one: "
-            f"vitral.load(FOLDER, model={described_by[_CLASS]}(...)), or to train on, vitral.train"
+            f"{described} is of the module {described_by[_CLASS]} of your own code; in Python, pass one: "
+            f"vitral.load(FOLDER, {new}), or to resume vitral.train(DATA, FOLDER, {new}, resume=True)"
         )
 
 
