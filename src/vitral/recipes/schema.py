@@ -94,9 +94,8 @@ class Limits:
     # Passes over the training images; chosen from the data where there is no limit at all.
     epochs: Budget = field(default=_NO_LIMIT, metadata=_UNSET)
     steps: Count = field(default=_NO_LIMIT, metadata=_UNSET)  # updates of the weights
-    minutes: Budget = field(
-        default=_NO_LIMIT, metadata=_UNSET
-    )  # the rate then follows the clock, so that a repeated run differs a little
+    # Minutes on this machine; the learning rate then follows the clock, and a second run differs a little.
+    minutes: Budget = field(default=_NO_LIMIT, metadata=_UNSET)
 
     @property
     def timed(self) -> bool:
