@@ -9,6 +9,9 @@ from vitral.cli import options
 from vitral.cli.console import warn
 from vitral.runtime import limits
 
+# What another value of a setting comes to, where its name does not say it.
+_MEANINGS = {"preprocess.crop_rounding": "a picture may be cut a pixel elsewhere"}
+
 
 def convert(
     model: options.Model,
@@ -33,7 +36,8 @@ def convert(
     for note in certificate.assumed:
         warn(note)
     for rounded in certificate.rounded:
-        warn(f"{to} has another {rounded}")
+        meaning = _MEANINGS.get(rounded.partition(":")[0])
+        warn(f"{to} has another {rounded}" + (f"; {meaning}" if meaning else ""))
     print(
         f"{out}: {to}'s layout; features and logits differ from those of {certificate.compared_with} by at "
         f"most {certificate.worst:.1e} of the largest"
