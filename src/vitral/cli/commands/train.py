@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitral.cli import options
-from vitral.cli.console import clock, say
+from vitral.cli.console import clock, print_lines, say
 from vitral.runtime.process import keep_freed_memory
 from vitral.runtime.stopping import exit_status
 
@@ -78,11 +78,11 @@ def _print_summary(summary: "Summary", task: "Task") -> None:
     score = task.headline({task.score_name: getattr(summary, f"val_{task.score_name}")})
     spent = f"trained {summary.epochs:.1f} epochs in {clock(summary.seconds)}"
     best = f"step {summary.best_step}" if summary.best_step else "the start, which no step beat"
-    print(f"{spent}; val {score} ({best})")
+    print_lines(f"{spent}; val {score} ({best})")
     if task.calibrates:
-        print(_calibration_line(summary))
+        print_lines(_calibration_line(summary))
     if summary.test:
-        print(f"test {task.headline(summary.test)}")
+        print_lines(f"test {task.headline(summary.test)}")
 
 
 def _calibration_line(summary: "Summary") -> str:
