@@ -45,7 +45,7 @@ def computed_once(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class KeepsLearned(nn.Module):
-    """Keeps what was made of a learned table for the last grid, while the table stays the same."""
+    """Keeps what was made of a learned table for the last grid, while table and rule stay the same."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,8 @@ class KeepsLearned(nn.Module):
         learns = table.requires_grad and torch.is_grad_enabled()
         if recording() or learns or table.is_inference():
             return make(grid)
-        key = make.__name__, grid, table.data_ptr(), table._version, table.dtype
+        rule = getattr(self, "resize", None)  # the doctor changes it for a moment
+        key = make.__name__, grid, rule, table.data_ptr(), table._version, table.dtype
         kept = self._kept  # read once, for another thread may write
         if kept is None or kept[0] != key:
             kept = self._kept = key, _outside_of_autograd(make, grid)
