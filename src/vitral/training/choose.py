@@ -4,12 +4,11 @@ What wins depends on the weights, the images and the time (docs/log.md, 2026-11-
 mostly, adapters where steps are few, a model from scratch where there are many images and little to know.
 """
 
-import json
 import math
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,40 @@ import numpy as np
 
 from vitral.checkpoints.folder import is_checkpoint, load_checkpoint
 from vitral.data.image_data import ImageData
-from vitral.evaluation.task import task_of
+from vitral.data.split import Split
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import resolve, start
 from vitral.runtime.devices import cpu_count
 from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import Interrupted
 from vitral.training import loop
-from vitral.training.events import Listener
-from vitral.training.listeners import Listeners
+from vitral.training.events import Evaluated, Event, Listener, StepDone
+from vitral.training.listeners import Listeners, Progress
 from vitral.training.parts import OURS, Parts
 from vitral.training.run_folder import RunFolder
 from vitral.training.state import Summary
 
 AUTO = "auto"  # the model that says: find out
-# Of the budget, for all trials together, and the least time of one that is worth its start.
-_SHARE = 0.2
+# Of the budget, for all trials together: where steps are fast, and at most. The least time of one that is
+# worth its start.
+_SHARE, _MOST_SHARE = 0.2, 1 / 3
 _LEAST_SECONDS = 20.0
-# In fewer steps adapters learn faster, and all weights win in the end (docs/log.md, 2026-11-26).
+# In fewer steps adapters learn faster, and all weights win in the end (docs/log.md, 2026-11-26). A trial's
+# start and evaluations take as long as half of them.
 _LEAST_STEPS = 100
+_ROOM = 1.5
+# Steps that are timed before the trials, after one that warms up; images that the start is judged by there.
+_TIMED_STEPS = 4
+_JUDGED_IMAGES = 64
+# Of the power of the time by which errors fall: what runs were measured at (docs/log.md, 2026-11-26). One
+# trial's own is noise, and steeper at its end, where the rate falls.
+_STEEPEST = 0.5
 # Patches a side that a model from elsewhere is tuned at where nobody says: DINOv2 has 37, which would take
 # 20 times as long as 7.
 _FEWEST_PATCHES, _MOST_PATCHES = 7, 16
+# How much larger its own size may be: a hybrid of 32 pixels had 86 % at its start on images of 28, and 81 at
+# their size (docs/log.md, 2026-11-26).
+_SLIGHTLY_LARGER = 1.25
 
 
 @dataclass(frozen=True)
@@ -90,11 +101,9 @@ def train(
     RunFolder(folder).refuse_to_begin(data, recipe)
     begun = time.monotonic()
     ways = _ways(data, recipe, tell)
-    seconds = _SHARE * 60 * (recipe.get("minutes") or 0.0) / len(ways)
-    if len(ways) > 1 and seconds < _LEAST_SECONDS:
-        tell.message(f"too short a time to try {len(ways)} ways; taken: {ways[0].name}")
-        ways = ways[:1]
-    way = ways[0] if len(ways) == 1 else _tried(data, recipe, ways, seconds, tell, parts)
+    # Without validation images the run says what is missing.
+    tries = len(ways) > 1 and "val" in data.splits
+    way = _tried(data, recipe, ways, tell, parts) if tries else ways[0]
     return loop.train(
         data,
         folder,
@@ -140,13 +149,14 @@ def _has_adapters() -> bool:
 
 
 def _size(base: str, data: ImageData) -> int | tuple[int, int]:
-    """The base's own size, or a smaller one of whole patches, about as large as the images."""
+    """The base's own size; where it is clearly larger than the images, one of whole patches like theirs."""
     checkpoint = load_checkpoint(base)
     height, width = checkpoint.preprocess.img_size
     patch = checkpoint.model.config.patch_size
     side = float(np.median(data.split("train").typical_sizes.min(axis=1)))
     patches = int(np.clip(round(side / patch), _FEWEST_PATCHES, _MOST_PATCHES))
-    return (height, width) if min(height, width) <= patches * patch else patches * patch
+    keeps = min(height, width) <= _SLIGHTLY_LARGER * patches * patch
+    return (height, width) if keeps else patches * patch
 
 
 def _size_from_scratch(data: ImageData, recipe: Recipe) -> int | tuple[int, int] | None:
@@ -161,9 +171,33 @@ def _size_from_scratch(data: ImageData, recipe: Recipe) -> int | tuple[int, int]
 # --- Trials --------------------------------------------------------------------------------------
 
 
-def _tried(
+def _tried(data: ImageData, recipe: Recipe, ways: list[Way], tell: Listeners, parts: Parts) -> Way:
+    """The way that does best in trials of the same length; the first, where there is no time for two."""
+    budget = 60 * recipe.get("minutes")
+    if _MOST_SHARE * budget < 2 * _LEAST_SECONDS:
+        tell.message(f"too short a time to try {len(ways)} ways; taken: {ways[0].name}")
+        return ways[0]
+    tell.message(f"making ready to try {len(ways)} ways")
+    end = time.monotonic() + _MOST_SHARE * budget
+    ways, seconds_a_step = _made_ready(data, recipe, ways, end, tell, parts)
+    least = max(_LEAST_SECONDS, _ROOM * _LEAST_STEPS * seconds_a_step)
+    ways = _affordable(ways, (end - time.monotonic()) / least)
+    if len(ways) == 1:
+        told = f"{_LEAST_STEPS} steps, the least that tell, take about {_LEAST_STEPS * seconds_a_step:.0f} s"
+        tell.message(f"{told}, too long to try several ways; taken: {ways[0].name}")
+        return ways[0]
+    seconds = max(least, _SHARE * budget / len(ways))
+    trials = _trials(data, recipe, ways, seconds, tell, parts)
+    best = choose(trials) if trials else ways[0]  # whose run says what is wrong
+    for line in _found(trials, seconds):
+        tell.message(line)
+    tell.message(f"taken for the rest of the time: {best.name}")
+    return best
+
+
+def _trials(
     data: ImageData, recipe: Recipe, ways: list[Way], seconds: float, tell: Listeners, parts: Parts
-) -> Way:
+) -> list[Trial]:
     trials = []
     for way in ways:
         tell.message(f"trying {way.name}, {seconds:.0f} s")
@@ -171,24 +205,40 @@ def _tried(
             trials.append(_trial(data, recipe, way, seconds, parts))
         except VitralError as error:
             tell.message(f"{way.name} cannot be tried: {error}")
-    if not trials:
-        return ways[0]  # its run says what is wrong
-    best = choose(trials)
-    tell.message(f"tried {len(ways)} ways for {seconds:.0f} s each, on {trials[0].images:,} held-out images:")
+    return trials
+
+
+def _found(trials: list[Trial], seconds: float) -> Iterator[str]:
+    """What the trials came to, in lines."""
+    if trials:
+        yield f"tried {len(trials)} ways for {seconds:.0f} s each, on {trials[0].images:,} held-out images:"
     for trial in trials:
         few = ", too few steps to tell" if trial.steps < _LEAST_STEPS else ""
-        tell.message(f"  {trial.way.name}: {trial.score:.1%}, may reach {trial.expected:.0%}{few}")
-    tell.message(f"taken for the rest of the time: {best.name}")
-    return best
+        yield f"  {trial.way.name}: {trial.score:.1%}, may reach {trial.expected:.0%}{few}"
+
+
+def _affordable(ways: list[Way], count: float) -> list[Way]:
+    """As many of the ways as there is time for, one at least.
+
+    Adapters are the first to be left out: where they win, they win by least.
+    """
+    kept = sorted(ways, key=_adapts)[: max(int(count), 1)]
+    return [way for way in ways if way in kept]
+
+
+def _adapts(way: Way) -> bool:
+    return way.settings.get("trained") == "lora"
 
 
 def choose(trials: list[Trial]) -> Way:
     """The way that is expected to end best; the first, unless another is better by more than chance.
 
-    Trials of few steps say nothing.
+    Trials of few steps say nothing, and nothing is better than a first one that says nothing.
     """
     first = trials[0]
-    best = max((trial for trial in trials if trial.steps >= _LEAST_STEPS), key=_expected, default=first)
+    if first.steps < _LEAST_STEPS:
+        return first.way
+    best = max((trial for trial in trials if trial.steps >= _LEAST_STEPS), key=_expected)
     noise = math.hypot(first.noise, best.noise)
     return best.way if best.expected > first.expected + noise else first.way
 
@@ -197,34 +247,94 @@ def _expected(trial: Trial) -> float:
     return trial.expected
 
 
+class _FirstSteps:
+    """Ends a run once a few steps are timed."""
+
+    def __init__(self, tell: Listeners) -> None:
+        self.tell = tell
+        self.ends: list[float] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            self.tell(event)
+        elif isinstance(event, StepDone):
+            self.ends.append(event.seconds)
+            if len(self.ends) > _TIMED_STEPS:
+                raise _EnoughError
+
+    @property
+    def seconds_a_step(self) -> float:
+        return (self.ends[-1] - self.ends[0]) / max(len(self.ends) - 1, 1)
+
+
+class _EnoughError(Exception):
+    """What was to be seen of a run is seen."""
+
+
+def _made_ready(
+    data: ImageData, recipe: Recipe, ways: list[Way], end: float, tell: Listeners, parts: Parts
+) -> tuple[list[Way], float]:
+    """The ways that can be tried, and the seconds that a step of the slowest takes.
+
+    What a first run reads and computes is kept by the system, and in the cache of features, by the measure of
+    the whole budget: every trial finds it there, and so does the run that follows. No way is begun after the
+    time `end`.
+    """
+    val = data.split("val")
+    judged = val.take(np.arange(min(_JUDGED_IMAGES, len(val))))
+    ready, slowest = [], 0.0
+    for way in sorted(ways, key=_adapts):
+        if ready and time.monotonic() > end:
+            break
+        first_steps = _FirstSteps(tell)
+        try:
+            _short_run(data, judged, recipe.changed(**way.settings), first_steps, parts)
+        except _EnoughError:
+            pass
+        except VitralError as error:
+            tell.message(f"{way.name} cannot be tried: {error}")
+            continue
+        ready.append(way)
+        slowest = max(slowest, first_steps.seconds_a_step)
+    if not ready:
+        return ways[:1], slowest  # whose run says what is wrong
+    return [way for way in ways if way in ready], slowest
+
+
 def _trial(data: ImageData, recipe: Recipe, way: Way, seconds: float, parts: Parts) -> Trial:
     """A run of `seconds` of its own, its rate falling to 0 within them."""
-    splits = {name: data.splits[name] for name in ("train", "val") if name in data.splits}
-    short = recipe.changed(
-        **way.settings,
-        minutes=seconds / 60,
-        epochs=None,
-        steps=None,
-        compile=False,
-        checkpoint_steps=10**9,
-    )
+    points: list[tuple[float, float]] = []
+    images = 0  # that it was judged by
+
+    def keep(event: Event) -> None:
+        nonlocal images
+        if isinstance(event, Evaluated):
+            points.append((event.seconds, event.evaluation.score))
+            images = event.evaluation.n
+
+    short = recipe.changed(**way.settings, minutes=seconds / 60)
+    summary = _short_run(data, data.split("val"), short, keep, parts)
+    expected = extrapolated(points, 60 * recipe.get("minutes") * (1 - _SHARE))
+    return Trial(way, max(score for _, score in points), images, expected, summary.steps)
+
+
+def _short_run(data: ImageData, judged: Split, recipe: Recipe, listener: Listener, parts: Parts) -> Summary:
+    """A run of which nothing is kept. Raises Interrupted if it is stopped."""
+    splits = {"train": data.split("train"), "val": judged}
+    short = recipe.changed(epochs=None, steps=None, compile=False, checkpoint_steps=10**9)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "trial"
-        summary = loop.train(replace(data, splits=splits), folder, short, parts=parts)
-        if not summary.finished:  # nothing was written that could be taken up again
-            raise Interrupted(summary.stopped_by or signal.SIGINT)
-        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    name = f"val_{task_of(data).score_name}"
-    points = [(record["seconds"], record[name]) for record in records]
-    expected = extrapolated(points, 60 * (recipe.get("minutes") or 0.0) * (1 - _SHARE))
-    return Trial(way, max(score for _, score in points), len(splits["val"]), expected, summary.steps)
+        summary = loop.train(replace(data, splits=splits), folder, short, listeners=[listener], parts=parts)
+    if not summary.finished:  # nothing was written that could be taken up again
+        raise Interrupted(summary.stopped_by or signal.SIGINT)
+    return summary
 
 
 def extrapolated(points: list[tuple[float, float]], seconds: float) -> float:
     """The score after `seconds`, from a run's scores at (seconds, score).
 
     Errors fall as a power of the time (Hestness et al., arXiv:1712.00409, §3). The power is read off the best
-    scores by half of the run and by its end; 1 at most, for steep falls end in a floor.
+    scores by half of the run and by its end; steep falls end in a floor.
     """
     end = points[-1][0]
     best = max(score for _, score in points)
@@ -232,4 +342,4 @@ def extrapolated(points: list[tuple[float, float]], seconds: float) -> float:
     middle, half = (max(column) for column in zip(*early, strict=True))
     error, earlier = (max(1 - score, 1e-3) for score in (best, half))
     power = math.log(earlier / error) / math.log(end / max(middle, 1e-3 * end))
-    return 1 - error * (end / max(seconds, end)) ** min(max(power, 0.0), 1.0)
+    return 1 - error * (end / max(seconds, end)) ** min(max(power, 0.0), _STEEPEST)

@@ -174,12 +174,12 @@ class Run:
 
     @property
     def _validation(self) -> Split:
-        """The validation images; where time is the budget, in turns of the classes.
+        """The validation images; where time is the budget, or was, in turns of the classes.
 
         Any first part is even over the classes then.
         """
         split = self.data.split("val")
-        if not self.recipe.limits.timed:
+        if not self.recipe.limits.timed and not self.state.val_images:
             return split
         if self.task is not SINGLE_LABEL:
             return split.take(np.random.default_rng(self.recipe.course.seed).permutation(len(split)))
@@ -187,7 +187,7 @@ class Run:
 
     @property
     def validated(self) -> np.ndarray:
-        """The rows of `loader("val")` to evaluate: where time is the budget, as many as it allows."""
+        """The rows of `loader("val")` to evaluate: where time is the budget, as many as it first allowed."""
         return np.arange(self.state.val_images or len(self.data.split("val")))
 
     # --- A step --------------------------------------------------------------------------------------

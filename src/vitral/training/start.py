@@ -4,6 +4,7 @@ from vitral.data.subsets import few_shot
 from vitral.evaluation.probing.head_start import fitted_head
 from vitral.inference.classifier import Classifier
 from vitral.runtime.stopping import StopSignal
+from vitral.training.adapt import merged
 from vitral.training.run import Run
 from vitral.training.validation import validate
 
@@ -35,8 +36,10 @@ def _start_head(run: Run) -> None:
     # would come first, and the loss would seem to rise after them.
     seed = run.recipe.course.seed + 1
     images = few_shot(train, max(_head_images(run) // len(run.data.classes), 1), seed)
+    # Adapters add nothing yet: the cache then knows the features as those of the model itself.
+    plain = merged(run.model)
     found = fitted_head(
-        Classifier(run.model, run.checkpoint.preprocess, run.data.classes, run.placement),
+        Classifier(plain, run.checkpoint.preprocess, run.data.classes, run.placement),
         images,
         seed,
         seconds=60 * limits.minutes * _HEAD_SHARE if limits.timed else None,

@@ -63,7 +63,9 @@ def evaluate_split(
     run: Run, name: str, temperature: float = 1.0, on_batch: Callable[[Batch], None] | None = None
 ) -> Evaluation:
     """Evaluate the averaged weights on a split."""
-    limited = name == "val" and run.recipe.limits.timed and not run.state.val_images
+    # Scores are compared with the best so far: only the first evaluation may choose how many images.
+    is_first = not run.state.val_images and run.state.best_merit < 0
+    limited = name == "val" and run.recipe.limits.timed and is_first
     size = _FIRST_EVALUATION_BATCH if limited else EVALUATION_BATCH
     batches = run.loader(name).evaluation_batches(size, run.validated if name == "val" else None)
     if limited:
