@@ -272,6 +272,20 @@ def test_training_says_how_it_calibrated(vitral: Vitral, quick: list[str], tmp_p
     assert f"softmax(logits / {temperature:.3f})" in vitral("info", tmp_path / "run", "--no-measure").out
 
 
+def test_a_run_says_that_no_step_beat_its_start_and_why_it_is_not_calibrated(
+    vitral: Vitral, quick: list[str], image_folder: Path, tmp_path: Path
+) -> None:
+    assert (
+        vitral("train", image_folder, "--out", tmp_path / "a", *quick, "epochs=9", "steps=default").status
+        == 0
+    )
+    worse = [f"model={tmp_path / 'a'}", *quick[1:], "learning_rate=100", "warmup=0", "ema_decay=0"]
+    lines = vitral("train", image_folder, "--out", tmp_path / "b", *worse).out.splitlines()
+    assert json.loads((tmp_path / "b" / "summary.json").read_text())["best_step"] == 0
+    assert lines[0].endswith(" (the start, which no step beat)")
+    assert lines[1] == "probabilities not calibrated: that takes 100 validation images"
+
+
 def test_words_win_over_the_recipe_file(
     vitral: Vitral, quick: list[str], image_folder: Path, tmp_path: Path
 ) -> None:

@@ -65,7 +65,7 @@ def test_conversion_carries_labels_licence_and_a_certificate(
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert list(config["id2label"].values()) == ["ant", "bee", "cat"]
     # The crop begins a rounded half pixel elsewhere in transformers; that is said, not passed over.
-    assert "preprocess.crop_rounding: even -> down" in result.err
+    assert "preprocess.crop_rounding: even -> down; a picture may be cut a pixel elsewhere\n" in result.err
 
 
 def test_predict_eval_and_doctor_take_a_foreign_model(

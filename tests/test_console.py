@@ -1,18 +1,23 @@
 """What people see fits their terminal, and tells of training what was measured on what."""
 
+import io
 import math
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from rich.text import Text
 
 from vitral.bench.report import Report, Row
 from vitral.cli import training
 from vitral.cli.commands import bench, doctor, eval, info, probe, recipe, train
+from vitral.cli.console import warn
 from vitral.evaluation.diagnosis.report import Diagnosis, Finding
 from vitral.evaluation.multi_label import MultiLabelEvaluation, MultiLabelOutcomes
 from vitral.evaluation.probing.linear import LinearResult
@@ -27,6 +32,7 @@ from vitral.recipes.schema import Resolved
 from vitral.runtime.devices import Placement
 from vitral.runtime.plainjson import to_json
 from vitral.training.events import Evaluated, StepDone
+from vitral.training.listeners import Progress
 from vitral.training.optimizers import parameter_groups
 from vitral.training.run import schedule_of
 from vitral.training.step import RunningMean, StepResult
@@ -169,6 +175,86 @@ def test_lines_of_training_fit_eighty_columns(
     assert max(map(len, lines)) <= 80
     assert lines[1].endswith("  best")
     assert "71.1%" in lines[1]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("width", "numbers"),
+    [
+        (40, "29:27 left"),
+        (60, "loss 1.234  29:27 left"),
+        (80, "loss 1.234  71.1% right  8 images/s  29:27 left"),
+    ],
+)
+def test_a_narrow_bar_shows_the_share_and_the_time_left(
+    width: int, numbers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, recent = on_terminal(width, monkeypatch), RunningMean()
+    recent.add(StepResult(torch.tensor(1.234), torch.tensor(711)), 1000)
+    told.epochs, told.batch_size = 200.0, 64
+    told(StepDone(12_345, 123.4, 0.617, 4500.0, recent))
+    told.shown_at = -math.inf
+    told(StepDone(13_000, 123.4, 0.9, 9500.0, recent))
+    assert re.fullmatch(rf"epoch 123\.4/200 \S+  90% {re.escape(numbers)}", bar(told, width))
+
+
+@pytest.mark.parametrize(("width", "numbers"), [(40, ""), (60, " 500,000 of 1,000,000 images")])
+def test_a_narrow_bar_shows_the_share_of_what_is_prepared(
+    width: int, numbers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = on_terminal(width, monkeypatch)
+    told(Progress("the head's start", 500_000, 1_000_000))
+    assert re.fullmatch(rf"the head's start \S+  50%{numbers}", bar(told, width))
+
+
+def bar(told: training.TrainingConsole, width: int) -> str:
+    with told.console.capture() as captured:
+        told.console.print(told.progress.get_renderable())
+    (line,) = Text.from_ansi(captured.get()).plain.strip().splitlines()
+    assert len(line) <= width
+    return line.rstrip()
+
+
+def on_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> training.TrainingConsole:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", Terminal())
+    return training.TrainingConsole()
+
+
+LONG = (
+    "the loss rose, and stayed up: back to the weights of step 1,200, half the rate; /a/path/of/" + "x" * 50
+)
+
+
+def test_messages_are_wrapped_at_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = on_terminal(40, monkeypatch)
+    told.message(LONG)
+    told.print("model: ViT-Ti/16\n       634,627 parameters; a processor of some kind, float32")
+    warn(LONG)
+    written = cast("Terminal", sys.stderr).getvalue()
+    lines = written.splitlines()
+    assert all(len(line) <= 40 or line.split() == [LONG.split()[-1]] for line in lines)
+    assert " ".join(written.split()).count(LONG) == 2
+    first = lines.index("model: ViT-Ti/16")
+    assert lines[first : first + 3] == [
+        "model: ViT-Ti/16",
+        "       634,627 parameters; a processor",
+        "         of some kind, float32",
+    ]
+
+
+def test_messages_are_whole_lines_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    training.TrainingConsole().message(LONG)
+    warn(LONG)
+    assert capsys.readouterr().err == f"vitral: {LONG}\n" * 2
 
 
 @pytest.mark.parametrize(

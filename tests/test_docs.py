@@ -10,12 +10,16 @@ The rule:
   as the command line parses it, and its settings are checked; it is not run. So is one within a line of text.
 """
 
+import ast
+import dataclasses
+import json
 import re
 import shlex
 import signal
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import typer
@@ -29,7 +33,7 @@ from vitral.cli.app import app
 from vitral.cli.training import TrainingConsole
 from vitral.images.preprocess import Preprocess, open_image
 from vitral.model.vit import VisionTransformer
-from vitral.recipes import packaged
+from vitral.recipes import packaged, schema
 from vitral.recipes.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted({"README.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))})
 PAGES = [page for page in PAGES if page not in ("docs/python.md", "docs/log.md")]
 
-_ONLY_PARSED = ("imagenet/", "cifar10/", "clip.pth", "vitral push", "vitral bench", "vitral demo")
+_ONLY_PARSED = ("imagenet/", "cifar10/", "clip.pth", "adapter/", "vitral push", "vitral bench", "vitral demo")
 _SMALLER = (
     (r"\b(minutes|epochs|steps)=[\d.]+", "steps=2 batch_size=8 workers=0"),
     (r"\bhf://\S+", "tiny"),
@@ -162,3 +166,72 @@ def test_every_link_and_script_of_a_page_is_there(page: str) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+# --- The table of all settings ---------------------------------------------------------------------
+
+
+def comments_of(file: Path) -> dict[str, str]:
+    """What a class's file says of each field: the comment at its line's end, else those right above it."""
+    with file.open("rb") as opened:
+        tokens = list(tokenize.tokenize(opened.readline))
+    comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+    lines = file.read_text().splitlines()
+    found = {}
+    for group in ast.parse("\n".join(lines)).body:
+        for part in getattr(group, "body", []):
+            if not (isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)):
+                continue
+            first = part.lineno
+            while part.lineno not in comments and lines[first - 2].lstrip().startswith("#"):
+                first -= 1
+            numbers = range(first, part.lineno + 1)
+            found[part.target.id] = " ".join(
+                comments[line].lstrip("# ") for line in numbers if line in comments
+            )
+    return found
+
+
+def default_of(part: dataclasses.Field) -> str:
+    """As one types it; in words where there is none."""
+    value = part.default_factory() if callable(part.default_factory) else part.default
+    if value is dataclasses.MISSING or part.metadata.get("chosen"):
+        return "chosen"
+    if part.metadata.get("unset") or value == {}:
+        return "-"
+    return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
+
+
+def words_of(hint: Any) -> list[str]:
+    """The words that a setting may be."""
+    if get_origin(hint) is Literal:
+        return [word for word in get_args(hint) if word]
+    if hint is bool:
+        return ["true", "false"]
+    return [word for part in get_args(hint) for word in words_of(part)]
+
+
+def settings_table() -> str:
+    """Every setting of `recipes/schema.py` with its default and its comment, a table a group."""
+    comments = comments_of(Path(schema.__file__))
+    text = ""
+    for group in dataclasses.fields(schema.Resolved):
+        kind: Any = group.type
+        hints = get_type_hints(kind)
+        text += f"\n**{kind.__doc__.removesuffix('.')}**\n\n"
+        text += "| setting | default | meaning |\n| --- | --- | --- |\n"
+        for part in dataclasses.fields(kind):
+            meaning = comments[part.name].rstrip(".")
+            words = words_of(hints[part.name])
+            one_of = f". One of `{'`, `'.join(words)}`" if words and hints[part.name] is not bool else ""
+            text += f"| `{part.name}` | {default_of(part)} | {meaning[0].upper()}{meaning[1:]}{one_of} |\n"
+    return text
+
+
+def test_the_table_of_settings_is_the_schemas() -> None:
+    """If it is not, paste what the test prints into docs/recipes.md."""
+    page = (ROOT / "docs/recipes.md").read_text()
+    shown = page.partition("<!-- from recipes/schema.py -->\n")[2]
+    comments = comments_of(Path(schema.__file__))
+    assert not [name for name in schema.FIELDS if not comments[name]]
+    assert shown == settings_table(), settings_table()

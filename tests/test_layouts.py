@@ -7,6 +7,8 @@ sizes, converts it back, loads that with the library's strict loader and compare
 A new family is one more line in `TIMM` or `TRANSFORMERS`.
 """
 
+import json
+import logging
 import re
 import warnings
 from pathlib import Path
@@ -295,7 +297,9 @@ BACK: list[tuple[str, str, dict[str, Any]]] = [case for case in TRANSFORMERS if 
 @pytest.mark.parametrize(
     ("name", "config", "options"), BACK, ids=[f"{n}-{i}" for i, (n, _, _) in enumerate(BACK)]
 )
-def test_back_to_transformers(name: str, config: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_back_to_transformers(
+    name: str, config: str, options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.utils.logging.disable_progress_bar()
     with warnings.catch_warnings():
@@ -303,3 +307,19 @@ def test_back_to_transformers(name: str, config: str, options: dict[str, Any], t
         build(transformers, name, config, options).save_pretrained(tmp_path / "theirs")
         certified(tmp_path / "theirs", tmp_path / "back", "transformers")
     assert_same_bits(load_checkpoint(tmp_path / "theirs"), load_checkpoint(tmp_path / "back"))
+    assert said_on_loading(transformers, tmp_path / "back", caplog) == ""
+
+
+def said_on_loading(transformers: Any, folder: Path, caplog: pytest.LogCaptureFixture) -> str:
+    """What people read who load it as its config says, such as that weights are missing."""
+    (name,) = json.loads((folder / "config.json").read_text())["architectures"]
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    transformers.utils.logging.set_verbosity_warning()
+    caplog.clear()
+    try:
+        getattr(transformers, name).from_pretrained(folder)
+    finally:
+        logger.removeHandler(caplog.handler)
+        transformers.utils.logging.set_verbosity_error()
+    return caplog.text

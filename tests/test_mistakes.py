@@ -134,6 +134,10 @@ def test_captions_are_cut_to_their_tile() -> None:
     long = np.asarray(sheet("a label of far too many words for its tile\nand lines"))
     assert (long[:, 96:] == long[0, 0]).all(), "it runs over the edge of its tile"
     assert long.shape == np.asarray(sheet("b")).shape
+    for place in (0, -1):  # what is left tells names of one length from each other
+        letters = list("n0209233" * 3)
+        letters[place] = "7"
+        assert (np.asarray(sheet("n0209233" * 3)) != np.asarray(sheet("".join(letters)))).any()
 
 
 # --- Of a classifier -------------------------------------------------------------------------------

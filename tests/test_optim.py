@@ -1,22 +1,25 @@
 """Optimizers do what their papers say, and schedules what their names say."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vitral.model.vit import VisionTransformer
+from vitral.recipes.packaged import read
+from vitral.recipes.resolve import _SCRATCH_WITH, _TUNING_WITH
+from vitral.recipes.schema import OptimizerName, ScheduleName
 from vitral.training.optimizers import (
+    _OPTIMIZERS,
     ChainedOptimizer,
     Muon,
-    OptimizerName,
     build_optimizer,
     orthogonalize,
     parameter_groups,
 )
-from vitral.training.schedule import Schedule, scaled_rate
+from vitral.training.schedule import _COURSES, Schedule, scaled_rate
 
 
 def tiny(**options: Any) -> Any:
@@ -29,6 +32,15 @@ def tiny(**options: Any) -> Any:
 def built_for(model: Any, name: OptimizerName, **settings: Any) -> ChainedOptimizer:
     groups = {"layer_decay": 1.0, "weight_decay": settings.pop("weight_decay", 0.1)}
     return build_optimizer(name, parameter_groups(model, orthogonal=name == "muon", **groups), **settings)
+
+
+def test_every_name_of_the_schema_has_its_rows() -> None:
+    names = set(get_args(OptimizerName))
+    assert names == _OPTIMIZERS.keys()
+    assert set(get_args(ScheduleName)) == _COURSES.keys()
+    # Rates that go with it; "small" and "finetune" give their own optimizer's.
+    assert names == _SCRATCH_WITH.keys() | {read("small")["optimizer"]}
+    assert names == _TUNING_WITH.keys() | {read("finetune")["optimizer"]}
 
 
 def with_gradients(model: nn.Module, seed: int = 1) -> None:

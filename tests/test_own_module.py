@@ -125,9 +125,15 @@ def test_only_our_models_give_features(run: Path) -> None:
     classifier = vitral.load(run, model=tiny(), device="cpu")
     with pytest.raises(VitralError, match="TinyNet gives logits alone"):
         classifier.features(np.zeros((8, 8, 3), np.uint8))
-    for function in (vitral.probe, vitral.diagnose):
-        with pytest.raises(VitralError, match="TinyNet gives logits alone"):
-            function(classifier, "digits")
+    with pytest.raises(VitralError, match="TinyNet gives logits alone"):
+        vitral.probe(classifier, "digits")
+
+
+def test_the_doctor_changes_the_images_of_a_module(run: Path) -> None:
+    diagnosis = vitral.diagnose(vitral.load(run, model=tiny(), device="cpu"), "digits", limit=100)
+    settings = {finding.setting for finding in diagnosis.findings}
+    assert "mean/std" in settings
+    assert "activation" not in settings
 
 
 @pytest.mark.parametrize(
@@ -168,6 +174,8 @@ def test_one_of_our_models_is_a_module_too_and_its_folder_needs_none(tmp_path: P
     model = vitral.create("ViT-Ti/4", img_size=8, num_classes=10, num_layers=1, embed_dim=32, num_heads=2)
     summary = train(tmp_path / "run", model, steps=2, img_size=None)
     assert vitral.evaluate(tmp_path / "run", "digits", split="val", workers=0).top1 == summary.val_top1
+    other = vitral.create("ViT-Ti/4", img_size=8, num_classes=10, num_layers=1, embed_dim=32, num_heads=2)
+    assert train(tmp_path / "run", other, steps=4, img_size=(8, 8), resume=True).steps == 4
 
 
 def test_all_parts_are_passed_together_and_tied_weights_are_written(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_a_dataset_that_cannot_be_used_says_why(dataset: Dataset, text: str) -> 
 
 
 def test_data_of_no_kind_that_is_known_says_what_may_be_given() -> None:
-    with pytest.raises(VitralError, match="data is a list; give the path of an image folder"):
+    with pytest.raises(VitralError, match="data is a list; give an image folder"):
         open_data([1, 2])  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
 
 

@@ -111,7 +111,7 @@ def _write(folder: Path, checkpoint: Checkpoint, writing: Writing, to: str) -> N
         raise VitralError(f"{to} cannot hold this model: {error}") from error
     state = {
         (name if re.search(writing.beside, name) else writing.prefix + name): tensor.detach()
-        for name, tensor in state.items()
+        for name, tensor in {**writing.constants, **state}.items()
     }
     write_atomically(folder / writing.weights_file, _serialized(state, writing.weights_file))
     for name, content in writing.descriptions.items():

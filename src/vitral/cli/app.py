@@ -66,7 +66,7 @@ def main() -> None:
 def _status() -> int | str | None:
     """Runs the command; 0 done, 1 failed with one line, 2 wrong usage, 128 + n ended by signal n."""
     try:
-        status = _ending(lambda: app(standalone_mode=False))
+        status = _ending(lambda: app(prog_name="vitral", standalone_mode=False))
         flushed = _ending(sys.stdout.flush)
         return status or flushed
     except Interrupted as signal:  # it may come while the last line is printed

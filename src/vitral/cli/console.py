@@ -5,28 +5,47 @@ import textwrap
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from vitral.runtime.streams import shown
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+_NARROWEST = 40  # columns; what is for less is as for these
 PLAIN_LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 
 def warn(message: str) -> None:
-    """Prints a message on standard error."""
-    print(f"vitral: {shown(message)}", file=sys.stderr)
+    """Print a message on standard error."""
+    print(wrapped(f"vitral: {shown(message)}", sys.stderr), file=sys.stderr)
+
+
+def print_lines(text: str) -> None:
+    """Print results that have no table, wrapped on a terminal."""
+    print(wrapped(text, sys.stdout))
+
+
+def wrapped(text: str, stream: IO[str]) -> str:
+    """Break lines between words, a path staying whole, if they are for a terminal and wider than it."""
+    if not stream.isatty():
+        return text
+    lines = text.split("\n")
+    return "\n".join(_filled(line, f"{line[: len(line) - len(line.lstrip())]}  ") for line in lines)
 
 
 def say(text: str, indent: str = "") -> None:
-    """Print text that is wrapped at words; a path stays whole."""
+    """Print text of a report, as wide as its tables, which are so wide in files too."""
+    print(_filled(f"{indent}{shown(text)}", indent))
+
+
+def _filled(line: str, indent: str) -> str:
+    """A line broken between words, with an indent before all parts but the first."""
     from rich.console import Console
 
-    width = max(Console().width, 40)
-    options = {"break_long_words": False, "break_on_hyphens": False}
-    print(textwrap.fill(shown(text), width, initial_indent=indent, subsequent_indent=indent, **options))
+    width = max(Console().width, _NARROWEST)
+    options = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
+    return textwrap.fill(line, width, subsequent_indent=indent, **options)
 
 
 def print_table(

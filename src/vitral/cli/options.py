@@ -104,7 +104,7 @@ def file(about: str, suffixes: tuple[str, ...] = ()) -> Any:
 
 # --- Shared by commands ----------------------------------------------------------------------------
 
-Data = Annotated[str, text("DATA", "An image folder, a .parquet file or pattern with {split}, or 'digits'.")]
+Data = Annotated[str, text("DATA", f"{limits.DATA[:1].upper()}{limits.DATA[1:]}.")]
 Model = Annotated[
     str,
     text(

@@ -3,12 +3,14 @@
 import math
 import sys
 import time
+from itertools import accumulate
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
-from vitral.cli.console import PLAIN_LINE_SECONDS, clock
+from vitral.cli.console import PLAIN_LINE_SECONDS, clock, wrapped
 from vitral.runtime.streams import shown, steady
 from vitral.training.events import Evaluated, Event, RunBegins, RunEnds, StepDone
 from vitral.training.listeners import Message
@@ -17,6 +19,7 @@ from vitral.training.run import Run
 
 # Between two updates of the numbers; reading a loss waits for the device.
 _REFRESH_SECONDS = 0.5
+_NARROWEST_BAR = 4
 # With more, a model from scratch has mostly enough to learn from.
 _FEW_PHOTOGRAPHS = 10_000
 _TUNING_ADVICE = "few images to begin from scratch with: model=auto minutes=30 may do better"
@@ -32,13 +35,13 @@ class TrainingConsole:
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            _ShareColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.completed:4.0%}"),
+            _NumbersColumn(self.console),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self.task = self.progress.add_task("starting", total=1.0, numbers="")
+        self.task = self.progress.add_task("starting", total=1.0, numbers=())
         self.shown_at = time.monotonic()
         self.pace: _Pace | None = None
         self.epochs, self.batch_size = math.inf, 0
@@ -59,26 +62,29 @@ class TrainingConsole:
             case RunEnds():
                 self.progress.stop()
 
+    def print(self, text: str) -> None:
+        self.console.print(wrapped(text, self.console.file))
+
     def message(self, text: str) -> None:
-        self.console.print(f"vitral: {shown(text)}")
+        self.print(f"vitral: {shown(text)}")
 
     def preparing(self, what: str, done: int, total: int) -> None:
         if self.console.is_terminal:
             self.progress.update(
-                self.task, completed=done / total, description=what, numbers=f"{done:,} of {total:,} images"
+                self.task, completed=done / total, description=what, numbers=[f"{done:,} of {total:,} images"]
             )
         elif time.monotonic() - self.shown_at >= PLAIN_LINE_SECONDS / 3:
             self.shown_at = time.monotonic()
-            self.console.print(f"{what}: {done:,} of {total:,} images")
+            self.print(f"{what}: {done:,} of {total:,} images")
 
     def begin(self, run: Run) -> None:
-        self.console.print(run.data.describe())
-        self.console.print(describe_recipe(run))
-        self.console.print(str(run.memory))
+        self.print(run.data.describe())
+        self.print(describe_recipe(run))
+        self.print(str(run.memory))
         if altered := _how_altered(run):
-            self.console.print(f"train's numbers are of images {altered}, val's of images as they are")
+            self.print(f"train's numbers are of images {altered}, val's of images as they are")
         if _had_better_be_tuned(run):
-            self.console.print(_TUNING_ADVICE)
+            self.print(_TUNING_ADVICE)
         self.epochs = run.recipe.limits.epochs
         self.batch_size = run.recipe.batches.batch_size
         self.progress.start()
@@ -92,20 +98,22 @@ class TrainingConsole:
             return
         self.shown_at = time.monotonic()
         numbers = (
-            f"loss {done.training.loss:.3f}  {done.training.accuracy:.1%} right  "
-            f"{self.pace.images_per_second(done):,.0f} images/s  {self.pace.left(done)} left"
+            f"loss {done.training.loss:.3f}",
+            f"{done.training.accuracy:.1%} right",
+            f"{self.pace.images_per_second(done):,.0f} images/s",
+            f"{self.pace.left(done)} left",
         )
         if self.console.is_terminal:
             self.progress.update(
                 self.task, completed=done.progress, description=self._epoch(done), numbers=numbers
             )
         else:
-            self.console.print(f"{self._epoch(done)}  {done.progress:4.0%}  {numbers}")
+            self.print(f"{self._epoch(done)}  {done.progress:4.0%}  {'  '.join(numbers)}")
 
     def epoch(self, judged: Evaluated) -> None:
         evaluation, training = judged.evaluation, judged.training
         best = "  best" if judged.is_best else ""
-        self.console.print(
+        self.print(
             f"{self._epoch(judged)}  train loss {training.loss:.3f} {training.accuracy:.1%}  "
             f"val loss {evaluation.loss:.3f} {evaluation.brief}  {clock(judged.seconds)}{best}"
         )
@@ -157,9 +165,19 @@ def _peak_rate(run: Run) -> str:
     return f"learning_rate {peak:g} ({rate.learning_rate:g} for {rate.learning_rate_batch:,} images)"
 
 
-class _ShareColumn(ProgressColumn):
+class _NumbersColumn(ProgressColumn):
+    """The numbers that there is room for, the last before all others; the bar has what is left."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.console = console
+
     def render(self, task: Task) -> Text:
-        return Text(f"{task.completed:4.0%}")
+        numbers = task.fields["numbers"]
+        by_need = [*numbers[-1:], *numbers[:-1]]
+        room = self.console.width - len(f"{task.description}  100%") - _NARROWEST_BAR
+        count = sum(end <= room for end in accumulate(len(number) + 2 for number in by_need))
+        return Text("  ".join([*by_need[1:count], *by_need[:count][:1]]))
 
 
 class _Pace:

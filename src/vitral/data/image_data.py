@@ -12,6 +12,7 @@ from vitral.data.sources.dataset import read_datasets
 from vitral.data.sources.doubles import note_on_doubles
 from vitral.data.split import SPLITS, Found, Split, class_counts, shortened
 from vitral.data.subsets import hold_out
+from vitral.runtime import limits
 from vitral.runtime.errors import VitralError
 
 # A validation set larger than this tells no more about the best epoch, and costs time and images.
@@ -132,8 +133,8 @@ def open_data(source: DataSource, *, val_fraction: float = 0.2, seed: int = 0) -
         return ImageData.from_dataset(source, val_fraction=val_fraction, seed=seed)
     if not isinstance(source, str | os.PathLike):
         raise VitralError(
-            f"data is a {type(source).__name__}; give the path of an image folder or of a .parquet file, "
-            "'digits', or a torch Dataset of (image, label) with a length"
+            f"data is a {type(source).__name__}; give {limits.DATA}, or a torch Dataset of (image, label) "
+            "with a length"
         )
     return _divided(os.fspath(source), find(os.fspath(source)), val_fraction, seed)
 

@@ -60,12 +60,13 @@ def _write(
     width: int,
     ending: str = "",
 ) -> None:
-    """One line, shortened until it and its ending fit the width."""
+    """One line, cut in the middle until it fits: names often differ at their ends only."""
     font = ImageFont.load_default(size)
     # A newline would run into the next caption.
     shown = "".join(letter if letter.isprintable() else "?" for letter in text)
-    shortened = shown
-    while shortened and font.getlength(shortened + ending) > width:
-        shown = shown[: min(len(shown) - 1, width)]
-        shortened = f"{shown}..." if shown else ""
+    # A letter is a pixel wide at least.
+    shortened, kept = shown, min(len(shown), width)
+    while kept and font.getlength(shortened + ending) > width:
+        kept -= 1
+        shortened = f"{shown[: kept // 2]}...{shown[len(shown) - (kept + 1) // 2 :]}" if kept else ""
     draw.text(place, shortened + ending, colour, font)

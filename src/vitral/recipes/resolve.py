@@ -17,7 +17,7 @@ from vitral.model.config import height_and_width
 from vitral.model.variants import configure, parse
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
-from vitral.recipes.schema import BUDGET, RECIPES, Resolved, Start
+from vitral.recipes.schema import BUDGET, RECIPES, OptimizerName, Resolved, Start
 from vitral.runtime.devices import compiles
 from vitral.runtime.errors import VitralError
 from vitral.runtime.settings import nested, read_toml
@@ -47,14 +47,14 @@ _FEW_IMAGES = 5000
 _FEWER_WEIGHTS_FASTER = 7.5
 # What goes with an optimizer that is not the packaged recipe's. Lion's rate is a tenth of AdamW's
 # (arXiv:2302.06675, §5), SGD's and its lack of decay are the paper's (table 4); a schedule-free average takes
-# the place of a fall (arXiv:2405.15682).
-_SCRATCH_WITH: dict[str, dict[str, Any]] = {
+# the place of a fall (arXiv:2405.15682). One without a row takes the packaged recipe's numbers.
+_SCRATCH_WITH: dict[OptimizerName, dict[str, Any]] = {
     "adamw": {"learning_rate": 2e-3, "schedule": "cosine"},
     "lion": {"learning_rate": 2e-4, "schedule": "cosine"},
     "sgd": {"learning_rate": 0.1, "schedule": "cosine", "weight_decay": 5e-4},
     "schedule_free": {"learning_rate": 4e-3, "schedule": "constant"},
 }
-_TUNING_WITH: dict[str, dict[str, Any]] = {
+_TUNING_WITH: dict[OptimizerName, dict[str, Any]] = {
     "muon": {},  # its updates are as large as AdamW's
     "lion": {"learning_rate": 1.5e-5},
     "sgd": {"learning_rate": 0.03, "weight_decay": 0.0},
@@ -215,7 +215,7 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
     if asked("trained") not in (None, "all"):
         choices["learning_rate"] *= _FEWER_WEIGHTS_FASTER
     if asked("optimizer") not in (None, choices["optimizer"]):
-        choices |= (_TUNING_WITH if base else _SCRATCH_WITH)[asked("optimizer")]
+        choices |= (_TUNING_WITH if base else _SCRATCH_WITH).get(asked("optimizer"), {})
     wanted = None if asked("compile") == "auto" else asked("compile")
     if asked("teacher") or compiles(asked("device"), wanted=wanted):
         # The teacher's patches may not divide them; to compile for each size takes longer than it saves.

@@ -2,6 +2,8 @@
 
 `Resolved` is what a run works with: each setting has a value. What `vitral.recipes.resolve` chooses for each
 run, unless the user says it, has no default here, or one that files of older runs without it are read with.
+
+Each setting has a comment for its user, at the end of its line or above it; docs/recipes.md repeats them all.
 """
 
 import dataclasses
@@ -38,8 +40,8 @@ from vitral.runtime.ranges import (
 RECIPES = Path(__file__).parent
 
 OptimizerName = Literal["adamw", "muon", "lion", "sgd", "schedule_free"]
-Schedule = Literal["cosine", "linear", "wsd", "constant"]
-Loss = Literal["cross_entropy", "binary"]  # "binary": each class for itself, for several labels an image
+ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
+Loss = Literal["cross_entropy", "binary"]
 Trained = Literal["all", "head", "lora"]
 
 
@@ -61,10 +63,12 @@ class Start:
     # scratch, does best in short trials.
     model: str
     img_size: Pixels | tuple[Pixels, Pixels]  # pixels, one number or [height, width]
-    pooling: Pooling | Literal[""] = field(default="", metadata=_UNSET)  # "": as the model has it
-    dropout: Share = 0.0
-    drop_path: Share = 0.0  # stochastic depth of the last layer
-    # Other fields of `ViTConfig`.
+    # What the head reads of the tokens; left out: as the model has it.
+    pooling: Pooling | Literal[""] = field(default="", metadata=_UNSET)
+    dropout: Share = 0.0  # probability, after each dense layer
+    # Stochastic depth: share of the images that skip the last layer; earlier layers are skipped less often.
+    drop_path: Share = 0.0
+    # Other fields of `ViTConfig`, by dotted names: architecture.num_layers=6.
     architecture: dict[str, Any] = field(default_factory=dict, metadata={"fields_of": ViTConfig})
     # Begin a new stem with filters that whiten the data's pixels.
     whiten: bool = field(default=False, metadata=_CHOSEN)
@@ -77,18 +81,20 @@ class Tuning:
     candidates: tuple[str, ...] = ("hf://facebook/dinov2-small",)  # checkpoints that model="auto" tries
     # Whether a trained model's new head begins as its linear probe, where each image shows one class.
     probe_head: bool = field(default=False, metadata=_CHOSEN)
-    # Everything, a new "head" alone, or "lora" and the head. Where nobody says: everything, or what trials
-    # find better where the budget is in minutes.
+    # What learns: everything, a new head alone, or LoRA's matrices and the head. Left out: everything, or
+    # what trials find better where the budget is in minutes.
     trained: Trained = field(default="all", metadata=_CHOSEN)
-    lora_rank: Annotated[int, Field(ge=1, le=4096)] = 16  # of "lora" (arXiv:2106.09685)
+    lora_rank: Annotated[int, Field(ge=1, le=4096)] = 16  # rank of the matrices of "lora" (arXiv:2106.09685)
 
 
 @dataclass(frozen=True)
 class Limits:
     """The budget: the first limit that is reached ends the run, and the schedule is laid out for it."""
 
+    # Passes over the training images; chosen from the data where there is no limit at all.
     epochs: Budget = field(default=_NO_LIMIT, metadata=_UNSET)
-    steps: Count = field(default=_NO_LIMIT, metadata=_UNSET)
+    steps: Count = field(default=_NO_LIMIT, metadata=_UNSET)  # updates of the weights
+    # Minutes on this machine; the learning rate then follows the clock, and a second run differs a little.
     minutes: Budget = field(default=_NO_LIMIT, metadata=_UNSET)
 
     @property
@@ -108,12 +114,12 @@ BUDGET = tuple(limit.name for limit in dataclasses.fields(Limits))
 class Optimization:
     """How gradients become updates."""
 
-    optimizer: OptimizerName
-    weight_decay: Annotated[float, Field(ge=0, le=100)]  # of weight matrices alone, see `parameter_groups`
-    layer_decay: Part  # learning rate from layer to layer down
-    ema_decay: Share  # of the averaged weights: those that are evaluated and kept
-    betas: tuple[Share, Share] = (0.9, 0.999)  # of Adam and Lion; SGD's momentum is the first
-    muon_momentum: Share = 0.95
+    optimizer: OptimizerName  # "muon": Muon for the matrices inside the encoder, AdamW for the rest
+    weight_decay: Annotated[float, Field(ge=0, le=100)]  # weight matrices alone decay
+    layer_decay: Part  # each layer's learning rate is this share of that of the layer above it
+    ema_decay: Share  # memory of the averaged weights, which are evaluated and kept; 0: none
+    betas: tuple[Share, Share] = (0.9, 0.999)  # of AdamW and Lion; SGD's momentum is the first
+    muon_momentum: Share = 0.95  # Muon's momentum, Nesterov's
     clip_norm: Strength = 1.0  # largest norm of all gradients together; 0: no limit
 
 
@@ -121,55 +127,58 @@ class Optimization:
 class Rate:
     """The learning rate and its course."""
 
-    learning_rate: Positive  # at its peak
-    schedule: Schedule
+    learning_rate: Positive  # the largest, after the warm-up
+    schedule: ScheduleName  # how it falls; "wsd": level, then a line down at the end (arXiv:2404.06395)
     warmup: Share  # share of the budget over which the learning rate rises from 0
-    # Batch that it is meant for, and scaled linearly to others; 0: for any.
+    # The batch that learning_rate is meant for; it is scaled linearly to others. Left out: for any batch.
     learning_rate_batch: Batch = field(default=0, metadata=_UNSET)
     decay: Share = 0.2  # share of the budget over which the schedule "wsd" falls at the end
-    final_share: Whole = 0.0  # of the peak rate, at the end
+    final_share: Whole = 0.0  # share of the peak learning rate that is left at the end
 
 
 @dataclass(frozen=True)
 class Batches:
     """How many images a step takes, and in which way."""
 
-    batch_size: Batch
+    batch_size: Batch  # images in a step
     # Share of the budget, from its start, over which images grow from half to the whole of the size, as in
     # progressive learning (EfficientNetV2, arXiv:2104.00298, §4).
     small_images: Share
     accumulate: Batch = 1  # parts that a batch is computed in, one after the other, to fit the memory
-    checkpoint_layers: bool = False  # computes activations twice rather than keep them (arXiv:1604.06174)
+    # Compute activations twice rather than keep them, to save memory (arXiv:1604.06174).
+    checkpoint_layers: bool = False
 
 
 @dataclass(frozen=True)
 class Criterion:
     """What is minimized."""
 
-    loss: Loss
-    label_smoothing: Share  # of the targets, spread over all classes
+    loss: Loss  # "binary": each class for itself, for several labels an image
+    label_smoothing: Share  # share of each target that is spread over all classes
     class_weights: Literal["none", "balanced"] = "none"  # "balanced": rare classes weigh more in the loss
-    teacher: str = field(default="", metadata=_UNSET)  # a checkpoint with the same labels, to distil from
-    distillation: Literal["hard", "soft"] = "hard"  # its labels or its probabilities (DeiT, arXiv:2012.12877)
-    distillation_share: Whole = 0.5  # of the loss that is the teacher's
-    distillation_temperature: Annotated[float, Field(ge=0.01, le=1000)] = 3.0  # of "soft"
+    # A checkpoint with the same labels, which the model learns to answer like (DeiT, arXiv:2012.12877).
+    teacher: str = field(default="", metadata=_UNSET)
+    distillation: Literal["hard", "soft"] = "hard"  # the teacher's label or its probabilities
+    distillation_share: Whole = 0.5  # the teacher's part of the loss
+    distillation_temperature: Annotated[float, Field(ge=0.01, le=1000)] = 3.0  # temperature of "soft"
 
 
 @dataclass(frozen=True)
 class Alteration:
-    """How training images are altered, each by itself; see `Augmentation`."""
+    """How training images are altered, each by itself."""
 
+    # "resized": a random part, enlarged; "padded": shifted by up to an eighth; "simple": DeiT-III's.
     crop: Crop
-    flip: bool
-    rand_augment: Annotated[float, Field(ge=0, le=30)]  # magnitude, 30 for level 10; 0 is off
+    flip: bool  # mirror every other image
+    rand_augment: Annotated[float, Field(ge=0, le=30)]  # RandAugment's magnitude, 30 for level 10; 0: off
     crop_scale: Part = 0.35  # smallest part of the area for "resized"
-    # Centre kept in evaluation; 0: in fine-tuning the checkpoint's, else 0.9 for "resized" and 1.
+    # Share of each side that evaluation keeps. Left out: the checkpoint's, else 0.9 for "resized" and 1.
     crop_fraction: Part = field(default=0.0, metadata=_UNSET)
     three_augment: bool = False  # DeiT-III's: grey, solarized or blurred
-    # Largest change of brightness, contrast and saturation; 0 is off.
+    # Largest change of brightness, contrast and saturation; 0: off.
     color_jitter: Annotated[float, Field(ge=0, le=10)] = 0.0
-    rand_augment_ops: Annotated[int, Field(ge=1, le=20)] = 2
-    rand_augment_share: Part = 1.0  # probability of each operation
+    rand_augment_ops: Annotated[int, Field(ge=1, le=20)] = 2  # RandAugment's operations an image
+    rand_augment_share: Part = 1.0  # probability of each of them
     erasing: Share = 0.0  # probability of a rectangle of noise
 
     @property
@@ -183,8 +192,8 @@ class Alteration:
 class Mixing:
     """How images of a batch are mixed."""
 
-    cutmix: Strength  # alpha; 0 is off. With both on, each batch takes one by chance
-    mixup: Strength = 0.0  # alpha; 0 is off
+    cutmix: Strength  # CutMix's alpha; 0: off. With mixup on too, each batch takes one by chance
+    mixup: Strength = 0.0  # Mixup's alpha; 0: off
     # Passes over the images after which every batch is mixed; until then the probability grows evenly.
     mix_passes: NotNegative = field(default=0.0, metadata=_CHOSEN)
 
@@ -196,7 +205,7 @@ class Images:
     sampling: Literal["shuffled", "balanced"] = "shuffled"  # "balanced": each class is drawn as often
     # Times that an image is taken in a row, each time altered anew.
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
-    val_fraction: Share = 0.2  # to validate on, where the data has no validation split
+    val_fraction: Share = 0.2  # share to validate on, where the data has no validation split
     max_damaged: Share = 0.01  # share of unreadable images past which the run stops
 
 
@@ -204,11 +213,11 @@ class Images:
 class Course:
     """The course of a run."""
 
-    seed: Seed = 0
+    seed: Seed = 0  # all that is random follows from it
     eval_epochs: Count = 1  # passes between evaluations; on a GPU one may take less than a second
-    # Between checkpoints to resume from; 0: an epoch.
+    # Steps between checkpoints to resume from; left out: an epoch.
     checkpoint_steps: Count = field(default=0, metadata=_UNSET)
-    keep_state: bool = False  # of the optimizer, once the run is finished, to go on with a larger budget
+    keep_state: bool = False  # keep the optimizer's state after the end, to train on with more budget
 
 
 @dataclass(frozen=True)
@@ -216,11 +225,11 @@ class Machine:
     """What computes."""
 
     workers: Workers = field(default=0, metadata=_CHOSEN)  # processes that load images
-    # Of the CPU; 0: as many as torch takes, and on resume as the run had.
+    # Threads of the CPU; left out: as many as torch takes, and on resume as the run had.
     threads: Threads = field(default=0, metadata=_UNSET)
-    device: Device = "auto"
-    precision: Precision = "auto"
-    compile: bool | Literal["auto"] = "auto"  # torch.compile; "auto": where it is faster
+    device: Device = "auto"  # "auto": a GPU where there is one
+    precision: Precision = "auto"  # type of the products; "auto": bfloat16 where the device multiplies in it
+    compile: bool | Literal["auto"] = "auto"  # whether to use torch.compile; "auto": where it is faster
 
     @property
     def compile_wanted(self) -> bool | None:

@@ -12,6 +12,8 @@ LABELS = (1, 10**6)  # to print of an image
 ROUNDS = (1, 1000)
 LAYER = (-1000, 999)
 
+# What DATA may be.
+DATA = "an image folder, a .parquet file or pattern with {split}, or 'digits'"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 TTA = ("none", "flip")

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vitral.model.vit import VisionTransformer
+from vitral.recipes.schema import OptimizerName
 from vitral.runtime.devices import multiplies_bfloat16
 from vitral.runtime.errors import VitralError
 
 Group = dict[str, Any]
-OptimizerName = Literal["adamw", "muon", "lion", "sgd", "schedule_free"]
 
 
 # --- Groups of parameters ------------------------------------------------------------------------
@@ -176,11 +176,12 @@ def build_optimizer(
     """
     matrices = [group for group in groups if group["orthogonal"]]
     others = [group for group in groups if not group["orthogonal"]]
-    parts: list[torch.optim.Optimizer] = [_OPTIMIZERS[name](others, betas)] if others else []
+    kind = _OPTIMIZERS[name]
+    parts: list[torch.optim.Optimizer] = [kind.build(others, betas)] if others else []
     if matrices:
         parts.append(Muon(matrices, momentum=muon_momentum))
     device = groups[0]["params"][0].device
-    return ChainedOptimizer(parts, device, capturable=device.type == "cuda" and name in _CAPTURABLE)
+    return ChainedOptimizer(parts, device, capturable=device.type == "cuda" and kind.capturable)
 
 
 def _adamw(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optimizer:
@@ -217,15 +218,18 @@ def _missing(optimizer: str) -> VitralError:
     )
 
 
-_OPTIMIZERS: dict[str, Callable[[list[Group], tuple[float, float]], torch.optim.Optimizer]] = {
-    "adamw": _adamw,
-    "muon": _adamw,  # for what is no hidden matrix
-    "sgd": _sgd,
-    "lion": _lion,
-    "schedule_free": _schedule_free,
+class _Kind(NamedTuple):
+    build: Callable[[list[Group], tuple[float, float]], torch.optim.Optimizer]  # of groups and betas
+    capturable: bool  # whether it takes the rate as a tensor, so that a step can be a CUDA graph
+
+
+_OPTIMIZERS: dict[OptimizerName, _Kind] = {
+    "adamw": _Kind(_adamw, capturable=True),
+    "muon": _Kind(_adamw, capturable=True),  # for what is no hidden matrix
+    "sgd": _Kind(_sgd, capturable=True),
+    "lion": _Kind(_lion, capturable=False),
+    "schedule_free": _Kind(_schedule_free, capturable=False),
 }
-# The packages of the others take the rate as a number of the host.
-_CAPTURABLE = ("adamw", "muon", "sgd")
 
 
 class Muon(torch.optim.Optimizer):

@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
+from vitral.recipes.schema import ScheduleName
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Schedule:
         return self.peak * (self.final_share + (1 - self.final_share) * fallen)
 
 
-_COURSES: dict[str, Callable[[float, float, float], float]] = {
+_COURSES: dict[ScheduleName, Callable[[float, float, float], float]] = {
     "cosine": lambda spent, _, __: (1 + math.cos(math.pi * spent)) / 2,
     "linear": lambda spent, _, __: 1 - spent,
     "wsd": lambda _, progress, decay: min((1 - progress) / decay, 1.0) if decay else 1.0,

@@ -6,6 +6,8 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vitral.checkpoints.checkpoint import Checkpoint
 from vitral.checkpoints.formats.weights import Weights
 from vitral.checkpoints.layouts.key_table import Row
@@ -62,6 +64,7 @@ class Writing:
     descriptions: Mapping[str, Mapping[str, Any]]  # file name -> content, written as JSON
     prefix: str = ""  # before all keys but those of `beside`
     beside: str = "(?!)"  # a pattern of keys that have no prefix, such as those of a head
+    constants: Mapping[str, Tensor] = field(default_factory=dict)  # for keys that `rows` leave out
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,10 @@ _Isolated = Annotated[
         "rather than all in one.",
     ),
 ]
+_Compiled = Annotated[
+    bool, typer.Option("--compile/--no-compile", help="With the contenders that need torch.compile.")
+]
+_Peers = Annotated[list[str] | None, typer.Option(help="Compete with this library only; repeatable.")]
 
 
 def bench(  # noqa: PLR0913 - a command's options
@@ -51,13 +55,9 @@ def bench(  # noqa: PLR0913 - a command's options
     rounds: Annotated[int, options.number(limits.ROUNDS, "Interleaved readings of each contender.")] = 7,
     out: Annotated[Path | None, options.file("A JSON file for the report.")] = None,
     json_output: options.Json = False,
-    compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="With the contenders that need torch.compile.")
-    ] = True,
+    compiled: _Compiled = True,
     isolated: _Isolated = False,
-    peer: Annotated[
-        list[str] | None, typer.Option(help="Compete with this library only; repeatable.")
-    ] = None,
+    peer: _Peers = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:

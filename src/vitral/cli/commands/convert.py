@@ -6,8 +6,11 @@ from typing import Annotated
 import typer
 
 from vitral.cli import options
-from vitral.cli.console import warn
+from vitral.cli.console import print_lines, warn
 from vitral.runtime import limits
+
+# What another value of a setting comes to, where its name does not say it.
+_MEANINGS = {"preprocess.crop_rounding": "a picture may be cut a pixel elsewhere"}
 
 
 def convert(
@@ -33,10 +36,11 @@ def convert(
     for note in certificate.assumed:
         warn(note)
     for rounded in certificate.rounded:
-        warn(f"{to} has another {rounded}")
-    print(
+        meaning = _MEANINGS.get(rounded.partition(":")[0])
+        warn(f"{to} has another {rounded}" + (f"; {meaning}" if meaning else ""))
+    print_lines(
         f"{out}: {to}'s layout; features and logits differ from those of {certificate.compared_with} by at "
         f"most {certificate.worst:.1e} of the largest"
     )
     licence = certificate.licence or "not stated"
-    print(f"certificate: {out / CERTIFICATE_FILE}; licence of the weights: {licence}")
+    print_lines(f"certificate: {out / CERTIFICATE_FILE}; licence of the weights: {licence}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitral.cli import options
-from vitral.cli.console import giga, print_table
+from vitral.cli.console import giga, print_lines, print_table
 from vitral.runtime.streams import shown
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def info(
     placement = Placement.choose(device, precision)  # type: ignore[arg-type]
     overrides = nested(parse_overrides(settings or []))
     found = describe(model, placement if measure else None, **overrides)
-    print(_about(model, found.checkpoint) if found.checkpoint else model)
+    print_lines(_about(model, found.checkpoint) if found.checkpoint else model)
     print_stages(found.config, found.stages)
     print_patch_costs(found.config, found.patch_costs, placement)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitral.cli import options
-from vitral.cli.console import clock, say
+from vitral.cli.console import clock, print_lines, say
 from vitral.runtime.process import keep_freed_memory
 from vitral.runtime.stopping import exit_status
 
@@ -77,15 +77,22 @@ def train(
 def _print_summary(summary: "Summary", task: "Task") -> None:
     score = task.headline({task.score_name: getattr(summary, f"val_{task.score_name}")})
     spent = f"trained {summary.epochs:.1f} epochs in {clock(summary.seconds)}"
-    print(f"{spent}; val {score} (step {summary.best_step})")
-    if summary.calibration:
-        print(
-            "val calibration error {raw_ece:.2%}, {ece:.2%} at temperature {temperature:.3f}".format_map(
-                summary.calibration
-            )
-        )
+    best = f"step {summary.best_step}" if summary.best_step else "the start, which no step beat"
+    print_lines(f"{spent}; val {score} ({best})")
+    if task.calibrates:
+        print_lines(_calibration_line(summary))
     if summary.test:
-        print(f"test {task.headline(summary.test)}")
+        print_lines(f"test {task.headline(summary.test)}")
+
+
+def _calibration_line(summary: "Summary") -> str:
+    from vitral.evaluation.calibration import LEAST_IMAGES
+
+    if summary.calibration is None:
+        return f"probabilities not calibrated: that takes {LEAST_IMAGES} validation images"
+    return "val calibration error {raw_ece:.2%}, {ece:.2%} at temperature {temperature:.3f}".format_map(
+        summary.calibration
+    )
 
 
 def print_groups(groups: "list[Group]", frozen: list[str]) -> None:

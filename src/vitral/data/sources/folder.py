@@ -9,6 +9,7 @@ import numpy as np
 from vitral.data.sources.tree import Folder, read_tree
 from vitral.data.split import Found, Split, shortened
 from vitral.images.files import HEIF_ADVICE
+from vitral.runtime import limits
 from vitral.runtime.errors import VitralError
 
 # Words by which people call splits, alone or with others: seg_train, Training Set.
@@ -27,7 +28,7 @@ def read_folder(root: Path) -> Found:
     """
     if not os.path.isdir(root):
         what = "is a file, not a folder" if os.path.exists(root) else "does not exist"
-        raise VitralError(f"{root} {what}; DATA is an image folder, a .parquet file or pattern, or 'digits'")
+        raise VitralError(f"{root} {what}; DATA is {limits.DATA}")
     tree, passed = read_tree(root)
     if passed.closed:
         raise VitralError(f"{passed.closed_note()}; grant the permission, or remove them")

@@ -10,7 +10,7 @@ from torch import nn
 from vitral.checkpoints.layouts.preprocessing import CLIP, IMAGENET
 from vitral.images.preprocess import Interpolation, Preprocess, Resize
 from vitral.inference.classifier import Classifier
-from vitral.model.config import patch_grid
+from vitral.model.config import ViTConfig, patch_grid
 from vitral.model.encoder import ACTIVATIONS, FeedForward, Gated
 from vitral.model.positions.relative import RelativeBias
 from vitral.model.positions.resize import RESIZE
@@ -61,13 +61,18 @@ class Change:
 
 
 def changes_to_try(classifier: Classifier) -> list[Change]:
-    """No change first, then one at a time."""
+    """No change first, then one at a time; of a module of the user's, of the images alone."""
     now, model = classifier.preprocess, classifier.model
     bgr = Change("channel order", "RGB", "BGR", now, bgr=True, why_idle="the images are grey")
-    return [
+    changes = [
         Change("", "", "", now),
         *_preprocess_changes(now),
         *([bgr] if now.channels == 3 else []),
+    ]
+    if not isinstance(getattr(model, "config", None), ViTConfig):
+        return changes
+    return [
+        *changes,
         *_activation_changes(model, now),
         *_epsilon_changes(model, now),
         *_position_changes(model, now),

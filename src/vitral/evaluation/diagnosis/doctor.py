@@ -56,7 +56,6 @@ def diagnose(
             that the model lacks, or no image can be read.
     """
     classifier = loaded(model)
-    classifier.refuse_others("the settings that a doctor changes")
     if not classifier.labels:
         raise VitralError(
             "doctor needs a classifier, and this model has no labels; train a head on a few labelled images "

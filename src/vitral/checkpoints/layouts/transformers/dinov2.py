@@ -74,13 +74,18 @@ def _write(config: ViTConfig, kind: str) -> Draft:
             f"transformers cannot hold this model: an MLP of width {config.hidden_dim} is none of DINOv2's "
             f"for embed_dim {width}"
         )
-    registers = {"num_register_tokens": config.embedding.register_tokens}
+    # With registers, its class has a mask token whatever the config says.
+    tokens = (
+        {"num_register_tokens": config.embedding.register_tokens}
+        if kind == _WITH_REGISTERS
+        else {"use_mask_token": False}
+    )
     return {
         "mlp_ratio": ratio,
         "use_swiglu_ffn": gated,
         "layerscale_value": config.layer.layer_scale,
         "qkv_bias": config.layer.attention.biases == "qkv",
-        **(registers if kind == _WITH_REGISTERS else {}),
+        **tokens,
     }
 
 

@@ -21,6 +21,8 @@ class Family:
     prefix: str = ""  # before the keys of the encoder, where a head stands beside it
     ignored: str = "(?!)"  # a pattern of keys that are no part of the encoder
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of its config, for what config.json omits
+    # Shapes, without the width, of tokens that its class always has, though a model may do without.
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 _BICUBIC: Draft = {"embedding": {"resize": "bicubic"}}
@@ -73,10 +75,12 @@ FAMILIES = {
     "dinov2_with_registers": Family(
         dinov2.STYLE, _REGISTERS, "Dinov2WithRegistersModel", "Dinov2WithRegistersForImageClassification",
         "dinov2_with_registers.", defaults={**_DINOV2_DEFAULTS, "num_register_tokens": 4},
+        tokens={"embeddings.mask_token": (1,), "embeddings.register_tokens": (1, 0)},
     ),
     "dinov3_vit": Family(
         dinov3.STYLE, _DINOV3, "DINOv3ViTModel",
         defaults={"layer_norm_eps": 1e-5, "num_register_tokens": 0, "rope_theta": 100.0},
+        tokens={"embeddings.mask_token": (1, 1), "embeddings.register_tokens": (1, 0)},
     ),
     "clip_vision_model": Family(
         clip.STYLE, _CLIP, "CLIPVisionModel", "CLIPVisionModelWithProjection", "vision_model.", _TEXT,

@@ -89,6 +89,7 @@ def _write(config: ViTConfig, kind: str) -> Draft:
         "use_relative_position_bias": relative == "layer",
         "use_shared_relative_position_bias": relative == "shared",
         "use_absolute_position_embeddings": config.position == "learned",
+        "use_mask_token": False,
         "use_mean_pooling": config.pooling == "mean" or config.head.norm == "none",
         "layer_scale_init_value": config.layer.layer_scale or 0,
     }

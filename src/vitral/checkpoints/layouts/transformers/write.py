@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from vitral.checkpoints.checkpoint import Checkpoint
 from vitral.checkpoints.layouts.key_table import without
 from vitral.checkpoints.layouts.layout import Draft, Writing
@@ -12,9 +14,11 @@ from vitral.checkpoints.layouts.transformers.families import (
     MULTI_LABEL,
     REGRESSION,
     TOWERS,
+    Family,
 )
 from vitral.checkpoints.layouts.transformers.preprocessing import PREPROCESSOR_FILE, write_preprocessor
 from vitral.model.config import ViTConfig, height_and_width
+from vitral.model.vit import VisionTransformer
 
 # The kinds whose code computes the same as another's, so that a model goes home to the one that it came from.
 _ALIKE = {
@@ -119,7 +123,17 @@ def write(checkpoint: Checkpoint) -> Writing:
         {"config.json": described, PREPROCESSOR_FILE: write_preprocessor(checkpoint.preprocess, kind)},
         family.prefix if with_head else "",
         r"classifier\.|^visual_projection\.",
+        _constants(family, checkpoint.model),
     )
+
+
+def _constants(family: Family, model: VisionTransformer) -> dict[str, Tensor]:
+    """Makes tokens that the family's class always has: pre-training's mask token, which begins at 0.
+
+    Without them the library warns that weights are missing and that the model should be trained.
+    """
+    like = next(model.parameters())
+    return {name: like.new_zeros(*shape, model.config.embed_dim) for name, shape in family.tokens.items()}
 
 
 def _common(config: ViTConfig) -> Draft:
