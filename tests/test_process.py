@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
+import vitral
 from vitral.runtime.process import keep_freed_memory, set_threads, threads_as_they_come
+from vitral.runtime.version import vitral_version
 
 
 @pytest.mark.parametrize(
@@ -69,3 +72,11 @@ def test_memory_that_was_freed_is_there_for_the_next_step() -> None:
 def test_keeping_memory_may_be_asked_for_twice() -> None:
     keep_freed_memory()
     keep_freed_memory()
+
+
+def test_a_checkout_that_was_never_installed_has_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("vitral.runtime.version.version_of", unknown)
+    assert vitral_version() == vitral.__version__ == "0+source"

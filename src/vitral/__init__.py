@@ -98,7 +98,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"vitral.{_HOMES[name]}"), name)
     if name == "__version__":
-        from importlib.metadata import version
+        from vitral.runtime.version import vitral_version
 
-        return version("vitral")
+        return vitral_version()
     raise AttributeError(f"module 'vitral' has no attribute {name!r}")

@@ -15,6 +15,7 @@ from vitral.checkpoints.folder import load_checkpoint
 from vitral.model.config import ViTConfig, height_and_width
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
+from vitral.runtime.version import vitral_version
 
 CERTIFICATE_FILE = "parity.json"
 _TOLERANCE = 1e-4  # relative; what float32 sums in another order differ by, with room
@@ -67,7 +68,7 @@ def certify(
         None if their_tokens is None else _difference(tokens, their_tokens),
         None if their_logits is None else _difference(logits, their_logits),
         rounded,
-        {name: version(name) for name in ("vitral", "torch", "numpy", "safetensors")},
+        {"vitral": vitral_version(), **{name: version(name) for name in ("torch", "numpy", "safetensors")}},
         checkpoint.metadata.get("licence"),
         checkpoint.notes,
     )
@@ -104,7 +105,7 @@ def _compute_there(
         return f"{peer.library} {peer.version}", *peer.answer(images_BCHW)
     heads = {"num_heads": config.num_heads} if to == "torchvision" else {}
     again = load_checkpoint(folder, **heads).model
-    return f"vitral {version('vitral')}, which read it back", *_compute(again, images_BCHW)
+    return f"vitral {vitral_version()}, which read it back", *_compute(again, images_BCHW)
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> dict[str, float]:

@@ -35,6 +35,7 @@ from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import write_atomically
 from vitral.runtime.settings import build, deep_merge
+from vitral.runtime.version import vitral_version
 
 
 def load_checkpoint(source: Path | str, **overrides: Any) -> Checkpoint:
@@ -112,10 +113,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 def description(checkpoint: Checkpoint) -> str:
     """Returns all but the weights, as the text of ``config.json``."""
-    from vitral import __version__
-
     config = {
-        "vitral": __version__,
+        "vitral": vitral_version(),
         "architecture": own.architecture(checkpoint.model),
         "preprocess": asdict(checkpoint.preprocess),
         "labels": list(checkpoint.labels),

@@ -19,6 +19,7 @@ from vitral.runtime.errors import VitralError
 from vitral.runtime.process import set_threads
 from vitral.runtime.stopping import Interrupted, ending_on_signals
 from vitral.runtime.streams import OutputLost, command_streams
+from vitral.runtime.version import vitral_version
 
 app = typer.Typer(
     cls=usage.Commands,
@@ -31,9 +32,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from vitral import __version__
-
-        print(f"vitral {__version__}")
+        print(f"vitral {vitral_version()}")
         raise typer.Exit
 
 
