@@ -110,7 +110,8 @@ class Run:
         if self.parts.loss:
             self.objective = replace(self.objective, loss=self.parts.loss)
         compiled = compiles(recipe.machine.device, wanted=recipe.machine.compile_wanted)
-        captured = compiled and self.optimizer.capturable
+        # A loss of the user's own may ask the device for a number, which no recording takes.
+        captured = compiled and self.optimizer.capturable and self.parts.loss is None
         # A schedule-free optimizer keeps the average itself; see `complete_average`.
         follows = how.optimizer != "schedule_free"
         self._update = Step(
