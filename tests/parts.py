@@ -23,3 +23,14 @@ def away_from_initial_values(module: Module) -> Module:
 
 def close(actual: Tensor, expected: Tensor) -> None:
     assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+# Parts of our layer -> of torch.nn.TransformerEncoderLayer.
+OURS_TO_TORCH = {
+    "attention.qkv.": "self_attn.in_proj_",
+    "attention.out": "self_attn.out_proj",
+    "attention_norm": "norm1",
+    "feed_forward_norm": "norm2",
+    "feed_forward.expand": "linear1",
+    "feed_forward.contract": "linear2",
+}

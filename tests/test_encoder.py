@@ -13,6 +13,7 @@ from tests.parts import (
     DIM,
     HEADS,
     HIDDEN,
+    OURS_TO_TORCH,
     TOKENS,
     away_from_initial_values,
     close,
@@ -29,16 +30,6 @@ def seed() -> None:
 @pytest.fixture
 def tokens() -> Tensor:
     return torch.randn(BATCH, TOKENS, DIM)
-
-
-OURS_TO_TORCH = {
-    "attention.qkv.": "self_attn.in_proj_",
-    "attention.out": "self_attn.out_proj",
-    "attention_norm": "norm1",
-    "feed_forward_norm": "norm2",
-    "feed_forward.expand": "linear1",
-    "feed_forward.contract": "linear2",
-}
 
 
 def torch_name(name: str) -> str:

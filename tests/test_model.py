@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.models import VisionTransformer as TorchvisionViT
 
+from tests.parts import OURS_TO_TORCH
 from vitral.model.config import ViTConfig
 from vitral.model.encoder import EncoderLayer
 from vitral.model.vit import Features, VisionTransformer
@@ -109,15 +110,6 @@ OURS_TO_TORCHVISION = {
     "feed_forward.contract": "mlp.3",
     "norm.": "encoder.ln.",
     "head.": "heads.head.",
-}
-
-OURS_TO_TORCH = {
-    "attention.qkv.": "self_attn.in_proj_",
-    "attention.out": "self_attn.out_proj",
-    "attention_norm": "norm1",
-    "feed_forward_norm": "norm2",
-    "feed_forward.expand": "linear1",
-    "feed_forward.contract": "linear2",
 }
 
 
