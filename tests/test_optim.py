@@ -11,6 +11,7 @@ from vitral.model.vit import VisionTransformer
 from vitral.recipes.packaged import read
 from vitral.recipes.resolve import _SCRATCH_WITH, _TUNING_WITH
 from vitral.recipes.schema import OptimizerName, ScheduleName
+from vitral.runtime.devices import Placement
 from vitral.training.optimizers import (
     _OPTIMIZERS,
     ChainedOptimizer,
@@ -20,6 +21,7 @@ from vitral.training.optimizers import (
     parameter_groups,
 )
 from vitral.training.schedule import _COURSES, Schedule, scaled_rate
+from vitral.training.step import Computation, Step
 
 
 def tiny(**options: Any) -> Any:
@@ -297,3 +299,26 @@ def test_a_rate_for_another_batch_is_scaled_linearly() -> None:
     # DeiT: 5e-4 for a batch of 512, so 1e-3 for 1,024.
     assert math.isclose(scaled_rate(5e-4, 1024, 512), 1e-3)
     assert math.isclose(scaled_rate(5e-4, 1024, 0), 5e-4)
+
+
+# --- The step ------------------------------------------------------------------------------------
+
+
+def test_a_step_is_recorded_for_whole_batches_of_a_shape_that_was_taken_before() -> None:
+    model = tiny()
+    step = Step(
+        model.train(),
+        None,
+        lambda heads, targets, _: nn.functional.cross_entropy(heads[0], targets),
+        lambda logits, targets: (logits.argmax(1) == targets.argmax(1)).sum(),
+        built_for(model, "adamw"),
+        Computation(batch_size=4),
+        Placement.choose("cpu", "float32"),
+    )
+    whole, damaged, larger = torch.randn(4, 3, 16, 16), torch.randn(3, 3, 16, 16), torch.randn(4, 3, 24, 24)
+    for images in [*[damaged] * 5, *[whole] * 3, *[larger] * 2]:
+        assert not step._is_warm(images)
+        step(images, torch.eye(2)[torch.zeros(len(images), dtype=torch.int64)], 1e-3, 0.0)
+    assert step._is_warm(whole)
+    assert not step._is_warm(damaged)
+    assert not step._is_warm(larger)

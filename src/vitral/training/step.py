@@ -5,6 +5,7 @@ than a GPU runs them. So a step asks the host nothing, and what changes from ste
 and the average's share, stands in tensors: recorded once as a CUDA graph, it is one launch from then on.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -107,7 +108,7 @@ class Step:
         # recorded on another to this one.
         self._stream = torch.cuda.Stream() if computation.captured else None
         self._captured: _CapturedStep | None = None
-        self._taken = 0
+        self._taken: Counter[torch.Size] = Counter()  # steps, by the shape of their images
 
     def _compile(self) -> Callable[[Tensor], Tensor]:
         """The model, compiled for parts of the usual size.
@@ -130,12 +131,19 @@ class Step:
             rate: the learning rate.
             share: of the new weights in the average; 0 leaves it alone.
         """
-        if self._stream is not None and self._captured is None and self._taken >= _WARM_UP:
+        known = self._captured is not None and self._captured.takes(images_BCHW, targets_BL)
+        if self._stream is not None and not known and self._is_warm(images_BCHW):
+            self._captured, known = None, True  # the memory of one for another shape is free first
             self._captured = _CapturedStep(self._update, images_BCHW, targets_BL, self._stream)
-        if self._captured is not None and self._captured.takes(images_BCHW, targets_BL):
+        if self._captured is not None and known:
             return self._captured(images_BCHW, targets_BL, rate, share)
-        self._taken += len(images_BCHW) == self.computation.batch_size
+        self._taken[images_BCHW.shape] += 1
         return self._at_once(images_BCHW, targets_BL, rate, share)
+
+    def _is_warm(self, images_BCHW: Tensor) -> bool:
+        """Whether enough steps of this shape were taken; batches that lack damaged images never are."""
+        whole = len(images_BCHW) == self.computation.batch_size
+        return whole and self._taken[images_BCHW.shape] >= _WARM_UP
 
     def _at_once(self, images_BCHW: Tensor, targets_BL: Tensor, rate: float, share: float) -> StepResult:
         """A step that is not a graph's; with the very kernels that one would record, where it could be."""
