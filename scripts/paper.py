@@ -152,10 +152,11 @@ def train(out: Path) -> float:
 
     shape = {"embed_dim": 48, "num_layers": 4, "num_heads": 3, "mlp_ratio": 2}
     result = vitral.train(
-        "digits", out, model="ViT-Ti/4", img_size=32, architecture=shape, steps=1600, batch_size=64,
-        optimizer="adamw", learning_rate=1e-3, ema_decay=0.99, cutmix=0.0, small_images=0.0,
+        "digits", out, model="ViT-Ti/4", img_size=32, architecture=shape, steps=2400, batch_size=64,
+        optimizer="adamw", learning_rate=2e-3, weight_decay=0.5, ema_decay=0.99, cutmix=0.0, small_images=0.0,
         precision="float32", compile=False, workers=0, threads=1, eval_epochs=5,
     )  # fmt: skip
+    assert result.val_top1 is not None
     return result.val_top1
 
 

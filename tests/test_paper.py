@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     from nbclient import NotebookClient
 
     shutil.copytree(paper.WEIGHTS, tmp_path / paper.WEIGHTS.name)
-    notebook = nbformat.read(paper.NOTEBOOK, as_version=4)
+    notebook: Any = nbformat.read(paper.NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     differences = []
     ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
