@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_QUOTED = re.compile(r"<!-- quoted from ([\w.]+): ([\w.]+) -->\s*\Z")
+# A line that links the file and names what is quoted: In [FILE](../src/FILE), `NAME`:
+_QUOTED = re.compile(r"\]\((?:\.\./)?(?:src/)?([\w/]+)\.py\), `([\w.]+)`:\s*\Z")
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -40,7 +41,7 @@ def blocks(page: str) -> Iterator[Block]:
     for match in _FENCE.finditer(page):
         line = page.count("\n", 0, match.start()) + 2
         source = _QUOTED.search(page, 0, match.start())
-        quoted = (source[1], source[2]) if source else None
+        quoted = (source[1].replace("/", "."), source[2]) if source else None
         yield Block(match[1], match[2].strip(), match[3], match.start(), match.end(), line, quoted)
 
 

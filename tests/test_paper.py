@@ -121,7 +121,7 @@ def test_other_words_are_told_in_any_case(shown: str, printed: str) -> None:
 
 
 def quotation(text: str) -> pages.Block:
-    page = f"<!-- quoted from tests.test_paper: same_picture -->\n```python\n{text}\n```\n"
+    page = f"In [this file](../tests/test_paper.py), `same_picture`:\n\n```python\n{text}\n```\n"
     (block,) = pages.blocks(page)
     assert block.quoted == ("tests.test_paper", "same_picture")
     assert not block.runs
