@@ -1,1 +1,1 @@
-"""Seeing inside: attention, attribution, how far to believe it, and the papers' figures."""
+"""See inside a model: attention, attribution, how far to believe them, and the paper's figures."""
