@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitral.explain.figures.drawing import Drawing, Reach, Row
-from vitral.explain.figures.house import Look, layers_axis
+from vitral.explain.figures.house import Look, layers_axis, legend_above
 from vitral.model.config import Grid
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class HeadNumbers(Drawing):
         axes.set_ylim(low, high + 0.04 * (high - low))
         axes.set_ylabel(self.unit)
         axes.grid(axis="y")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, borderpad=0.2, columnspacing=1.2)
+        legend_above(axes, ncols=3)
         layers_axis(axes, depth)
 
     def _reference(self, axes: "Axes", look: Look) -> None:

@@ -24,6 +24,8 @@ _TITLE_INCHES = 0.3
 class Pictures(Drawing):
     """Images as the model sees them, each above what is shown of it."""
 
+    photographs = True
+
     images_BHW3: np.ndarray  # 0 to 255
     names_B: Sequence[str]
 

@@ -15,7 +15,7 @@ from vitral.data.batches import DamageCount
 from vitral.data.split import Split
 from vitral.explain.figures import measure
 from vitral.explain.figures.drawing import Drawing, NotDrawn, Reach, in_words, shared_reach
-from vitral.explain.figures.house import picture, refuse_without_matplotlib
+from vitral.explain.figures.house import painted, refuse_without_matplotlib
 from vitral.explain.figures.page import Entry, Page, Shot, facts_of, refuse_without_jinja
 from vitral.explain.figures.sample import Data, draw_sample
 from vitral.explain.figures.similarity import LayerSimilarity, ModelSimilarity
@@ -200,7 +200,7 @@ def write_figures(figures: Figures, folder: Path) -> None:
     for entry in page.entries:
         for shot in entry.shots:
             (folder / shot.file).parent.mkdir(exist_ok=True)
-            (folder / f"{shot.file}.png").write_bytes(shot.light)
+            (folder / f"{shot.file}.png").write_bytes(shot.painted.png)
             (folder / f"{shot.file}.csv").write_text(shot.table, encoding="utf-8", errors="surrogateescape")
     (folder / PAGE).write_text(page.html(), encoding="utf-8", errors="replace")
 
@@ -220,8 +220,7 @@ def page_of(figures: Figures) -> Page:
 
 def _shot(drawing: Drawing, reach: Reach, model: str, figures: Figures, *, own_folder: bool = True) -> Shot:
     file = f"{model}/{drawing.name}" if own_folder and len(figures.names) > 1 else drawing.name
-    light, dark = picture(drawing, reach, "light"), picture(drawing, reach, "dark")
-    return Shot(model, file, drawing.finding(), light, dark, table(drawing))
+    return Shot(model, file, drawing.finding(), painted(drawing, reach), table(drawing))
 
 
 def table(drawing: Drawing) -> str:

@@ -25,6 +25,7 @@ class Drawing(ABC):
     title: ClassVar[str]
     see: ClassVar[str]  # what to see in it, in two sentences
     recipe: ClassVar[str]  # whose recipe it is, and what was chosen where authors disagree
+    photographs: ClassVar[bool] = False  # and no words: one picture serves light and dark pages
 
     @property
     def height(self) -> float:

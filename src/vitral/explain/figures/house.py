@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from vitral.runtime.errors import VitralError
 
@@ -49,7 +50,7 @@ def _style(look: Look) -> dict[str, Any]:
         "axes.titlelocation": "left", "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
         "text.color": look.ink, "axes.labelcolor": look.ink, "axes.titlecolor": look.ink,
         "xtick.color": look.muted, "ytick.color": look.muted, "axes.edgecolor": look.line,
-        "figure.facecolor": look.paper, "axes.facecolor": "none", "savefig.facecolor": look.paper,
+        "figure.facecolor": "none", "axes.facecolor": "none",
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": False, "grid.color": look.line,
         "grid.linewidth": 0.5, "axes.axisbelow": True, "xtick.major.size": 3, "ytick.major.size": 3,
         "legend.frameon": False, "image.cmap": "viridis", "image.interpolation": "nearest",
@@ -57,28 +58,58 @@ def _style(look: Look) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def picture(drawing: "Drawing", reach: "Reach", scheme: Scheme = "light") -> bytes:
-    """Draws a figure as PNG, the same bytes for the same numbers.
+@dataclass(frozen=True)
+class Painted:
+    """A figure, drawn: as a file, and for the two schemes of a page."""
+
+    png: bytes
+    light: bytes  # WebP, on no ground of its own
+    dark: bytes
+
+
+def painted(drawing: "Drawing", reach: "Reach") -> Painted:
+    """Draws a figure, the same bytes for the same numbers.
 
     Args:
         drawing: what to draw.
         reach: ranges of its axes, as `shared_reach` gives them.
-        scheme: of the page that it is for.
 
     Raises:
         VitralError: if matplotlib is not installed.
     """
     refuse_without_matplotlib()
+    pixels = _pixels(drawing, reach, LOOKS["light"])
+    light = _webp(pixels, lossy=drawing.photographs)
+    if drawing.photographs:
+        return Painted(_png(pixels), light, light)
+    return Painted(_png(pixels), light, _webp(_pixels(drawing, reach, LOOKS["dark"]), lossy=False))
+
+
+def _pixels(drawing: "Drawing", reach: "Reach", look: Look) -> Image.Image:
+    """RGBA, the ground transparent."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    look, content = LOOKS[scheme], io.BytesIO()
     with mpl.rc_context(_style(look)):
         canvas = Figure(figsize=(WIDTH, drawing.height), dpi=_DPI, layout="constrained")
-        FigureCanvasAgg(canvas)
+        agg = FigureCanvasAgg(canvas)
         drawing.draw(canvas, look, reach)
-        canvas.savefig(content, format="png", metadata={"Software": None})
+        agg.draw()
+    return Image.fromarray(np.asarray(agg.buffer_rgba()).copy())
+
+
+def _png(pixels: Image.Image) -> bytes:
+    """On white paper."""
+    content = io.BytesIO()
+    paper = Image.new("RGBA", pixels.size, LOOKS["light"].paper)
+    Image.alpha_composite(paper, pixels).convert("RGB").save(content, "PNG", dpi=(_DPI, _DPI))
+    return content.getvalue()
+
+
+def _webp(pixels: Image.Image, *, lossy: bool) -> bytes:
+    content = io.BytesIO()
+    pixels.save(content, "WEBP", lossless=not lossy, quality=82 if lossy else 60, method=4)
     return content.getvalue()
 
 
@@ -97,6 +128,13 @@ def layers_axis(axes: "Axes", depth: int, label: str = "layer") -> None:
     axes.set_xlim(-0.6, depth - 0.4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
     axes.set_xlabel(label)
+
+
+def legend_above(axes: "Axes", ncols: int) -> None:
+    """Puts the legend above the axes, where no data is."""
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=ncols, borderpad=0.2, columnspacing=1.2, handletextpad=0.5
+    )
 
 
 def colour_bar(canvas: "Figure", image: Any, axes: "Axes", label: str) -> None:

@@ -23,8 +23,9 @@ from vitral.explain.observe import SeenAttention, frozen, observe
 from vitral.inference.classifier import Classifier
 from vitral.model.vit import VisionTransformer
 
-_MOST_IMAGES, _FEWEST_IMAGES = 32, 8  # of a batch
-_LAYERS_BYTES = 2**30  # what leaves the layers, of a batch: one of ViT-L/14 at 518 pixels takes 8 images
+_MOST_IMAGES = 32  # of a batch
+# Of a batch, in float32: what leaves all layers (8 images of ViT-L/14 at 518 pixels), and one head's attention.
+_LAYERS_BYTES, _HEAD_BYTES = 2**30, 2**27
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ def batch_size_for(model: VisionTransformer) -> int:
     """Gives the images of a batch: as many as fit, for few make a poor estimate of CKA."""
     config = model.config
     rows, columns = config.grid_size
-    image = 4 * config.num_layers * config.embed_dim * (rows * columns + config.num_prefix_tokens)
-    return int(np.clip(_LAYERS_BYTES // image, _FEWEST_IMAGES, _MOST_IMAGES))
+    tokens = rows * columns + config.num_prefix_tokens
+    layers, head = 4 * config.num_layers * config.embed_dim * tokens, 4 * tokens**2
+    return int(np.clip(min(_LAYERS_BYTES // layers, _HEAD_BYTES // head), FEWEST, _MOST_IMAGES))
 
 
 class _Meters:
@@ -139,7 +141,7 @@ def of_pictures(classifier: Classifier, split: Split, count: int) -> list[Drawin
 def _feature_colours(classifier: Classifier, pictures: Shown) -> Drawing:
     images_BCHW = torch.stack([classifier.preprocess.normalize(image) for image in pictures.images_BHW3])
     parts = []
-    for few_BCHW in images_BCHW.split(_FEWEST_IMAGES):
+    for few_BCHW in images_BCHW.split(FEWEST):
         with classifier.placement.autocast():
             found = classifier.model.features(classifier.placement.put(few_BCHW))
         parts.append(found.patch_tokens.unflatten(1, found.grid).float().cpu().numpy())

@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Self
 
 from vitral.explain.figures.drawing import Drawing, in_words
+from vitral.explain.figures.house import Painted
 from vitral.inference.classifier import Classifier
 from vitral.runtime.errors import VitralError
 
@@ -20,17 +21,16 @@ class Shot:
     model: str
     file: str  # without its ending, within the folder
     finding: str
-    light: bytes  # PNG
-    dark: bytes
+    painted: Painted
     table: str  # CSV
 
     @property
     def light_uri(self) -> str:
-        return _data_uri(self.light)
+        return _data_uri(self.painted.light)
 
     @property
     def dark_uri(self) -> str:
-        return _data_uri(self.dark)
+        return _data_uri(self.painted.dark)
 
 
 @dataclass(frozen=True)
@@ -97,5 +97,5 @@ def facts_of(classifier: Classifier) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _data_uri(webp: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"

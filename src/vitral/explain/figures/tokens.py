@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitral.explain.figures.drawing import Drawing, Reach, Row
-from vitral.explain.figures.house import Look, layers_axis
+from vitral.explain.figures.house import Look, layers_axis, legend_above
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,8 +101,8 @@ class TokenNorms(Drawing):
             above.plot(layers, self.prefix_L, "D", color=look.ink, markersize=3.5, label="class, registers: median")
         above.set_yscale("log")
         above.set_ylabel("norm of a patch token")
-        above.legend(loc="upper left", bbox_to_anchor=(0, 1.16), ncols=2, borderpad=0, handletextpad=0.4)
-        bar = canvas.colorbar(image, ax=above, fraction=0.04, pad=0.02)
+        legend_above(above, ncols=2)
+        bar = canvas.colorbar(image, ax=[above, below], fraction=0.04, pad=0.02, aspect=35)
         bar.set_label("share of tokens")
         bar.outline.set_visible(False)  # pyrefly: ignore[not-callable]
         below.bar(layers, 100 * self.shares_L, width=0.7, color=look.second)
@@ -153,7 +153,7 @@ class StreamChange(Drawing):
         axes.set_ylim(0, 1.08 * reach["change"][1])
         axes.grid(axis="y")
         axes.set_ylabel("|change| / |token|")
-        axes.legend(loc="upper right")
+        legend_above(axes, ncols=2)
         layers_axis(axes, len(layers))
 
 
