@@ -10,11 +10,14 @@ from torch import Tensor
 
 from vitral.explain.figures.drawing import Drawing, Reach, Row
 from vitral.explain.figures.house import Look, layers_axis, legend_above
+from vitral.explain.observe import SeenAttention
 from vitral.model.config import Grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_NUMBERS = 2**20  # probabilities at a time: no more, for what leaves the cache takes thrice as long
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,17 @@ class AttentionDistance(HeadNumbers):
     unit = "attention distance, pixels"
     column = "distance_pixels"
     see = (
-        "A dot is a head: the average distance, in pixels, between a patch and what it attends to. In trained "
-        "ViTs the lower layers have both local heads and heads that see the whole image, and with depth all "
-        "heads look far; dots at the dashed line are as far as attention to everything alike."
+        "A dot is a head: the average distance, in pixels, between a patch and what it attends to. In "
+        "trained ViTs the lower layers have both local heads and heads that see the whole image, and "
+        "with depth all heads look far; dots at the dashed line are as far as attention to everything "
+        "alike."
     )
     recipe = (
-        "The paper, fig. 7 right and 11, by its authors' code (google-research/vision_transformer, issue 162): "
-        "Euclidean distance of two patches on the grid times the patch's size, weighted by the attention of "
-        "patches to patches, then the mean over queries and over images. Their weights are not renormalised "
-        "after the class token is left out, so attention to it counts as distance 0; `renormalise` divides by what is left."
+        "The paper, fig. 7 right and 11, by its authors' code (google-research/vision_transformer, "
+        "issue 162): Euclidean distance of two patches on the grid times the patch's size, weighted by "
+        "the attention of patches to patches, then the mean over queries and over images. Their weights "
+        "are not renormalised after the class token is left out, so attention to it counts as distance "
+        "0; `renormalise` divides by what is left."
     )
 
     renormalised: bool
@@ -83,11 +88,13 @@ class AttentionDistance(HeadNumbers):
     def finding(self) -> str:
         means = self.values_LA.mean(axis=1)
         low, high = self._extremes()
-        shares = "renormalised over the patches" if self.renormalised else "not renormalised, as the authors did"
+        shares = (
+            "renormalised over the patches" if self.renormalised else "not renormalised, as the authors did"
+        )
         return (
-            f"The mean goes from {means[0]:.0f} px in the first layer to {means[-1]:.0f} px in the last; heads "
-            f"from {self.values_LA.min():.0f} ({low}) to {self.values_LA.max():.0f} ({high}), uniform "
-            f"attention {self.uniform:.0f}; {shares}."
+            f"The mean goes from {means[0]:.0f} px in the first layer to {means[-1]:.0f} px in the last; "
+            f"heads from {self.values_LA.min():.0f} ({low}) to {self.values_LA.max():.0f} ({high}), "
+            f"uniform attention {self.uniform:.0f}; {shares}."
         )
 
     def reach(self) -> Reach:
@@ -106,13 +113,13 @@ class AttentionEntropy(HeadNumbers):
     unit = "entropy, bits"
     column = "entropy_bits"
     see = (
-        "A dot is a head: 0 bits is attention to a single token, the dashed line is attention to all alike; each "
-        "bit less halves the number of tokens. Heads far below the others have specialised, and a layer whose "
-        "heads are all at the line only averages."
+        "A dot is a head: 0 bits is attention to a single token, the dashed line is attention to all "
+        "alike; each bit less halves the number of tokens. Heads far below the others have specialised, "
+        "and a layer whose heads are all at the line only averages."
     )
     recipe = (
-        "Ours, a usual measure: -sum of A log2 A over all tokens, prefix tokens too, mean over all queries and "
-        "images; at most log2 T for T tokens."
+        "Ours, a usual measure: -sum of A log2 A over all tokens, prefix tokens too, mean over all "
+        "queries and images; at most log2 T for T tokens."
     )
 
     most: float  # log2 T
@@ -121,8 +128,8 @@ class AttentionEntropy(HeadNumbers):
         means = self.values_LA.mean(axis=1)
         low, _ = self._extremes()
         return (
-            f"Of at most {self.most:.1f} bits the layers' means go from {means.min():.1f} to {means.max():.1f}; "
-            f"the narrowest is {low}, {self.values_LA.min():.1f} bits, as of "
+            f"Of at most {self.most:.1f} bits the layers' means go from {means.min():.1f} to "
+            f"{means.max():.1f}; the narrowest is {low}, {self.values_LA.min():.1f} bits, as of "
             f"{2 ** self.values_LA.min():.0f} tokens alike."
         )
 
@@ -142,13 +149,13 @@ class PrefixMass(HeadNumbers):
     unit = "share of attention, %"
     column = "prefix_share"
     see = (
-        "A dot is a head: the share of the patches' attention that the tokens before the patches (class, "
-        "distillation, registers) take. Much mass there is attention that no picture of patches can show, often "
-        "a head with nothing to do that parks it."
+        "A dot is a head: the share of the patches' attention that the tokens before the patches "
+        "(class, distillation, registers) take. Much mass there is attention that no picture of patches "
+        "can show, often a head with nothing to do that parks it."
     )
     recipe = (
-        "Ours: the sum of A over the prefix tokens, mean over patch queries and images; what attention distance "
-        "leaves out, and attention maps hide."
+        "Ours: the sum of A over the prefix tokens, mean over patch queries and images; what attention "
+        "distance leaves out, and attention maps hide."
     )
 
     num_prefix_tokens: int
@@ -158,9 +165,9 @@ class PrefixMass(HeadNumbers):
         _, high = self._extremes()
         plural = "s take" if self.num_prefix_tokens > 1 else " takes"
         return (
-            f"{self.num_prefix_tokens} prefix token{plural} {self.values_LA.mean():.1%} of the patches' attention "
-            f"on average, at most {self.values_LA.max():.1%} ({high}); uniform attention would give "
-            f"{self.uniform:.1%}."
+            f"{self.num_prefix_tokens} prefix token{plural} {self.values_LA.mean():.1%} of the patches' "
+            f"attention on average, at most {self.values_LA.max():.1%} ({high}); uniform attention would "
+            f"give {self.uniform:.1%}."
         )
 
     def reach(self) -> Reach:
@@ -186,36 +193,48 @@ class AttentionMeter:
     """
 
     def __init__(
-        self, shape: tuple[int, int], num_prefix_tokens: int, grid: Grid, patch_size: int, *, renormalised: bool
+        self,
+        shape: tuple[int, int],
+        num_prefix_tokens: int,
+        grid: Grid,
+        patch_size: int,
+        *,
+        renormalised: bool,
     ) -> None:
         self._prefix, self._renormalised = num_prefix_tokens, renormalised
         self._pixels_NN = patch_distances(grid, patch_size)
-        self._sums = np.zeros((3, *shape))  # over images: distance, entropy, mass
+        self._sums = np.zeros((3, *shape))  # over images and queries: distance, entropy, mass
         self._images = 0
 
-    def images(self, count: int) -> None:
-        """Counts the images whose heads come next."""
-        self._images += count
+    def layer(self, layer: int, seen: SeenAttention) -> None:
+        """Takes what one layer's attention computed for a batch, a few rows of one head at a time."""
+        count, tokens = len(seen.q_BAQK), seen.q_BAQK.shape[2]
+        self._images += count * (layer == 0)
+        rows = max(_NUMBERS // (count * tokens), 1)
+        for head in seen.each_head():
+            for first in range(0, tokens, rows):
+                weights_BQT = seen.weights(head, slice(first, first + rows))[:, 0]
+                self._sums[:, layer, head.start] += self._summed(weights_BQT, first)
 
-    def head(self, layer: int, head: int, weights_BTT: Tensor) -> None:
-        """Takes the probabilities of one head, rows summing to 1."""
-        numbers = (
-            self._distance(weights_BTT),
-            attention_entropy(weights_BTT),
-            weights_BTT[:, self._prefix :, : self._prefix].sum(-1).mean(-1),
+    def _summed(self, weights_BQT: Tensor, first: int) -> list[float]:
+        """Sums over images and the queries from `first` on; distance and mass are of patches' queries."""
+        before = max(self._prefix - first, 0)  # queries that are no patches
+        of_patches = weights_BQT[:, before:]
+        patch = first + before - self._prefix
+        pixels_NN = self._pixels_NN = self._pixels_NN.to(weights_BQT.device)
+        distances_BQ = attention_distance(
+            of_patches[..., self._prefix :],
+            pixels_NN[patch : patch + of_patches.shape[1]],
+            renormalised=self._renormalised,
         )
-        self._sums[:, layer, head] += [float(numbers_B.double().sum()) for numbers_B in numbers]
-
-    def _distance(self, weights_BTT: Tensor) -> Tensor:
-        pixels_NN = self._pixels_NN = self._pixels_NN.to(weights_BTT.device)
-        return attention_distance(
-            weights_BTT[:, self._prefix :, self._prefix :], pixels_NN, renormalised=self._renormalised
-        )
+        mass_BQ = of_patches[..., : self._prefix].sum(-1)
+        return [float(numbers.sum()) for numbers in (distances_BQ, attention_entropy(weights_BQT), mass_BQ)]
 
     def drawings(self) -> Iterator[Drawing]:
-        distance, entropy, mass = self._sums / self._images
         patches = len(self._pixels_NN)
         tokens = patches + self._prefix
+        queries = np.array([patches, tokens, patches])[:, None, None]
+        distance, entropy, mass = self._sums / (self._images * queries)
         share = 1.0 if self._renormalised else patches / tokens
         uniform = share * float(self._pixels_NN.mean())
         yield AttentionDistance(distance, self._renormalised, uniform)
@@ -231,20 +250,18 @@ def patch_distances(grid: Grid, patch_size: int) -> Tensor:
     return patch_size * torch.cdist(places_N2, places_N2, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def attention_distance(weights_BNN: Tensor, pixels_NN: Tensor, *, renormalised: bool = False) -> Tensor:
-    """Gives the mean over queries of the distance that attention goes, in pixels, (B,).
+def attention_distance(weights_BQN: Tensor, pixels_QN: Tensor, *, renormalised: bool = False) -> Tensor:
+    """Gives the distance in pixels that the attention of each query goes, (B, Q).
 
     Args:
-        weights_BNN: probabilities of patches for patches; those for other tokens may be missing from the sum.
-        pixels_NN: `patch_distances`.
+        weights_BQN: probabilities of patches for patches; those for other tokens may be missing from the sum.
+        pixels_QN: of `patch_distances`, the rows of these queries.
         renormalised: whether the weights of each query are made to sum to 1 first.
     """
-    by_query_BN = torch.einsum("bqt,qt->bq", weights_BNN, pixels_NN)
-    if renormalised:
-        by_query_BN = by_query_BN / weights_BNN.sum(-1).clamp_min(1e-30)
-    return by_query_BN.mean(-1)
+    distances_BQ = (weights_BQN * pixels_QN).sum(-1)
+    return distances_BQ / weights_BQN.sum(-1).clamp_min(1e-30) if renormalised else distances_BQ
 
 
 def attention_entropy(weights_BQT: Tensor) -> Tensor:
-    """Gives the mean over queries of -sum A log2 A, in bits, (B,)."""
-    return torch.special.entr(weights_BQT).sum(-1).mean(-1) / np.log(2)
+    """Gives -sum A log2 A of each query, in bits, (B, Q)."""
+    return torch.special.entr(weights_BQT).sum(-1) / np.log(2)

@@ -41,7 +41,7 @@ class Pictures(Drawing):
         return float(np.clip(rows * WIDTH / self._columns * tall + 0.15, 1.3, 12))
 
     def draw(self, canvas: "Figure", look: Look, reach: Reach) -> None:  # noqa: ARG002
-        canvas.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+        canvas.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         columns, count = self._columns, len(self.images_BHW3)
         grid = canvas.subplots(2 * -(-count // columns), columns, squeeze=False)
         for axes in grid.flat:
@@ -63,16 +63,16 @@ class FeatureColours(Pictures):
     name = "feature_colours"
     title = "Patch features as colours (PCA)"
     see = (
-        "Below each image, patches of one colour have like features, over all the images. Parts of objects that "
-        "share their colour from image to image, apart from the background, are what makes frozen features "
-        "useful; patches of a lone glaring colour are often high-norm tokens."
+        "Below each image, patches of one colour have like features, over all the images. Parts of "
+        "objects that share their colour from image to image, apart from the background, are what makes "
+        "frozen features useful; patches of a lone glaring colour are often high-norm tokens."
     )
     recipe = (
-        "DINOv2 (arXiv:2304.07193), fig. 1: principal components of the patch tokens after the final norm, of all "
-        "these images together, the first three as red, green and blue. They leave out the background by a "
-        "threshold on the first component; here nothing is left out, colours go from the 1st to the 99th "
-        "percentile, and each component's sign makes its largest entry positive. Colours of two models cannot be "
-        "compared with each other, places can."
+        "DINOv2 (arXiv:2304.07193), fig. 1: principal components of the patch tokens after the final "
+        "norm, of all these images together, the first three as red, green and blue. They leave out the "
+        "background by a threshold on the first component; here nothing is left out, colours go from "
+        "the 1st to the 99th percentile, and each component's sign makes its largest entry positive. "
+        "Colours of two models cannot be compared with each other, places can."
     )
 
     features_BRCD: np.ndarray
@@ -126,16 +126,16 @@ class RolloutOverlays(Pictures):
     name = "rollout"
     title = "Where attention comes from (rollout)"
     see = (
-        "Below each image, bright patches are those that the answer draws on when attention is followed through "
-        "all layers down to the input. Rollout does not know which class was answered, and a lone bright "
-        "patch on empty background is often a high-norm token: see the token norms."
+        "Below each image, bright patches are those that the answer draws on when attention is followed "
+        "through all layers down to the input. Rollout does not know which class was answered, and a "
+        "lone bright patch on empty background is often a high-norm token: see the token norms."
     )
     recipe = (
-        "The paper, fig. 6 and 14 (Abnar and Zuidema, arXiv:2005.00928), by its authors' answer (google-research/"
-        "vision_transformer, issue 18): mean over heads, identity added, rows made to sum to 1, product over all "
-        "layers. Their pictures are divided by the maximum, blurred by a patch and laid as light over the image "
-        "(issue 27); here the numbers are kept, all images share one scale, and nothing is blurred "
-        "but what lies between patches."
+        "The paper, fig. 6 and 14 (Abnar and Zuidema, arXiv:2005.00928), by its authors' answer "
+        "(google-research/vision_transformer, issue 18): mean over heads, identity added, rows made to "
+        "sum to 1, product over all layers. Their pictures are divided by the maximum, blurred by a "
+        "patch and laid as light over the image (issue 27); here the numbers are kept, all images share "
+        "one scale, and nothing is blurred but what lies between patches."
     )
 
     maps_BRC: np.ndarray  # shares of the head's reading that come from each patch
@@ -145,8 +145,9 @@ class RolloutOverlays(Pictures):
         ranked = np.sort(self.maps_BRC.reshape(len(self.maps_BRC), -1), axis=1)[:, ::-1]
         half = (np.cumsum(ranked, axis=1) < 0.5 * ranked.sum(axis=1, keepdims=True)).sum(axis=1) + 1
         return (
-            f"Half of what comes from patches comes from {np.median(half / ranked.shape[1]):.0%} of them (median of "
-            f"{len(ranked)} images); {self.prefix_B.mean():.0%} stays with tokens before the patches."
+            f"Half of what comes from patches comes from {np.median(half / ranked.shape[1]):.0%} of them "
+            f"(median of {len(ranked)} images); {self.prefix_B.mean():.0%} stays with tokens before the "
+            "patches."
         )
 
     def rows(self) -> Iterator[Row]:

@@ -5,7 +5,6 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from vitral.explain.figures.drawing import Drawing, NotDrawn, Reach, in_words, s
 from vitral.explain.figures.house import painted, refuse_without_matplotlib
 from vitral.explain.figures.page import Entry, Page, Shot, facts_of, refuse_without_jinja
 from vitral.explain.figures.sample import Data, draw_sample
-from vitral.explain.figures.similarity import LayerSimilarity, ModelSimilarity
-from vitral.explain.figures.tokens import TokenNorms
+from vitral.explain.figures.similarity import ModelSimilarity
 from vitral.inference.classifier import Classifier, loaded
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import new_folder
@@ -141,7 +139,9 @@ def _measured(
             renormalise=wanted.renormalise,
         )
         if not found.rows:
-            raise VitralError(f"not one of the {len(split):,} images could be read, for example {split.names[0]}")
+            raise VitralError(
+                f"not one of the {len(split):,} images could be read, for example {split.names[0]}"
+            )
         measured.append(found)
     return measured
 
@@ -215,7 +215,9 @@ def page_of(figures: Figures) -> Page:
     for drawing in figures.across:
         words = in_words(figures.names)
         entries.append(Entry.of(drawing, [_shot(drawing, drawing.reach(), words, figures, own_folder=False)]))
-    return Page(figures.names, figures.facts, figures.source, figures.count, tuple(entries), figures.not_drawn())
+    return Page(
+        figures.names, figures.facts, figures.source, figures.count, tuple(entries), figures.not_drawn()
+    )
 
 
 def _shot(drawing: Drawing, reach: Reach, model: str, figures: Figures, *, own_folder: bool = True) -> Shot:
@@ -266,7 +268,11 @@ def _names(models: Iterable[Model]) -> tuple[str, ...]:
     """Short names, each another, that can be folders."""
     names: list[str] = []
     for place, model in enumerate(models):
-        word = f"model {place + 1}" if isinstance(model, Classifier) else os.path.basename(os.path.abspath(model))
+        word = (
+            f"model {place + 1}"
+            if isinstance(model, Classifier)
+            else os.path.basename(os.path.abspath(model))
+        )
         word = re.sub(r"[^\w .-]", "-", word).strip(". ") or f"model {place + 1}"
         names.append(f"{word} ({place + 1})" if word in names else word)
     return tuple(names)

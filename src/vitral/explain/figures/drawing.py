@@ -1,4 +1,4 @@
-"""`Drawing`: what every figure is, the numbers of one model with their words, their table and their picture."""
+"""`Drawing`: what every figure is, one model's numbers with their words, table and picture."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -68,5 +68,6 @@ def shared_reach(drawings: Iterable[Drawing]) -> Reach:
 
 
 def in_words(names: Sequence[str]) -> str:
-    """Writes "a", "a and b", or "a, b and c"."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+    """Writes "a", "a and b", or "a, b and c": of one name at least."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last

@@ -9,6 +9,7 @@ import numpy as np
 
 from vitral.explain.figures.drawing import Drawing, Reach, Row
 from vitral.explain.figures.house import Look, Mosaic, bare, mosaic, mosaic_height
+from vitral.model.embedding import ConvStem
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,14 +28,15 @@ class FilterComponents(Drawing):
     name = "filters"
     title = "What the patch filters look for"
     see = (
-        "Each tile is a pattern that many of the filters share, the most common first; trained filters show "
-        "smooth edges, stripes and colour contrasts at several frequencies. Noise instead of patterns means "
-        "that the filters learnt little, or that the patch is small."
+        "Each tile is a pattern that many of the filters share, the most common first; trained filters "
+        "show smooth edges, stripes and colour contrasts at several frequencies. Noise instead of "
+        "patterns means that the filters learnt little, or that the patch is small."
     )
     recipe = (
-        "The paper, fig. 7 left: principal components of the kernel (D filters of p x p x C weights). Its "
-        "text does not say how they were centred or scaled; here the mean filter is subtracted, each "
-        "component is scaled to fill black to white, and its arbitrary sign makes its largest weight positive."
+        "The paper, fig. 7 left: principal components of the kernel (D filters of p x p x C weights). "
+        "Its text does not say how they were centred or scaled; here the mean filter is subtracted, "
+        "each component is scaled to fill black to white, and its arbitrary sign makes its largest "
+        "weight positive."
     )
 
     components_MChw: np.ndarray  # unit vectors over channel, row and column
@@ -43,10 +45,11 @@ class FilterComponents(Drawing):
 
     @classmethod
     def of(cls, model: "VisionTransformer") -> Self:
-        """Takes the filters that see pixels: the stem's first ones in a hybrid, else the patch projection's."""
-        stem = model.config.stem
-        first = model.embedding.stem.convolutions()[0] if stem else model.embedding.patches.projection
-        what = "first convolution of the stem" if stem else "patch projection"
+        """Takes the filters that see pixels: a stem's first ones, else the patch projection's."""
+        stem = model.embedding.stem
+        hybrid = isinstance(stem, ConvStem)
+        first = stem.convolutions()[0] if hybrid else model.embedding.patches.projection
+        what = "first convolution of the stem" if hybrid else "patch projection"
         weight = first.weight.detach().float().cpu().numpy()
         components_MP, shares_M = principal_components(weight.reshape(len(weight), -1), _COUNT)
         sides = "x".join(map(str, weight.shape[2:]))

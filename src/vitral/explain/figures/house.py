@@ -5,7 +5,7 @@ Wide as a telephone's page, so that ten-point letters are read there as they are
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -133,7 +133,12 @@ def layers_axis(axes: "Axes", depth: int, label: str = "layer") -> None:
 def legend_above(axes: "Axes", ncols: int) -> None:
     """Puts the legend above the axes, where no data is."""
     axes.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=ncols, borderpad=0.2, columnspacing=1.2, handletextpad=0.5
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=ncols,
+        borderpad=0.2,
+        columnspacing=1.2,
+        handletextpad=0.5,
     )
 
 
@@ -159,7 +164,7 @@ class Mosaic:
     row_middles: np.ndarray
     column_middles: np.ndarray
 
-    def label(self, axes: "Axes", rows: Sequence[object], columns: Sequence[object]) -> None:
+    def label(self, axes: "Axes", rows: Iterable[object], columns: Iterable[object]) -> None:
         """Writes a name beside each row of tiles and below each column."""
         axes.set_yticks(self.row_middles, [str(name) for name in rows])
         axes.set_xticks(self.column_middles, [str(name) for name in columns])

@@ -3,16 +3,21 @@
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vitral.data.batches import Batch, DamageCount
 from vitral.data.loader import Loader
 from vitral.data.split import Split
 from vitral.data.workers import Loading, worker_count
+from vitral.explain import target
+from vitral.explain.attribution.attribute import attribute, joined
+from vitral.explain.attribution.methods import METHODS
 from vitral.explain.figures.attention import AttentionMeter
-from vitral.explain.figures.colours import FeatureColours
+from vitral.explain.figures.colours import FeatureColours, RolloutOverlays
 from vitral.explain.figures.drawing import Drawing, NotDrawn
 from vitral.explain.figures.filters import FilterComponents
 from vitral.explain.figures.positions import position_drawings
@@ -24,8 +29,7 @@ from vitral.inference.classifier import Classifier
 from vitral.model.vit import VisionTransformer
 
 _MOST_IMAGES = 32  # of a batch
-# Of a batch, in float32: what leaves all layers (8 images of ViT-L/14 at 518 pixels), and one head's attention.
-_LAYERS_BYTES, _HEAD_BYTES = 2**30, 2**27
+_LAYERS_BYTES = 2**30  # what leaves all layers for a batch, in float32; of ViT-L/14 at 518 pixels, 8 images
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ def batch_size_for(model: VisionTransformer) -> int:
     config = model.config
     rows, columns = config.grid_size
     tokens = rows * columns + config.num_prefix_tokens
-    layers, head = 4 * config.num_layers * config.embed_dim * tokens, 4 * tokens**2
-    return int(np.clip(min(_LAYERS_BYTES // layers, _HEAD_BYTES // head), FEWEST, _MOST_IMAGES))
+    image = 4 * config.num_layers * config.embed_dim * tokens
+    return int(np.clip(_LAYERS_BYTES // image, FEWEST, _MOST_IMAGES))
 
 
 class _Meters:
@@ -64,8 +68,7 @@ class _Meters:
         self.attention = AttentionMeter(shape, prefix, grid, config.patch_size, renormalised=renormalise)
         self.tokens, self.similarity = TokenMeter(prefix), SimilarityMeter()
 
-    def add(self, images_BCHW: torch.Tensor) -> None:
-        self.attention.images(len(images_BCHW))
+    def add(self, images_BCHW: Tensor) -> None:
         seen = observe(self.model, images_BCHW, self._take)
         self.tokens.begin(seen.embedded_BTD)
         self.similarity.begin()
@@ -74,8 +77,7 @@ class _Meters:
             self.similarity.layer(tokens_BTD)
 
     def _take(self, layer: int, seen: SeenAttention) -> None:
-        for head in seen.each_head():
-            self.attention.head(layer, head.start, seen.weights(head)[:, 0])
+        self.attention.layer(layer, seen)
 
     def drawings(self) -> Iterator[Drawing | NotDrawn]:
         yield from self.attention.drawings()
@@ -96,7 +98,7 @@ def of_images(
     *,
     renormalise: bool = False,
 ) -> Measured:
-    """Gives the figures that need images; one batch, and of it one head's attention, is alive at a time.
+    """Gives the figures that need images; of a batch, a few rows of one head's attention are alive.
 
     Args:
         classifier: the model and its preprocessing.
@@ -135,11 +137,25 @@ def of_pictures(classifier: Classifier, split: Split, count: int) -> list[Drawin
     pictures = shown(split, classifier.preprocess, count)
     if pictures is None:
         return []
-    return [_feature_colours(classifier, pictures)]
-
-
-def _feature_colours(classifier: Classifier, pictures: Shown) -> Drawing:
     images_BCHW = torch.stack([classifier.preprocess.normalize(image) for image in pictures.images_BHW3])
+    return [_feature_colours(classifier, pictures, images_BCHW), _rollout(classifier, pictures, images_BCHW)]
+
+
+def _rollout(classifier: Classifier, pictures: Shown, images_BCHW: Tensor) -> Drawing:
+    ask = partial(target.ask, labels=classifier.labels)
+    # One by one, for a row of the product needs every layer's attention from the last to the first.
+    maps = joined(
+        [
+            attribute(classifier, classifier.placement.put(one_1CHW), METHODS["rollout"], ask)
+            for one_1CHW in images_BCHW.split(1)
+        ]
+    )
+    return RolloutOverlays(
+        pictures.images_BHW3, pictures.names_B, maps.values.numpy(), maps.prefix_mass.numpy()
+    )
+
+
+def _feature_colours(classifier: Classifier, pictures: Shown, images_BCHW: Tensor) -> Drawing:
     parts = []
     for few_BCHW in images_BCHW.split(FEWEST):
         with classifier.placement.autocast():

@@ -69,8 +69,8 @@ class Page:
         import jinja2
 
         environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        template = environment.from_string((files(__package__) / _TEMPLATE).read_text(encoding="utf-8"))
-        return template.render(page=self)
+        source = (files("vitral.explain.figures") / _TEMPLATE).read_text(encoding="utf-8")
+        return environment.from_string(source).render(page=self)
 
 
 def refuse_without_jinja() -> None:
@@ -91,7 +91,10 @@ def facts_of(classifier: Classifier) -> tuple[tuple[str, str], ...]:
         ("parameters", f"{parameters:,}"),
         ("layers, heads, width", f"{config.num_layers}, {config.num_heads}, {config.embed_dim}"),
         ("images", f"{height}x{width} pixels, {config.in_channels} channels"),
-        ("patches", f"{rows}x{columns} of {config.patch_size} pixels" + (" after a stem" * bool(config.stem))),
+        (
+            "patches",
+            f"{rows}x{columns} of {config.patch_size} pixels" + (" after a stem" * bool(config.stem)),
+        ),
         ("tokens before the patches", str(config.num_prefix_tokens)),
         ("pooling", config.pooling.replace("_", " and ")),
     )

@@ -32,13 +32,13 @@ class PositionSimilarity(Drawing):
     name = "positions"
     title = "How alike positions are"
     see = (
-        "The tile at a row and column shows how like that place's position is to every place of the grid, "
-        "itself the brightest. Trained positions are like their neighbours, and often like their whole row and "
-        "column: the model found out that the sequence is a picture."
+        "The tile at a row and column shows how like that place's position is to every place of the "
+        "grid, itself the brightest. Trained positions are like their neighbours, and often like their "
+        "whole row and column: the model found out that the sequence is a picture."
     )
     recipe = (
-        "The paper, fig. 7 centre: cosine similarity of position vectors, without the class token. Of a grid "
-        "beyond 7 a side, 7 rows and columns are drawn, evenly chosen."
+        "The paper, fig. 7 centre: cosine similarity of position vectors, without the class token. Of a "
+        "grid beyond 7 a side, 7 rows and columns are drawn, evenly chosen."
     )
 
     cosines_NN: np.ndarray
@@ -54,7 +54,9 @@ class PositionSimilarity(Drawing):
         return mosaic_height(self._mosaic)
 
     def finding(self) -> str:
-        apart = [np.abs(axis[:, None] - axis) for axis in np.divmod(np.arange(len(self.cosines_NN)), self.grid[1])]
+        apart = [
+            np.abs(axis[:, None] - axis) for axis in np.divmod(np.arange(len(self.cosines_NN)), self.grid[1])
+        ]
         beside = apart[0] + apart[1] == 1
         in_line = (np.minimum(*apart) == 0) & (np.maximum(*apart) > 1)
         elsewhere = np.minimum(*apart) > 0
@@ -67,7 +69,9 @@ class PositionSimilarity(Drawing):
             )
             if where.any()
         ]
-        return f"{self.kind}. Mean similarity: {in_words(parts)}." if parts else f"{self.kind}: one place only."
+        return (
+            f"{self.kind}. Mean similarity: {in_words(parts)}." if parts else f"{self.kind}: one place only."
+        )
 
     @property
     def _chosen(self) -> tuple[np.ndarray, np.ndarray]:
@@ -107,13 +111,13 @@ class RotarySimilarity(PositionSimilarity):
     name = "positions_rotary"
     title = "How alike rotary positions are"
     see = (
-        "The tile at a row and column shows how far a query there and an equal key at every place agree after "
-        "both were turned by their positions, averaged over all pairs of channels. The bright cross or spot is "
-        "the locality that the angles alone bring; what heads make of it is learned."
+        "The tile at a row and column shows how far a query there and an equal key at every place agree "
+        "after both were turned by their positions, averaged over all pairs of channels. The bright "
+        "cross or spot is the locality that the angles alone bring; what heads make of it is learned."
     )
     recipe = (
-        "Ours; the paper has no rotary positions. The vector of a place is the cosine and sine of each of its "
-        "angles, so that the similarity of two places is the mean of cos(difference of angles)."
+        "Ours; the paper has no rotary positions. The vector of a place is the cosine and sine of each "
+        "of its angles, so that the similarity of two places is the mean of cos(difference of angles)."
     )
 
 
@@ -163,13 +167,14 @@ class RelativeBiases(HeadMaps):
     title = "What relative positions add to attention"
     unit = "added to the logit"
     see = (
-        "Each tile is a head: what it adds to the attention of the patch in the middle to every place of the "
-        "grid. A bright spot is a head that looks nearby, a spot beside the middle one that looks in a direction."
+        "Each tile is a head: what it adds to the attention of the patch in the middle to every place "
+        "of the grid. A bright spot is a head that looks nearby, a spot beside the middle one that "
+        "looks in a direction."
     )
     recipe = (
-        "Ours, after the paper's fig. 7 centre: of a table of relative biases (BEiT) no cosine makes sense, so "
-        "the biases themselves are drawn, for the query in the middle of the grid. Beyond 12 layers and 8 "
-        "heads an even choice is drawn; the table has all."
+        "Ours, after the paper's fig. 7 centre: of a table of relative biases (BEiT) no cosine makes "
+        "sense, so the biases themselves are drawn, for the query in the middle of the grid. Beyond 12 "
+        "layers and 8 heads an even choice is drawn; the table has all."
     )
 
     def reach(self) -> Reach:
@@ -182,8 +187,8 @@ class RelativeBiases(HeadMaps):
         layer, head = np.unravel_index(spread.argmax(), spread.shape)
         where = f"head {head} of layer {layer}" if len(spread) > 1 else f"head {head}"
         return (
-            f"Biases go from {flat.min():.2f} to {flat.max():.2f}, within a head by {np.median(spread):.2f} "
-            f"(median) and at most {spread.max():.2f} ({where})."
+            f"Biases go from {flat.min():.2f} to {flat.max():.2f}, within a head by "
+            f"{np.median(spread):.2f} (median) and at most {spread.max():.2f} ({where})."
         )
 
 
@@ -194,9 +199,9 @@ class MixedRotary(HeadMaps):
     title = "How alike rotary positions are, by head"
     unit = "cosine similarity"
     see = (
-        "Each tile is a head: how far a query in the middle and an equal key at every place agree after both "
-        "were turned by their positions. A small spot is a head whose angles keep it local, stripes one that "
-        "learned a direction."
+        "Each tile is a head: how far a query in the middle and an equal key at every place agree after "
+        "both were turned by their positions. A small spot is a head whose angles keep it local, "
+        "stripes one that learned a direction."
     )
     recipe = RotarySimilarity.recipe + (
         " Each head learned its own angles (RoPE-ViT), so a tile is a head, for the query in the middle."
@@ -209,8 +214,8 @@ class MixedRotary(HeadMaps):
         flat = self.values_LARC.reshape(*self.values_LARC.shape[:2], -1)
         wide = (flat > 0.5).mean(-1)
         return (
-            f"The share of places with a similarity above 0.5 goes from {wide.min():.0%} to {wide.max():.0%} "
-            f"between heads; median {np.median(wide):.0%}."
+            f"The share of places with a similarity above 0.5 goes from {wide.min():.0%} to "
+            f"{wide.max():.0%} between heads; median {np.median(wide):.0%}."
         )
 
 
@@ -224,13 +229,17 @@ def position_drawings(model: "VisionTransformer") -> list[Drawing | NotDrawn]:
             found.append(PositionSimilarity.of(of.table[of.num_prefix_tokens :], of.grid, "Learned table"))
         case SinusoidalPositions() as of:
             vectors = of.table[prefix : prefix + grid[0] * grid[1]]
-            found.append(PositionSimilarity.of(vectors, grid, "Fixed sines and cosines of the patch's number"))
+            found.append(
+                PositionSimilarity.of(vectors, grid, "Fixed sines and cosines of the patch's number")
+            )
         case PositionalEncoding2d() as of:
             kind = "Fixed sines and cosines of row and column"
             found.append(PositionSimilarity.of(of.table, of.grid, kind))
     relations = list(model.relations)
     if relations and isinstance(relations[0], RelativeBias):
-        maps = [_middle_biases(relation, grid) for relation in relations if isinstance(relation, RelativeBias)]
+        maps = [
+            _middle_biases(relation, grid) for relation in relations if isinstance(relation, RelativeBias)
+        ]
         found.append(RelativeBiases(np.stack(maps)))
     if relations and isinstance(relations[0], RotaryPositions):
         found.append(_rotary([r for r in relations if isinstance(r, RotaryPositions)], grid))
@@ -253,7 +262,9 @@ def _rotary(relations: list[RotaryPositions], grid: Grid) -> Drawing:
         vectors.append(torch.cat([cos, sin], dim=-1)[..., prefix:, :])
     if vectors[0].ndim == 2:
         return RotarySimilarity.of(vectors[0], grid, "Rotary positions, the same for every head")
-    maps = [[cosine_similarity(of_head)[_middle(grid)].reshape(grid) for of_head in layer] for layer in vectors]
+    maps = [
+        [cosine_similarity(of_head)[_middle(grid)].reshape(grid) for of_head in layer] for layer in vectors
+    ]
     return MixedRotary(np.array(maps))
 
 

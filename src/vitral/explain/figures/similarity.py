@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from torch import Tensor
@@ -23,18 +23,19 @@ class LayerSimilarity(Drawing):
     name = "cka"
     title = "How alike layers are (CKA)"
     see = (
-        "A bright cell is a pair of layers that see the same images as alike, 1 on the diagonal. Plain ViTs "
-        "are bright over wide areas, for the residual stream carries early features far up; a dark border "
-        "is a depth at which the representation turns into another."
+        "A bright cell is a pair of layers that see the same images as alike, 1 on the diagonal. Plain "
+        "ViTs are bright over wide areas, for the residual stream carries early features far up; a dark "
+        "border is a depth at which the representation turns into another."
     )
     recipe = (
-        "Linear CKA (Kornblith et al., arXiv:1905.00414) with the unbiased HSIC of minibatches, averaged over "
-        "batches before dividing (Nguyen et al., arXiv:2010.15327), as Raghu et al. (arXiv:2108.08810) "
-        "used it on ViTs. They do not say of which tokens; here of all tokens of an image, side by side."
+        "Linear CKA (Kornblith et al., arXiv:1905.00414) with the unbiased HSIC of minibatches, "
+        "averaged over batches before dividing (Nguyen et al., arXiv:2010.15327), as Raghu et al. "
+        "(arXiv:2108.08810) used it on ViTs. They do not say of which tokens; here of all tokens of an "
+        "image, side by side."
     )
 
     cka_LM: np.ndarray
-    axes_names = ("layer", "layer")
+    axes_names: ClassVar[tuple[str, str]] = ("layer", "layer")
 
     @property
     def height(self) -> float:
@@ -78,9 +79,9 @@ class ModelSimilarity(LayerSimilarity):
     name = "cka_across"
     title = "How alike the two models' layers are (CKA)"
     see = (
-        "A bright diagonal means that a layer of one model says of the images what the same layer of the other "
-        "says. After fine-tuning it usually stays bright at the bottom and fades towards the top: there the "
-        "training changed the model."
+        "A bright diagonal means that a layer of one model says of the images what the same layer of "
+        "the other says. After fine-tuning it usually stays bright at the bottom and fades towards the "
+        "top: there the training changed the model."
     )
     recipe = LayerSimilarity.recipe + " Both models see the same images in the same batches."
 
@@ -96,7 +97,7 @@ class ModelSimilarity(LayerSimilarity):
 
 
 class SimilarityMeter:
-    """Gathers of each batch the images' similarities, layer by layer: nothing else of their tokens is kept."""
+    """Gathers of each batch the images' similarities, by layer: nothing else of their tokens is kept."""
 
     def __init__(self) -> None:
         self._grams: list[list[np.ndarray]] = []  # by batch, by layer: (B, B)

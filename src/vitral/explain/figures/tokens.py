@@ -1,4 +1,4 @@
-"""How long tokens are and how much layers change them: norms, the registers' check, and the stream's change."""
+"""Norms of tokens with the registers' check, and how much each layer changes its tokens."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ class TokenNorms(Drawing):
     name = "token_norms"
     title = "Token norms: does the model need registers?"
     see = (
-        "Above, how long the patch tokens are after each layer; below, the share that is longer than the dashed "
-        "line. A second band far above the first, and a share of percents in the later layers, are the "
-        "high-norm tokens in which a model without registers keeps what it knows of the whole image: attention "
-        "maps point at them, though nothing is to be seen there."
+        "Above, how long the patch tokens are after each layer; below, the share that is longer than "
+        "the dashed line. A second band far above the first, and a share of percents in the later "
+        "layers, are the high-norm tokens in which a model without registers keeps what it knows of the "
+        "whole image: attention maps point at them, though nothing is to be seen there."
     )
     recipe = (
-        "Vision Transformers Need Registers (Darcet et al., arXiv:2309.16588), fig. 3 and 4: norms of the "
-        "patch tokens as layers leave them, before the final norm. They cut at 150 by eye for one model; here an "
-        "outlier is a norm beyond the layer's median + 6 MAD (median absolute deviations), of which a normal "
-        "distribution has 0.003 %."
+        "Vision Transformers Need Registers (Darcet et al., arXiv:2309.16588), fig. 3 and 4: norms of "
+        "the patch tokens as layers leave them, before the final norm. They cut at 150 by eye for one "
+        "model; here an outlier is a norm beyond the layer's median + 6 MAD (median absolute "
+        "deviations), of which a normal distribution has 0.003 %."
     )
 
     norms_LM: np.ndarray  # of M patch tokens, over layers and images
@@ -91,14 +91,20 @@ class TokenNorms(Drawing):
         shares = np.stack([np.histogram(norms, edges)[0] / len(norms) for norms in self.norms_LM])
         colours = LogNorm(1e-5, 1)
         image = above.pcolormesh(
-            np.arange(depth + 1) - 0.5, edges, np.where(shares > 0, shares, np.nan).T, norm=colours, rasterized=True
+            np.arange(depth + 1) - 0.5,
+            edges,
+            np.where(shares > 0, shares, np.nan).T,
+            norm=colours,
+            rasterized=True,
         )
         steps = np.arange(depth + 1) - 0.5
         above.stairs(
             self.thresholds_L, steps, baseline=None, color=look.second, linestyle="--", label="median + 6 MAD"
         )
         if np.isfinite(self.prefix_L).all():
-            above.plot(layers, self.prefix_L, "D", color=look.ink, markersize=3.5, label="class, registers: median")
+            above.plot(
+                layers, self.prefix_L, "D", color=look.ink, markersize=3.5, label="class, registers: median"
+            )
         above.set_yscale("log")
         above.set_ylabel("norm of a patch token")
         legend_above(above, ncols=2)
@@ -118,13 +124,14 @@ class StreamChange(Drawing):
     name = "stream_change"
     title = "How much each layer changes its tokens"
     see = (
-        "At 0 a layer passes its tokens on as they came, at 1 it adds as much as was there. Early layers usually "
-        "change most, and the class token is often written late, when the patches have been read."
+        "At 0 a layer passes its tokens on as they came, at 1 it adds as much as was there. Early "
+        "layers usually change most, and the class token is often written late, when the patches have "
+        "been read."
     )
     recipe = (
-        "After Raghu et al. (arXiv:2108.08810), fig. 8, who divide the norm of the skip by that of each branch; "
-        "here both branches together, and the other way up, so that 0 is no change: the median over tokens of "
-        "|z_l - z_(l-1)| / |z_(l-1)|."
+        "After Raghu et al. (arXiv:2108.08810), fig. 8, who divide the norm of the skip by that of each "
+        "branch; here both branches together, and the other way up, so that 0 is no change: the median "
+        "over tokens of |z_l - z_(l-1)| / |z_(l-1)|."
     )
 
     patches_L: np.ndarray
@@ -149,7 +156,9 @@ class StreamChange(Drawing):
         layers = np.arange(len(self.patches_L))
         axes.plot(layers, self.patches_L, "o-", color=look.first, markersize=5, label="patches")
         if np.isfinite(self.prefix_L).all():
-            axes.plot(layers, self.prefix_L, "D--", color=look.second, markersize=4.5, label="class, registers")
+            axes.plot(
+                layers, self.prefix_L, "D--", color=look.second, markersize=4.5, label="class, registers"
+            )
         axes.set_ylim(0, 1.08 * reach["change"][1])
         axes.grid(axis="y")
         axes.set_ylabel("|change| / |token|")
