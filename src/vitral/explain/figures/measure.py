@@ -15,6 +15,7 @@ from vitral.data.split import Split
 from vitral.data.workers import Loading, worker_count
 from vitral.explain import target
 from vitral.explain.attribution.attribute import attribute, joined
+from vitral.explain.attribution.method import Settings
 from vitral.explain.attribution.methods import METHODS
 from vitral.explain.figures.attention import AttentionMeter
 from vitral.explain.figures.colours import FeatureColours, RolloutOverlays
@@ -146,7 +147,7 @@ def _rollout(classifier: Classifier, pictures: Shown, images_BCHW: Tensor) -> Dr
     # One by one, for a row of the product needs every layer's attention from the last to the first.
     maps = joined(
         [
-            attribute(classifier, classifier.placement.put(one_1CHW), METHODS["rollout"], ask)
+            attribute(classifier, classifier.placement.put(one_1CHW), METHODS["rollout"], ask, Settings())
             for one_1CHW in images_BCHW.split(1)
         ]
     )
