@@ -74,7 +74,9 @@ def test_a_smooth_map_goes_through_the_values_of_its_patches() -> None:
     scale = Scale.of([values])
     assert overlay(seen, values, scale) == overlay(seen, values, scale, smooth=False)
     even = np.full((4, 4), 0.3)
-    assert len(overlay(grey(32, 32, 90), even, Scale(0, 1)).getcolors()) == 1
+    assert (
+        len(np.unique(np.asarray(overlay(grey(32, 32, 90), even, Scale(0, 1))).reshape(-1, 3), axis=0)) == 1
+    )
     ramp = np.asarray(overlay(grey(64, 8, 0), np.arange(8.0)[None], Scale(0, 7)))[0].sum(axis=-1)
     assert (np.diff(ramp.astype(int)) >= -1).all(), "inferno grows ever brighter"
     assert len(set(ramp.tolist())) > 30
