@@ -26,10 +26,11 @@ ROOMS: dict[str, set[str]] = {
     "evaluation": {"checkpoints", "data", "images", "inference", "model", "runtime"},
     "recipes": {"checkpoints", "data", "evaluation", "images", "model", "runtime"},
     "training": {"checkpoints", "data", "evaluation", "images", "inference", "model", "recipes", "runtime"},
+    "explain": {"checkpoints", "data", "evaluation", "images", "inference", "model", "runtime"},
     "bench": {"checkpoints", "images", "inference", "model", "runtime"},
     "cli": {
-        "bench", "checkpoints", "data", "evaluation", "images", "inference", "model", "recipes", "runtime",
-        "training",
+        "bench", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model", "recipes",
+        "runtime", "training",
     },
 }  # fmt: skip
 
