@@ -9,14 +9,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from vitral.evaluation.multi_label import THRESHOLD
+from vitral.explain.attribution.asking import POSITIVE, asking
 from vitral.explain.attribution.methods import DEFAULT, METHODS, find
 from vitral.explain.inside import Inside
 from vitral.explain.maps import Relevance
 from vitral.explain.render import Panel, Strip, png, sheet
 from vitral.explain.target import Target, class_index
 from vitral.inference.classifier import Classifier
-from vitral.runtime.errors import ImageError, VitralError
+from vitral.runtime.errors import ImageError
 from vitral.runtime.files import write_atomically
 
 # How maps are drawn: between patches too, each patch a square, or one beside the other.
@@ -86,43 +86,25 @@ class Attribution:
     against: Target | None = None
 
     def refuse(self, classifier: Classifier) -> None:
-        methods = [find(name) for name in self.methods]
-        count = classifier.model.config.num_classes
-        asked = [*self.classes, *([self.against] if self.against is not None else [])]
-        for target in asked:
-            if target != "predicted":
-                class_index(target, classifier.labels, count)
-        blind = [method.name for method in methods if not method.of_class]
-        if asked and blind and len(blind) == len(methods):
-            others = ", ".join(method.name for method in METHODS.values() if method.of_class)
-            raise VitralError(f"{' and '.join(blind)} knows of no class; ask for one of {others}")
+        rows = [find(name) for name in self.methods]
+        for target in (*self.classes, self.against):
+            if isinstance(target, str):
+                class_index(target, classifier.labels, classifier.model.config.num_classes)
+        for row in [row for row in rows if row.of_class] or rows:
+            for target in self.classes or ("predicted",):
+                asking(classifier, row, target, self.against)
 
     def maps(self, inside: Inside, pictures: list[Image.Image]) -> list[list[Map]]:
-        if inside.classifier.multi_label and not self.classes:
-            return [self._of_each(inside, [picture]) for picture in pictures]
-        found = [
-            self._maps(inside, pictures, method, self.classes or ("predicted",)) for method in self.methods
-        ]
-        return [[one for maps in found for one in maps[place]] for place in range(len(pictures))]
-
-    def _of_each(self, inside: Inside, picture: list[Image.Image]) -> list[Map]:
-        """One picture of a multi-label model: each label that it says is there, or else the likeliest."""
-        labels = inside.classifier.labels
-        probabilities = inside.classifier.predict(picture, top=len(labels))[0].top
-        there = [label for label, probability in probabilities if probability > THRESHOLD]
-        targets = tuple(there or [probabilities[0][0]])
-        return [one for method in self.methods for one in self._maps(inside, picture, method, targets)[0]]
-
-    def _maps(
-        self, inside: Inside, pictures: list[Image.Image], method: str, targets: Sequence[Target]
-    ) -> list[list[Map]]:
-        of_class = METHODS[method].of_class
-        against = self.against if of_class else None
-        by_target = [
-            inside.relevance(pictures, method=method, target=target, against=against)
-            for target in (targets if of_class else ("predicted",))
-        ]
-        return [[_of_relevance(found, place) for found in by_target] for place in range(len(pictures))]
+        found: list[list[Map]] = [[] for _ in pictures]
+        usual = POSITIVE if inside.classifier.multi_label else "predicted"
+        for name in self.methods:
+            of_class = METHODS[name].of_class
+            for target in (self.classes or (usual,)) if of_class else ("predicted",):
+                against = self.against if of_class else None
+                given = inside.relevance(pictures, method=name, target=target, against=against)
+                for place, image in enumerate(given.images):
+                    found[image].append(_of_relevance(given, place))
+        return found
 
 
 def _of_relevance(found: Relevance, place: int) -> Map:
@@ -143,7 +125,7 @@ def _of_relevance(found: Relevance, place: int) -> Map:
         values=found.values[place].numpy(),
         strip=found.method,
         about_strip=method.says,
-        title="" if not method.of_class else f"{target}, not {against}" if against else target,
+        title=f"{target} rather than {against}" if against else target or "any class",
         detail=_joined(f"score {score:.2f}" if method.of_class else "", _outside(outside)),
         facts=facts,
     )
@@ -151,16 +133,17 @@ def _of_relevance(found: Relevance, place: int) -> Map:
 
 @dataclass(frozen=True)
 class Heads:
-    """Where the class token looks (or the mean of the patches, without one): a map for each layer and head."""
+    """Where the class token looks, or the mean of the patches without one: a map for each layer and head."""
 
-    layers: tuple[int, ...] = (-1,)
-    heads: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = (-1,)  # None: all
+    heads: tuple[int, ...] | None = None  # None: all
 
     def refuse(self, classifier: Classifier) -> None:
         pass
 
     def maps(self, inside: Inside, pictures: list[Image.Image]) -> list[list[Map]]:
-        seen = inside.attention(pictures, layers=self.layers, heads=self.heads)
+        layers = range(len(inside.model.layers)) if self.layers is None else self.layers
+        seen = inside.attention(pictures, layers=layers, heads=self.heads)
         [query] = seen.queries
         who = "the class token" if query == "class" else "the patches, their mean,"
         found: list[list[Map]] = []
@@ -258,17 +241,17 @@ def _sheet(picture: Image.Image, explained: Explained, look: Look | None) -> Ima
         panels = []
         for one in own:
             for smooth in {"smooth": (True,), "patches": (False,), "both": (True, False)}[look]:
-                title = one.title or ("smooth" if smooth else "patch by patch")
-                panels.append(Panel(one.values, title, one.detail, smooth=smooth))
+                detail = "patch by patch" if look == "both" and not smooth else one.detail
+                panels.append(Panel(one.values, one.title, detail, smooth=smooth))
         strips.append(Strip(panels, name, own[0].about_strip))
     rows, columns = maps[0].values.shape
     labels = ", ".join(f"{label} {probability:.1%}" for label, probability in explained.top)
-    certificate = max(one.facts["certificate"] for one in maps)
-    notes = [
-        f"{picture.width}x{picture.height} pixels as the model saw them, {rows}x{columns} patches; maps of "
-        f"one strip share their scale; attention agrees with the model's own to {certificate:.0e}"
-    ]
-    return sheet(picture, Path(explained.image).name, [labels] if labels else [], strips, notes)
+    note = (
+        f"{picture.width}x{picture.height} pixels, {rows}x{columns} patches; maps of one strip share a scale"
+    )
+    if certificate := max(one.facts["certificate"] for one in maps):
+        note += f"; certificate {certificate:.0e}"
+    return sheet(picture, Path(explained.image).name, [labels] if labels else [], strips, [note])
 
 
 def file_names(images: Sequence[str]) -> list[str]:
@@ -297,7 +280,7 @@ def _npy(values: np.ndarray) -> bytes:
 
 
 def _outside(mass: float) -> str:
-    return f"{mass:.0%} on other tokens" if mass > 0 else ""
+    return f"{mass:.0%} on prefix tokens" if mass > 0 else ""
 
 
 def _joined(*parts: str) -> str:

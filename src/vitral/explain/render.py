@@ -21,12 +21,15 @@ from vitral.runtime.errors import VitralError
 
 # Tables in which equal steps look equal. In the second red is for the score and blue against it.
 _AMOUNTS, _SIGNED = "inferno", "coolwarm"
-_OPACITY = 0.68  # of the colours over the grey picture
-_SIGNED_OPACITY = (0.15, 0.8)  # at zero and at the ends: what counts for nothing leaves the picture plain
+# Of the colours over the grey picture, from the least value to the most: what counts for nothing leaves the
+# picture plain.
+_OPACITY, _SIGNED_OPACITY = (0.5, 0.8), (0.15, 0.8)
+_SPANNED = 0.99  # of the values
 _LUMINANCE = (0.2126, 0.7152, 0.0722)  # of red, green and blue (Rec. ITU-R BT.709)
 
-_GAP, _BAR, _NUMBERS, _FAINT = 16, 14, 74, "#7a756b"
-_WIDEST, _LARGEST_SIDE, _SMALLEST_SIDE, _CAPTION = 1600, 384, 184, 150  # pixels
+_GAP, _BAR, _NUMBERS, _FAINT = 16, 14, 86, "#7a756b"
+_WORDS, _BELOW = 76, 44  # above and below the maps of a strip, and below alone
+_WIDEST, _HIGHEST, _LARGEST_SIDE, _SMALLEST_SIDE, _CAPTION = 1600, 2400, 384, 184, 150  # pixels
 _FEW_PIXELS = 64  # pictures up to this side keep their pixels as squares
 
 
@@ -39,13 +42,21 @@ class Scale:
 
     low: float
     high: float
+    clipped: bool = False  # whether there are values beyond the ends, in the colours of the ends
 
     @classmethod
     def of(cls, maps: Iterable[np.ndarray]) -> "Scale":
-        """Spans all values of some maps."""
-        ends = [(float(values.min()), float(values.max())) for values in maps]
-        low, high = min(low for low, _ in ends), max(high for _, high in ends)
-        return cls(-max(-low, high), max(-low, high)) if low < 0 < high else cls(low, high)
+        """Spans the values of some maps but the topmost hundredth.
+
+        Attention, and what is made of it, may put fifty times as much on a patch or two as on the rest, which
+        would then be all of one colour (registers, arXiv:2309.16588).
+        """
+        values = np.concatenate([np.ravel(one) for one in maps]).astype(float)
+        signed = values.min() < 0 < values.max()
+        low, highest = (0.0, abs(values).max()) if signed else (values.min(), values.max())
+        high = float(np.quantile(abs(values) if signed else values, _SPANNED, method="higher"))
+        high = high if high > low else float(highest)  # of a map that is the same nearly everywhere
+        return cls(-high if signed else float(low), high, clipped=bool(highest > high))
 
     @property
     def signed(self) -> bool:
@@ -59,10 +70,9 @@ class Scale:
     def laid_over(self, grey: np.ndarray, values: np.ndarray) -> Image.Image:
         """The colours of values (H, W) over grey (H, W) from 0 to 1."""
         shares_HW = self.shares(values)
-        colours_HW3 = _matplotlib().colormaps[_SIGNED if self.signed else _AMOUNTS](shares_HW)[..., :3]
-        opacity_HW = np.full_like(shares_HW, _OPACITY)
-        if self.signed:
-            opacity_HW = np.interp(abs(2 * shares_HW - 1), (0, 1), _SIGNED_OPACITY)
+        table, strength_HW = (_SIGNED, abs(2 * shares_HW - 1)) if self.signed else (_AMOUNTS, shares_HW)
+        opacity_HW = np.interp(strength_HW, (0, 1), _SIGNED_OPACITY if self.signed else _OPACITY)
+        colours_HW3 = _matplotlib().colormaps[table](shares_HW)[..., :3]
         mixed_HW3 = opacity_HW[..., None] * colours_HW3 + ((1 - opacity_HW) * grey)[..., None]
         return Image.fromarray(np.rint(mixed_HW3 * 255).clip(0, 255).astype(np.uint8))
 
@@ -103,7 +113,9 @@ def overlay(picture: Image.Image, values: np.ndarray, scale: Scale, *, smooth: b
         VitralError: if matplotlib is not installed.
     """
     how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-    spread = Image.fromarray(np.asarray(values, dtype=np.float32)).resize(picture.size, how)
+    # What lies beyond the ends would make rings around itself.
+    ended = np.clip(values, scale.low, scale.high).astype(np.float32)
+    spread = Image.fromarray(ended).resize(picture.size, how)
     return scale.laid_over(np.asarray(picture.convert("RGB")) / 255 @ _LUMINANCE, np.asarray(spread))
 
 
@@ -123,7 +135,8 @@ def sheet(
         VitralError: if matplotlib is not installed.
     """
     most = max(len(strip.panels) for strip in strips) + 1
-    side = min(max(_WIDEST // most - _GAP, _SMALLEST_SIDE), _LARGEST_SIDE)
+    room = min(_WIDEST // most - _GAP, _HIGHEST // len(strips) - _WORDS)
+    side = min(max(room, _SMALLEST_SIDE), _LARGEST_SIDE)
     shown = enlarged(picture, strips[0].panels[0].values.shape, side)
     rows = math.ceil(most * _step(shown) / _WIDEST)
     in_row = math.ceil(most / rows)
@@ -147,7 +160,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def enlarged(picture: Image.Image, grid: tuple[int, ...], side: int) -> Image.Image:
-    """The picture with its longer side near `side`, so that each patch has the same whole number of pixels.
+    """The picture with a longer side of at most `side`, each patch having the same whole number of pixels.
 
     Args:
         picture: as the model saw it.
@@ -155,7 +168,7 @@ def enlarged(picture: Image.Image, grid: tuple[int, ...], side: int) -> Image.Im
         side: pixels.
     """
     rows, columns = grid
-    pixels = max(round(side / max(rows, columns)), 1)
+    pixels = max(side // max(rows, columns), 1)
     how = Image.Resampling.NEAREST if max(picture.size) <= _FEW_PIXELS else Image.Resampling.LANCZOS
     return picture.convert("RGB").resize((columns * pixels, rows * pixels), how)
 
@@ -183,7 +196,7 @@ def _notes(notes: Sequence[str], width: int) -> Image.Image:
 
 def _strip(picture: Image.Image, strip: Strip, in_row: int, width: int) -> Image.Image:
     """A heading, and the picture and the maps in as many rows as they need, each with the bar."""
-    step, head, caption = _step(picture), 32, 44
+    step, head, caption = _step(picture), _WORDS - _BELOW, _BELOW
     rows = math.ceil((len(strip.panels) + 1) / in_row)
     piece = Image.new("RGB", (width, head + rows * (picture.height + caption)), PAPER)
     draw = ImageDraw.Draw(piece)
@@ -228,9 +241,12 @@ def _draw_bar(piece: Image.Image, place: tuple[int, int], height: int, scale: Sc
 
 
 def _number(value: float, scale: Scale) -> str:
-    """Three digits; nothing for the crumbs that rounding leaves of zero."""
+    """Three digits, none for the crumbs that rounding leaves of zero; at an end, also for what is beyond."""
     size = max(abs(scale.low), abs(scale.high))
-    return "0" if abs(value) < 1e-6 * size else f"{value:#.3g}".rstrip(".")
+    number = "0" if abs(value) < 1e-6 * size else f"{value:#.3g}".rstrip(".")
+    if scale.clipped and value in (scale.high, -scale.high):
+        return f"{'≥' if value > 0 else '≤'} {number}"
+    return number
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

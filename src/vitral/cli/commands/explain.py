@@ -8,18 +8,23 @@ import typer
 
 from vitral.cli import options
 from vitral.cli.classifier import load_classifier
-from vitral.cli.console import print_table, say, warn
+from vitral.cli.console import print_table, warn
 from vitral.runtime import limits
 from vitral.runtime.errors import VitralError
+from vitral.runtime.files import refuse_filled
 from vitral.runtime.plainjson import to_json
 from vitral.runtime.streams import shown
 
 if TYPE_CHECKING:
-    from vitral.explain.pictures import Asked, Explained
+    from vitral.explain.inside import Inside
+    from vitral.explain.pictures import Asked, Drawing, Explained
+    from vitral.explain.target import Target
     from vitral.inference.classifier import Classifier
+    from vitral.model.config import ViTConfig
 
 _PICTURES, _ATTENTION = "Maps of images", "Attention itself, rather than an attribution"
 _MAPS, _LIST = "maps of images", "--list"
+_USUAL = "ViT-B/16"  # whose costs are listed where no model is named
 # The tasks that an option belongs to; one that is not named belongs to all.
 _BELONGS = {
     "out": {_MAPS},
@@ -43,7 +48,9 @@ _Words = Annotated[
 _Out = Annotated[Path | None, options.folder("New folder, for a .png and a .npy an image.", panel=_PICTURES)]
 _Method = Annotated[
     list[str] | None,
-    options.name("METHOD", "One of --list, by default legrad; repeatable, below each other.", panel=_PICTURES),
+    options.name(
+        "METHOD", "One of --list, by default legrad; repeatable, below each other.", panel=_PICTURES
+    ),
 ]
 _Classes = Annotated[
     list[str] | None,
@@ -57,11 +64,15 @@ _Classes = Annotated[
 ]
 _Against = Annotated[
     str | None,
-    options.name("NAME", "Why the class and not this one: explains their scores' difference.", panel=_PICTURES),
+    options.name(
+        "NAME", "Why the class and not this one: explains their scores' difference.", panel=_PICTURES
+    ),
 ]
 _Look = Annotated[
     str | None,
-    options.choice(limits.LOOKS, ", as maps are drawn; by default both of one map, else smooth.", panel=_PICTURES),
+    options.choice(
+        limits.LOOKS, ", as maps are drawn; by default both of one map, else smooth.", panel=_PICTURES
+    ),
 ]
 _Layers = Annotated[
     str | None, options.name("LIST", "Such as -1 (the last, by default), 0,5,11 or all.", panel=_ATTENTION)
@@ -103,10 +114,22 @@ def explain(  # noqa: PLR0913 - a command's options
         raise typer.BadParameter("name a model and images", param_hint="MODEL IMAGE...")
     if out is None:
         raise typer.BadParameter("name a new folder for the maps", param_hint="--out")
+    layers_heads = _attention_of(layers, heads, others=bool(method or classes or against))
     refuse_filled(out)
-    _refuse_both(bool(layers or heads), bool(method or classes or against))
-    asked = _asked(layers, heads, method, classes, against)
-    _explain_images(load_classifier(model, device, precision), words, asked, (out, look, batch_size), json_output)
+    from vitral.explain.inside import Inside
+    from vitral.explain.pictures import Attribution, Drawing, Heads
+
+    classifier = load_classifier(model, device, precision)
+    if layers_heads:
+        asked: Asked = Heads(*layers_heads)
+    else:
+        targets = _targets(classifier, [*(classes or ()), *([against] if against else ())])
+        methods = {"methods": tuple(method)} if method else {}
+        asked = Attribution(
+            **methods, classes=targets[: len(classes or ())], against=targets[-1] if against else None
+        )
+    drawing = Drawing(out, look, batch_size)  # type: ignore[arg-type]
+    _explain_images(Inside(classifier), words, asked, drawing, as_json=json_output)
 
 
 def _task(ctx: Any, wanted: dict[str, bool]) -> str:
@@ -117,34 +140,26 @@ def _task(ctx: Any, wanted: dict[str, bool]) -> str:
     for param in ctx.command.params:
         given = ctx.get_parameter_source(param.name).name == "COMMANDLINE"
         if given and tasks[0] not in _BELONGS.get(param.name, tasks):
-            hint = max(param.opts, key=len) if param.opts[0].startswith("-") else param.metavar
+            hint = max(param.opts, key=len) if param.opts[0].startswith("-") else str(param.metavar)
             listed = " and ".join(sorted(_BELONGS[param.name]))
             raise typer.BadParameter(f"is for {listed}, and {tasks[0]} goes without it", param_hint=hint)
     return tasks[0]
 
 
-def _asked(
-    layers: str | None,
-    heads: str | None,
-    methods: list[str] | None,
-    classes: list[str] | None,
-    against: str | None,
-) -> "Asked":
-    if layers or heads:
-        if methods or classes or against:
-            text = "shows attention itself, and goes without --method, --class and --against"
-            raise typer.BadParameter(text, param_hint="--layers" if layers else "--heads")
-        numbers = _numbers(layers or "-1", "--layers"), _numbers(heads or "all", "--heads")
-        from vitral.explain.pictures import Heads
-
-        return Heads(*numbers)
-    from vitral.explain.pictures import Attribution
-
-    chosen = {"methods": tuple(methods)} if methods else {}
-    return Attribution(**chosen, classes=tuple(classes or ()), against=against)
+_Numbers = tuple[int, ...] | None
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...] | None:
+def _attention_of(layers: str | None, heads: str | None, *, others: bool) -> tuple[_Numbers, _Numbers] | None:
+    """Which layers and heads attention is shown of; None if an attribution is asked for."""
+    if not (layers or heads):
+        return None
+    if others:
+        text = "shows attention itself, and goes without --method, --class and --against"
+        raise typer.BadParameter(text, param_hint="--layers" if layers else "--heads")
+    return _numbers(layers or "-1", "--layers"), _numbers(heads or "all", "--heads")
+
+
+def _numbers(text: str, option: str) -> _Numbers:
     """Whole numbers between commas; None for all."""
     if text == "all":
         return None
@@ -155,7 +170,14 @@ def _numbers(text: str, option: str) -> tuple[int, ...] | None:
         raise typer.BadParameter(problem, param_hint=option) from None
 
 
-def _explain_images(inside: "Inside", words: Sequence[str], asked: "Asked", drawing: "Drawing", *, as_json: bool) -> None:
+def _targets(classifier: "Classifier", names: list[str]) -> "tuple[Target, ...]":
+    """Classes by name, or by number where the model has no names."""
+    return tuple(int(name) if name.isdecimal() and not classifier.labels else name for name in names)
+
+
+def _explain_images(
+    inside: "Inside", words: Sequence[str], asked: "Asked", drawing: "Drawing", *, as_json: bool
+) -> None:
     from vitral.data.sources import find_images
     from vitral.explain.pictures import explain_images
 
@@ -181,7 +203,44 @@ def _print_explained(explained: "Explained", *, as_json: bool) -> None:
 
 
 def print_methods(model: str | None, *, as_json: bool) -> None:
-    """Print the table of methods; what they cost is of this model, or of ViT-B/16 at 224 pixels."""
-    from vitral.explain.attribution.methods import DEFAULT, METHODS
+    """Print the table of methods, with what an image costs this model, or ViT-B/16 at 224 pixels."""
     from vitral.explain.attribution.method import Settings
-    ...
+    from vitral.explain.attribution.methods import DEFAULT, METHODS
+
+    config = _config_of(model or _USUAL)
+    methods = [
+        {
+            "method": method.name,
+            "default": method.name == DEFAULT,
+            "shows": method.says,
+            "of_class": method.of_class,
+            "needs": method.needs,
+            "forwards": method.cost(config, Settings()),
+            "limits": method.limits,
+            "reference": method.reference,
+        }
+        for method in METHODS.values()
+    ]
+    if as_json:
+        print(to_json(methods))
+        return
+    rows = [
+        (
+            f"{row['method']}{' (default)' if row['default'] else ''}",
+            "yes" if row["of_class"] else "no",
+            f"{row['forwards']:,.3g}",
+            row["needs"],
+            "; ".join(part for part in (row["shows"], row["limits"], row["reference"]) if part),
+        )
+        for row in methods
+    ]
+    headings = ("method", "of a class", "forward passes", "needs", "what it shows; limits; reference")
+    title = f"methods of attribution, and the forward passes that an image of {model or _USUAL} takes"
+    print_table(title, headings, rows, {"forward passes"}, lines=True)
+
+
+def _config_of(model: str) -> "ViTConfig":
+    from vitral.checkpoints.folder import is_checkpoint, load_checkpoint
+    from vitral.model.variants import configure
+
+    return load_checkpoint(model).model.config if is_checkpoint(model) else configure(model, {})
