@@ -32,7 +32,8 @@ from vitral.explain.figures.attention import (
 from vitral.explain.figures.draw import draw_figures, measure_figures, split_words
 from vitral.explain.figures.drawing import Drawing, NotDrawn, shared_reach
 from vitral.explain.figures.filters import FilterComponents, principal_components
-from vitral.explain.figures.house import Painted, mosaic, painted
+from vitral.explain.figures.house import mosaic
+from vitral.explain.figures.paint import Painted, painted
 from vitral.explain.figures.positions import PositionSimilarity, cosine_similarity, position_drawings
 from vitral.explain.figures.similarity import SimilarityMeter, cka
 from vitral.explain.figures.tokens import TokenMeter, TokenNorms
@@ -86,7 +87,8 @@ def explicit_attention(model: VisionTransformer, count: int) -> np.ndarray:
     found = []
     with torch.no_grad():
         z = model.embedding(batch)
-        for layer, relation in zip(model.layers, model.relations_of_layers(z), strict=True):
+        layers: Any = model.layers
+        for layer, relation in zip(layers, model.relations_of_layers(z), strict=True):
             normed = layer.attention_norm(z)
             found.append(layer.attention.weights(normed, normed, relation).numpy())
             z = layer(z, relation)
@@ -344,7 +346,8 @@ def test_similarity_of_positions_is_that_of_a_plain_loop() -> None:
     model = build()
     (drawn,) = position_drawings(model)
     assert isinstance(drawn, PositionSimilarity)
-    table = model.embedding.positions.table.detach()[1:]
+    positions: Any = model.embedding.positions
+    table = positions.table.detach()[1:]
     for row in list(drawn.rows())[::13]:
         one = table[row["row"] * 7 + row["column"]]
         other = table[row["other_row"] * 7 + row["other_column"]]
@@ -367,21 +370,23 @@ def test_rotary_similarity_is_the_mean_cosine_of_differences() -> None:
 
 def test_relative_biases_are_those_of_the_query_in_the_middle() -> None:
     model = build(position="none", layer={"attention": {"relative_bias": "layer"}})
-    (drawn,) = position_drawings(model)
+    drawn: Any = position_drawings(model)[0]
     rows = {(r["layer"], r["head"], r["row"], r["column"]): r["value"] for r in drawn.rows()}
     assert len(rows) == 3 * 5 * 5 * 7
     for layer, head, row, column in ((0, 0, 0, 0), (2, 4, 4, 1), (1, 3, 2, 3)):
         # Differences of rows, then of columns, counted from -4 and -6.
         index = (2 - row + 4) * 13 + (3 - column + 6)
-        expected = float(model.relations[layer].table.detach()[index, head])
+        relation: Any = model.relations[layer]
+        expected = float(relation.table.detach()[index, head])
         assert rows[layer, head, row, column] == pytest.approx(expected, abs=1e-6)
 
 
 def test_learned_rotary_has_a_tile_a_head() -> None:
     model = build(position="none", layer={"attention": {"rotary": {"kind": "mixed"}}})
-    (drawn,) = position_drawings(model)
+    drawn: Any = position_drawings(model)[0]
     rows = {(r["layer"], r["head"], r["row"], r["column"]): r["value"] for r in drawn.rows()}
-    frequencies = model.relations[1].frequencies.detach()[:, 4]
+    relation: Any = model.relations[1]
+    frequencies = relation.frequencies.detach()[:, 4]
     angle = -2 * frequencies[0] - 3 * frequencies[1]  # from (2, 3) to (0, 0)
     assert rows[1, 4, 0, 0] == pytest.approx(float(angle.cos().mean()), abs=1e-5)
     assert rows[1, 4, 2, 3] == pytest.approx(1)
@@ -508,7 +513,8 @@ def test_two_models_share_scales_and_a_page(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(draw, "painted", lambda *_: Painted(b"png", b"light", b"dark"))
     one, other = build(), build(num_layers=2, num_heads=4)
     with torch.no_grad():
-        for layer in other.layers:
+        layers: Any = other.layers
+        for layer in layers:
             layer.attention.qkv.weight.mul_(0)  # uniform attention
     for name, model in (("a/run", one), ("b/run", other)):
         checkpoint = Checkpoint(model, Preprocess((20, 28)), ("ant", "bee", "cat"))

@@ -14,13 +14,14 @@ from vitral.data.batches import DamageCount
 from vitral.data.split import Split
 from vitral.explain.figures import measure
 from vitral.explain.figures.drawing import Drawing, NotDrawn, Reach, in_words, shared_reach
-from vitral.explain.figures.house import painted, refuse_without_matplotlib
+from vitral.explain.figures.house import refuse_without_matplotlib
 from vitral.explain.figures.page import Entry, Page, Shot, facts_of, refuse_without_jinja
+from vitral.explain.figures.paint import painted
 from vitral.explain.figures.sample import Data, draw_sample
 from vitral.explain.figures.similarity import ModelSimilarity
 from vitral.inference.classifier import Classifier, loaded
 from vitral.runtime.errors import VitralError
-from vitral.runtime.files import new_folder
+from vitral.runtime.files import new_folder, write_atomically
 from vitral.runtime.ranges import Count, Seed, Whole
 from vitral.runtime.settings import build
 
@@ -200,9 +201,10 @@ def write_figures(figures: Figures, folder: Path) -> None:
     for entry in page.entries:
         for shot in entry.shots:
             (folder / shot.file).parent.mkdir(exist_ok=True)
-            (folder / f"{shot.file}.png").write_bytes(shot.painted.png)
-            (folder / f"{shot.file}.csv").write_text(shot.table, encoding="utf-8", errors="surrogateescape")
-    (folder / PAGE).write_text(page.html(), encoding="utf-8", errors="replace")
+            write_atomically(folder / f"{shot.file}.png", shot.painted.png)
+            # Names that are no text go back to the bytes that they are.
+            write_atomically(folder / f"{shot.file}.csv", shot.table.encode(errors="surrogateescape"))
+    write_atomically(folder / PAGE, page.html().encode(errors="replace"))
 
 
 def page_of(figures: Figures) -> Page:

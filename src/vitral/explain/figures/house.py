@@ -4,13 +4,11 @@ Wide as a telephone's page, so that ten-point letters are read there as they are
 (viridis, cividis), and nothing is told by colour alone. Each figure is drawn for a light and for a dark page.
 """
 
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from vitral.runtime.errors import VitralError
 
@@ -18,11 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vitral.explain.figures.drawing import Drawing, Reach
-
 Scheme = Literal["light", "dark"]
 WIDTH = 4.8  # inches
-_DPI = 220
+DPI = 220
 _TILE = 32  # pixels of a small tile's longer side, at least
 
 
@@ -44,7 +40,8 @@ LOOKS: dict[Scheme, Look] = {
 }
 
 
-def _style(look: Look) -> dict[str, Any]:
+def style(look: Look) -> dict[str, Any]:
+    """Gives the settings of matplotlib."""
     return {
         "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10,
         "axes.titlelocation": "left", "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
@@ -56,61 +53,6 @@ def _style(look: Look) -> dict[str, Any]:
         "legend.frameon": False, "image.cmap": "viridis", "image.interpolation": "nearest",
         "lines.linewidth": 1.8, "axes.linewidth": 0.8,
     }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Painted:
-    """A figure, drawn: as a file, and for the two schemes of a page."""
-
-    png: bytes
-    light: bytes  # WebP, on no ground of its own
-    dark: bytes
-
-
-def painted(drawing: "Drawing", reach: "Reach") -> Painted:
-    """Draws a figure, the same bytes for the same numbers.
-
-    Args:
-        drawing: what to draw.
-        reach: ranges of its axes, as `shared_reach` gives them.
-
-    Raises:
-        VitralError: if matplotlib is not installed.
-    """
-    refuse_without_matplotlib()
-    pixels = _pixels(drawing, reach, LOOKS["light"])
-    light = _webp(pixels, lossy=drawing.photographs)
-    if drawing.photographs:
-        return Painted(_png(pixels), light, light)
-    return Painted(_png(pixels), light, _webp(_pixels(drawing, reach, LOOKS["dark"]), lossy=False))
-
-
-def _pixels(drawing: "Drawing", reach: "Reach", look: Look) -> Image.Image:
-    """RGBA, the ground transparent."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(_style(look)):
-        canvas = Figure(figsize=(WIDTH, drawing.height), dpi=_DPI, layout="constrained")
-        agg = FigureCanvasAgg(canvas)
-        drawing.draw(canvas, look, reach)
-        agg.draw()
-    return Image.fromarray(np.asarray(agg.buffer_rgba()).copy())
-
-
-def _png(pixels: Image.Image) -> bytes:
-    """On white paper."""
-    content = io.BytesIO()
-    paper = Image.new("RGBA", pixels.size, LOOKS["light"].paper)
-    Image.alpha_composite(paper, pixels).convert("RGB").save(content, "PNG", dpi=(_DPI, _DPI))
-    return content.getvalue()
-
-
-def _webp(pixels: Image.Image, *, lossy: bool) -> bytes:
-    content = io.BytesIO()
-    pixels.save(content, "WEBP", lossless=not lossy, quality=82 if lossy else 60, method=4)
-    return content.getvalue()
 
 
 def refuse_without_matplotlib() -> None:

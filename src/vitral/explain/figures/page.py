@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Self
 
 from vitral.explain.figures.drawing import Drawing, in_words
-from vitral.explain.figures.house import Painted
+from vitral.explain.figures.paint import Painted
 from vitral.inference.classifier import Classifier
 from vitral.runtime.errors import VitralError
 
