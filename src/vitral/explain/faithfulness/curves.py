@@ -4,6 +4,7 @@ R counts images (or rows of a batch), N patches, S steps of a curve, G groups of
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,9 +25,9 @@ def most_first(maps_RN: Tensor, seeds: Sequence[int]) -> Tensor:
     """
     if not maps_RN.isfinite().all():
         raise ValueError("a map holds NaN or infinity, so its patches have no order")
-    shuffles_RN = torch.stack([
-        torch.randperm(maps_RN.shape[1], generator=torch.Generator().manual_seed(seed)) for seed in seeds
-    ])
+    shuffles_RN = torch.stack(
+        [torch.randperm(maps_RN.shape[1], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )
     ranked_RN = maps_RN.cpu().gather(1, shuffles_RN).argsort(dim=1, descending=True, stable=True)
     return shuffles_RN.gather(1, ranked_RN)
 
@@ -44,15 +45,15 @@ def area(curves_RS: np.ndarray, counts: Sequence[int]) -> np.ndarray:
 def groups(num_patches: int) -> list[slice]:
     """SaCo's groups, as places in an order of the patches: ten of one size, give or take a patch."""
     edges = np.linspace(0, num_patches, min(GROUPS, num_patches) + 1).round().astype(int).tolist()
-    return [slice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
+    return [slice(first, last) for first, last in pairwise(edges)]
 
 
 def saco(maps_RN: np.ndarray, order_RN: np.ndarray, drops_RG: np.ndarray) -> np.ndarray:
     """Salience-guided faithfulness (SaCo, arXiv:2404.01415, algorithm 1): (R,), from -1 to 1.
 
-    Do groups of patches that a map gives more take more of the score with them, and by as much as it says? Both
-    are counted a patch, so that groups of 19 and 20 patches compare fairly; of equal groups this is the
-    paper's. A map that is constant claims nothing, and gets 0.
+    Do groups of patches that a map gives more take more of the score with them, and by as much as it says?
+    Both are counted a patch, so that groups of 19 and 20 patches compare fairly; of equal groups this is
+    the paper's. A map that is constant claims nothing, and gets 0.
 
     Args:
         maps_RN: values of the patches.

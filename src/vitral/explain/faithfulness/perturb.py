@@ -1,4 +1,4 @@
-"""What becomes of each image's score as the patches that a map names are taken away. Axes are those of `curves`."""
+"""What becomes of the scores as the patches that maps name are taken away. Axes are those of `curves`."""
 
 from dataclasses import dataclass
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vitral.model.vit import VisionTransformer
 
-# Of a stage, how much of the layers is redrawn, from the last on. All have the head redrawn; the last stage has
-# the embedding and whatever layers share too.
+# How much of the layers each stage redraws, from the last on. All redraw the head; the last stage redraws the
+# embedding too, and what layers share.
 STAGES = {
     "head": Fraction(0),
     "top quarter": Fraction(1, 4),

@@ -13,8 +13,8 @@ from vitral.explain.target import Question
 from vitral.inference.classifier import Classifier
 from vitral.model.vit import VisionTransformer
 
-# "drop": the tokens are left out, after positions were added. "mean": the pixels are the training data's mean,
-# which is 0 after normalization.
+# By "drop" tokens are left out, after positions were added; by "mean" pixels get the mean of the training
+# data, which is 0 after normalization.
 Fill = Literal["drop", "mean"]
 
 _TOKENS_A_PASS = {"cpu": 2**13, "cuda": 2**18}
@@ -23,10 +23,10 @@ _TOKENS_A_PASS = {"cpu": 2**13, "cuda": 2**18}
 class Removal:
     """Images of one batch, embedded once, and their scores without some patches.
 
-    To drop a token keeps the prefix tokens and the places of all others; rotary angles and relative biases are
-    those of the kept. A mean pool then averages over what is left. A filled patch is embedded once for all, but
-    under a convolutional stem, which sees across the borders of patches: there pixels are filled and embedded
-    anew for each row, before dropping too, or what was removed would show in its neighbours.
+    To drop tokens keeps the prefix tokens and the places of all others; rotary angles and relative biases
+    are those of the kept. A mean pool then averages over what is left. A filled patch is embedded once for
+    all, but under a convolutional stem, which sees across the borders of patches: there pixels are filled
+    and embedded anew for each row, before dropping too, or what was removed would show in its neighbours.
 
     Args:
         classifier: in evaluation mode.

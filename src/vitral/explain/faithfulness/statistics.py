@@ -1,4 +1,4 @@
-"""What several methods' numbers on the same images prove: paired intervals, tests of all pairs, groups of equals.
+"""What several methods' numbers on the same images prove: intervals, tests of all pairs, groups of equals.
 
 M counts methods, N images.
 """
@@ -47,8 +47,8 @@ class Pair:
 def estimates(values_MN: np.ndarray) -> list[Estimate]:
     """Gives each method's mean with its percentile interval, by 2,000 draws of the images.
 
-    All methods see the same draws. The draws of N images are counts, and the means of all draws are one product:
-    scipy.stats.bootstrap would copy the values for each draw.
+    All methods see the same draws. The draws of N images are counts, and the means of all draws are one
+    product: scipy.stats.bootstrap would copy the values for each draw.
     """
     count = values_MN.shape[1]
     counts_DN = np.random.default_rng(_SEED).multinomial(count, np.full(count, 1 / count), size=DRAWS)
@@ -87,8 +87,8 @@ def holm(chances: Sequence[float]) -> list[float]:
 def letters(names: Sequence[str], pairs: Sequence[Pair]) -> dict[str, str]:
     """Gives each method letters, so that two share one exactly if they do not differ.
 
-    The compact letter display of Piepho (2004), by insertion and absorption. Names come best first, so that the
-    best has an "a".
+    The compact letter display of Piepho (2004), by insertion and absorption. Names come best first, so that
+    the best has an "a".
     """
     columns = [frozenset(names)]
     for pair in pairs:

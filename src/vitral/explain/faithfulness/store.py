@@ -1,8 +1,8 @@
 """What was computed for a block of images, kept on disk, so that a killed run is taken up where it was.
 
 A file is known by what its numbers are a function of: the model, the method, the images of the block and how
-they were perturbed. A block is computed as a whole or read as a whole, so that a resumed run multiplies the same
-matrices as one that was never stopped, and gives the same numbers to the last bit.
+they were perturbed. A block is computed as a whole or read as a whole, so that a resumed run multiplies the
+same matrices as one that was never stopped, and gives the same numbers to the last bit.
 """
 
 import hashlib
@@ -51,7 +51,9 @@ class Store:
             self.warn(f"{file} is damaged ({error}); it is computed again")
         computed = compute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, safetensors.torch.save({name: of.contiguous() for name, of in computed.items()}))
+        write_atomically(
+            file, safetensors.torch.save({name: of.contiguous() for name, of in computed.items()})
+        )
         return computed
 
 
