@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +252,7 @@ def test_what_a_model_lacks_is_named() -> None:
     with pytest.raises(VitralError, match="no patch \\(3, 0\\); rows are 0 to 2, columns 0 to 4"):
         looked.attention(picture(), queries=[(3, 0)])
     with pytest.raises(VitralError, match="Linear gives logits alone"):
-        vitral.Inside(Classifier(nn.Linear(2, 2), Preprocess(SIZE), (), Placement.choose("cpu", "float32")))
+        vitral.Inside(replace(looked.classifier, model=nn.Linear(2, 2)))  # pyrefly: ignore[bad-argument-type]
 
 
 def test_explicit_kernels_are_seen_alike() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from vitral.data.batches import Batch, DamageCount
@@ -19,6 +19,7 @@ from vitral.data.workers import Loading, worker_count
 from vitral.evaluation import imagenet
 from vitral.evaluation.evaluation import Evaluation
 from vitral.evaluation.mistakes import find_mistakes
+from vitral.evaluation.outcomes import Outcomes
 from vitral.evaluation.task import outputs, task_of
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier, load
@@ -147,17 +148,57 @@ def _judge(
     warn: Callable[[str], None] = warnings.warn,
     on_images: Callable[[int, int], None] = lambda *_: None,
 ) -> Evaluation:
+    judged = judge(classifier, images, wanted, warn, on_images)
+    if not wanted.mistakes:
+        return judged.evaluation
+    found = find_mistakes(images, judged.rows, judged.outcomes, classifier.labels)
+    return replace(judged.evaluation, mistakes=found)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of the images of a split in one pass."""
+
+    rows: np.ndarray  # (n,) of the split, those that could be read, in order
+    outcomes: Outcomes
+    evaluation: Evaluation
+    damaged: dict[str, str]  # why each of the others could not be read, by its name
+
+
+def judge(
+    classifier: Classifier,
+    images: Split,
+    wanted: EvaluationOptions,
+    warn: Callable[[str], None],
+    on_images: Callable[[int, int], None],
+    on_answers: Callable[[Tensor], None] = lambda _: None,
+) -> Judged:
+    """Judge a classifier on a split whose labels are indices into its own.
+
+    Args:
+        classifier: a model with labels.
+        images: the split.
+        wanted: how it is judged.
+        warn: told of each damaged image.
+        on_images: told how many images are done, of how many.
+        on_answers: given the logarithms of the probabilities of each batch (B, L), in float32.
+
+    Raises:
+        VitralError: if too many images are damaged, or an answer is not a finite number.
+    """
     task = task_of(classifier)
     course = _Course(images, DamageCount(len(images), wanted.max_damaged, warn), on_images)
     loader = Loader(images, classifier.preprocess, Loading(worker_count(wanted.workers), warn))
     batches = loader.evaluation_batches(wanted.batch_size)
-    answers = outputs(classifier.log_probabilities, batches, classifier.placement, course.add)
-    outcomes = task.outcomes.merge(task.outcomes.of(*answer) for answer in answers)
+    parts = []
+    for answers_BL, labels in outputs(
+        classifier.log_probabilities, batches, classifier.placement, course.add
+    ):
+        on_answers(answers_BL)
+        parts.append(task.outcomes.of(answers_BL, labels))
+    outcomes = task.outcomes.merge(parts)
     evaluation = task.evaluation.of(outcomes, classifier.labels)
-    if wanted.mistakes:
-        found = find_mistakes(images, course.judged, outcomes, classifier.labels)
-        evaluation = replace(evaluation, mistakes=found)
-    return evaluation
+    return Judged(course.judged, outcomes, evaluation, course.damage.reasons)
 
 
 class _Course:

@@ -103,8 +103,8 @@ def find_mistakes(split: Split, rows: np.ndarray, outcomes: Outcomes, labels: Se
     found = [
         Mistake(
             _path(split, row),
-            _named(truth, labels),
-            _named(answer, labels),
+            named(truth, labels),
+            named(answer, labels),
             float(probability),
             int(row),
         )
@@ -139,7 +139,7 @@ def _path(split: Split, row: int) -> str:
     return str(image) if isinstance(image, str | PathLike) else split.names[int(row)]
 
 
-def _named(label: np.ndarray, labels: Sequence[str]) -> str | tuple[str, ...]:
+def named(label: np.ndarray, labels: Sequence[str]) -> str | tuple[str, ...]:
     if label.ndim == 0:
         return labels[int(label)]
     return tuple(labels[int(index)] for index in np.flatnonzero(label))

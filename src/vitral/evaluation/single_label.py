@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitral.evaluation.evaluation import Evaluation, distinct
+from vitral.evaluation.intervals import wilson
 from vitral.evaluation.outcomes import Outcomes
 from vitral.images import notebook
 
@@ -80,11 +81,9 @@ class SingleLabelEvaluation(Evaluation):
     @classmethod
     def of(cls, outcomes: SingleLabelOutcomes, classes: Iterable[str]) -> Self:
         from scipy.sparse import csr_array
-        from scipy.stats import binomtest
 
         names, n = distinct(classes), len(outcomes.labels)
         correct = ~outcomes.wrong
-        interval = binomtest(int(correct.sum()), n).proportion_ci(method="wilson")
         places, shape = (outcomes.labels, outcomes.predictions), (len(names), len(names))
         return cls(
             n=n,
@@ -92,7 +91,7 @@ class SingleLabelEvaluation(Evaluation):
             top5=float(outcomes.in_top5.mean()),
             loss=float(outcomes.losses.mean()),
             ece=calibration_error(outcomes.confidences, correct),
-            ci95=(float(interval.low), float(interval.high)),
+            ci95=wilson(int(correct.sum()), n),
             per_class=_per_class(names, outcomes),
             counts=csr_array((np.ones(n, dtype=np.int64), places), shape=shape),
         )
@@ -176,10 +175,31 @@ def _per_class(names: list[str], outcomes: SingleLabelOutcomes) -> dict[str, Cla
     }
 
 
+@dataclass(frozen=True)
+class CalibrationBins:
+    """Sums over the images whose confidence is in bin b, (b / 15, (b + 1) / 15], as arrays (15,)."""
+
+    counts: np.ndarray  # images
+    confidences: np.ndarray
+    correct: np.ndarray  # right answers
+
+    @classmethod
+    def of(cls, confidences: np.ndarray, correct: np.ndarray) -> Self:
+        """Sort confidences and whether each answer is right, both (n,), into equal bins."""
+        # scikit-learn's calibration_curve does not say how many images a bin has.
+        bins = np.clip(np.ceil(confidences * CALIBRATION_BINS).astype(int) - 1, 0, None)
+        sums = (
+            np.bincount(bins, weights, CALIBRATION_BINS)
+            for weights in (None, confidences, correct.astype(float))
+        )
+        return cls(*sums)
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean distance of confidence from accuracy, by images."""
+        return float(np.abs(self.confidences - self.correct).sum() / self.counts.sum())
+
+
 def calibration_error(confidences: np.ndarray, correct: np.ndarray) -> float:
     """Compute the mean distance of confidence from accuracy over equal bins, weighted by their images."""
-    # scikit-learn's calibration_curve does not say how many images a bin has.
-    # Bin b has confidences in (b / 15, (b + 1) / 15].
-    bins = np.clip(np.ceil(confidences * CALIBRATION_BINS).astype(int) - 1, 0, None)
-    gaps = np.bincount(bins, weights=confidences - correct, minlength=CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(confidences))
+    return CalibrationBins.of(confidences, correct).error
