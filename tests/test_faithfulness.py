@@ -1,6 +1,6 @@
 """What is measured of maps, against models whose right answer is known, and against second routes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -38,7 +38,13 @@ def _one_thread() -> Iterator[None]:
 
 def model(**options: Any) -> VisionTransformer:
     """A small model with large weights, so that every patch counts."""
-    numbers = {"embed_dim": 24, "num_layers": 2, "num_heads": 2, "num_classes": CLASSES, "dropout": 0.0}
+    numbers: dict[str, Any] = {
+        "embed_dim": 24,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_classes": CLASSES,
+        "dropout": 0.0,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = VisionTransformer(SIZE, PATCH, **{**numbers, **options})
@@ -67,15 +73,15 @@ def drawn(shape: Sequence[int], seed: int = 0) -> Tensor:
 
 
 def additive() -> tuple[VisionTransformer, Tensor]:
-    """A model without attention's or an MLP's part, and each patch's share of the logits asked for, (B, N)."""
+    """A model without attention or MLP, and each patch's share of the logits asked for, (B, N)."""
     made = model(pooling="mean", position="none", head={"norm": "none"}, embedding={"class_token": False})
     with torch.no_grad():
         for layer in made.layers:
             for part in (cast(Any, layer).attention.out, cast(Any, layer).feed_forward.contract):
                 part.weight.zero_()
                 part.bias.zero_()
-        made.embedding.patches.projection.bias.zero_()
-        made.head.bias.zero_()
+        for name in ("embedding.patches.projection.bias", "head.bias"):
+            made.get_parameter(name).zero_()
         tokens_BND = made.embedding(images())
         shares_BNL = cast(Tensor, made.head(tokens_BND))
     return made, torch.stack([shares_BNL[0, :, 5], shares_BNL[1, :, 2]])

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import vitral
 from tests.conftest import write_images
 from vitral.explain.attribution.method import Found, Method, Subject
 from vitral.explain.faithfulness.record import Faithfulness
 from vitral.explain.faithfulness.redrawn import STAGES
-from vitral.explain.faithfulness.score import score
+from vitral.explain.faithfulness.score import methods_to_score, score
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
 from vitral.model.vit import VisionTransformer
@@ -197,8 +198,8 @@ def test_what_is_known_is_not_computed_again(
 def test_other_weights_are_another_model(classifier: Classifier, data: Path, kept: Path) -> None:
     other = made()
     with torch.no_grad():
-        other.model.head.bias.add_(torch.tensor([0.0, 0.0, 1.0]))
-    few = {**QUICK, "images": 6, "cache": kept}
+        other.model.get_parameter("head.bias").add_(torch.tensor([0.0, 0.0, 1.0]))
+    few: dict[str, Any] = {**QUICK, "images": 6, "cache": kept}
     assert without_seconds(score(other, data, METHODS, **few)) != without_seconds(
         score(classifier, data, METHODS, **few)
     )
@@ -218,8 +219,15 @@ def test_a_damaged_file_is_named_and_computed_again(
 
 def test_progress_comes_to_all_images(classifier: Classifier, data: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    some = {**QUICK, "images": 35}
-    score(classifier, data, METHODS[1:], on_images=lambda *at: told.append(at), cache=tmp_path, **some)
+    some: dict[str, Any] = {**QUICK, "images": 35}
+    score(
+        classifier,
+        data,
+        METHODS[1:],
+        on_images=lambda *at: told.append((at[0], at[1])),
+        cache=tmp_path,
+        **some,
+    )
     assert told == sorted(told)
     assert told[-1] == (35, 35)
     assert {total for _, total in told} == {35}
@@ -248,6 +256,19 @@ def test_several_labels_an_image_are_welcome(tmp_path: Path) -> None:
     several = replace(made(), multi_label=True)
     found = score(several, tmp_path / "data.parquet", METHODS[1:2], **QUICK)
     assert found.n == 6
+
+
+def test_inside_scores_methods_by_name_and_all_quick_ones_by_default(
+    classifier: Classifier, data: Path
+) -> None:
+    found = vitral.Inside(classifier).faithfulness(data, ["rollout"], fill=("mean",), images=6, **QUICK)
+    assert {scored.method for scored in found.methods} == {"rollout", "random", "centre", "rollout, reversed"}
+    assert found.fills == ("mean",)
+    all_quick = [method.name for method in methods_to_score(None, classifier.model.config)]
+    assert {"rollout", "legrad"} <= set(all_quick)
+    assert "random" not in all_quick
+    with pytest.raises(VitralError, match="rolout"):
+        vitral.Inside(classifier).faithfulness(data, ["rolout"])
 
 
 def test_what_cannot_be_scored_is_said(data: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitral.explain.attribution.attribute import attribute
-from vitral.explain.attribution.method import Method
+from vitral.explain.attribution.method import Method, Settings
 from vitral.explain.faithfulness import curves
 from vitral.explain.faithfulness.perturb import Ends, Perturbed, ends, perturb
 from vitral.explain.faithfulness.redrawn import redrawn
@@ -32,7 +32,7 @@ class Block:
         digests: of the images' bytes, by which they are known.
         store: of the model.
         steps: of a curve.
-        seed: of the order of equal values, and of what is redrawn.
+        seed: of methods that draw, of the order of equal values, and of what is redrawn.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Block:
 
     def maps(self, method: Method) -> Tensor:
         """The maps of a method, (B, N)."""
-        return self._maps(["map"], method, lambda: self.classifier)
+        return self._maps(["map", self.seed], method, lambda: self.classifier)
 
     def redrawn_maps(self, method: Method, other: "Redrawn") -> Tensor:
         """The maps of the same classes with weights redrawn, (B, N)."""
@@ -83,9 +83,22 @@ class Block:
 
     def _maps(self, about: list[Any], method: Method, classifier: Callable[[], Classifier]) -> Tensor:
         def compute() -> dict[str, Tensor]:
-            return {"maps": _mapped(classifier(), self.images_BCHW, self.question, method)}
+            return {"maps": self._mapped(classifier(), method)}
 
         return self.store.get([*about, method.name, self.key], compute)["maps"]
+
+    def _mapped(self, classifier: Classifier, method: Method) -> Tensor:
+        """Maps in parts of one size, so that a method that follows gradients fits the memory: (B, N)."""
+        settings = Settings(seed=self.seed)
+
+        def maps(part_B: Tensor) -> Tensor:
+            question = self.question.take(part_B)
+            return attribute(
+                classifier, self.images_BCHW[part_B], method, lambda _: question, settings
+            ).values
+
+        places_B = torch.arange(len(self), device=self.images_BCHW.device)
+        return torch.cat([maps(part_B).flatten(1).float().cpu() for part_B in places_B.split(_MAPPED)])
 
     def _perturbed(self, maps_BN: Tensor, fill: Fill) -> dict[str, Tensor]:
         if fill not in self._ends:
@@ -106,17 +119,6 @@ class Redrawn:
     @cached_property
     def classifier(self) -> Classifier:
         return replace(self.original, model=redrawn(self.original.model, self.stage, self.seed))
-
-
-def _mapped(classifier: Classifier, images_BCHW: Tensor, question: Question, method: Method) -> Tensor:
-    """Maps in parts of one size, so that a method that follows gradients fits the memory: (B, N)."""
-
-    def maps(part_B: Tensor) -> Tensor:
-        asked = question.take(part_B)
-        return attribute(classifier, images_BCHW[part_B], method, lambda _: asked).values
-
-    places_B = torch.arange(len(images_BCHW), device=images_BCHW.device)
-    return torch.cat([maps(part_B).flatten(1).float().cpu() for part_B in places_B.split(_MAPPED)])
 
 
 def _seed(digest: bytes, seed: int) -> int:

@@ -16,8 +16,8 @@ from vitral.data.split import Split
 from vitral.data.subsets import in_turns, thinned
 from vitral.data.workers import Loading, worker_count
 from vitral.evaluation.evaluate import SplitName, choose_split
-from vitral.explain.attribution.method import Method
-from vitral.explain.attribution.methods import DEFAULT, METHODS
+from vitral.explain.attribution.method import Method, Settings
+from vitral.explain.attribution.methods import DEFAULT, METHODS, find
 from vitral.explain.faithfulness.block import Block, Redrawn
 from vitral.explain.faithfulness.curves import STEPS, removed_counts
 from vitral.explain.faithfulness.perturb import Perturbed
@@ -27,6 +27,7 @@ from vitral.explain.faithfulness.removal import Fill
 from vitral.explain.faithfulness.store import Store
 from vitral.inference.classifier import Classifier
 from vitral.inference.features import cache_folder, image_digest
+from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
 from vitral.runtime.ranges import Count, Images, Seed, Workers
 from vitral.runtime.settings import build, check
@@ -34,6 +35,11 @@ from vitral.runtime.settings import build, check
 # Images that are computed together and kept as one file; a killed run loses one method's work on so many. The
 # first block's are those of the randomization check.
 _BLOCK = 32
+
+
+# Forward passes an image beyond which a method is only scored if it is named: on 400 images they would take
+# longer than all that is done with the maps of ten methods.
+_SLOW = 250
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,21 @@ def score(
     if not course.perturbed:
         raise VitralError("not one of the images could be read, so there is nothing to score")
     return course.record(split=name, damaged=len(damage.reasons), default=DEFAULT)
+
+
+def methods_to_score(names: Sequence[str] | None, config: ViTConfig) -> list[Method]:
+    """Finds methods by name; None: all but the controls, and but those that are slow on such a model.
+
+    Raises:
+        VitralError: if there is no such method.
+    """
+    if names is not None:
+        return [find(name) for name in names]
+    return [
+        method
+        for method in METHODS.values()
+        if not method.is_control and method.cost(config, Settings()) <= _SLOW
+    ]
 
 
 def _refuse(classifier: Classifier, methods: Sequence[Method]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitral.inference.classifier import Classifier
@@ -42,7 +42,8 @@ class Store:
         """Reads what is there under `about`, whose items JSON can write; else computes and keeps it."""
         file = self.folder / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.safetensors"
         try:
-            found = safetensors.torch.load(file.read_bytes())
+            with safe_open(file, framework="pt") as tensors:
+                found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
             self.read += 1
             return found
         except FileNotFoundError:

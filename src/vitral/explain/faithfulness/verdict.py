@@ -87,7 +87,7 @@ class Verdict:
         same = (
             "put the same method first" if best == names[0] else f"differ in the first ({best} by the second)"
         )
-        return f"{_DOING[first]} and {_DOING[second]} {same}, and no two methods in opposite orders beyond chance"
+        return f"{_DOING[first]} and {_DOING[second]} {same}, and no two in opposite orders beyond chance"
 
     def _redrawn(self) -> str:
         failed = [of.method for of in self._judged if of.redrawn and not of.shows_what_was_learned]
