@@ -140,8 +140,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tempfile.mkdtemp": ("runtime.files",),
     "write_text": (),
     "write_bytes": (),
-    # Others' files are opened by `formats`, a peer's by its own loader, a run's state, cached features and scores by
-    # those who wrote them.
+    # Others' files are opened by `formats`, a peer's by its own loader; a run's state, cached features and
+    # scores by those who wrote them.
     "torch.load": ("checkpoints.formats", "checkpoints.peers", "training"),
     "safe_open": ("checkpoints.formats", "inference.features", "explain.faithfulness"),
     "print": ("cli",),
