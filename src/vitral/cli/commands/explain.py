@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitral.cli import options
+from vitral.cli import options, usage
 from vitral.cli.classifier import load_classifier
 from vitral.cli.console import print_table, warn
 from vitral.runtime import limits
@@ -140,9 +140,9 @@ def _task(ctx: Any, wanted: dict[str, bool]) -> str:
     for param in ctx.command.params:
         given = ctx.get_parameter_source(param.name).name == "COMMANDLINE"
         if given and tasks[0] not in _BELONGS.get(param.name, tasks):
-            hint = max(param.opts, key=len) if param.opts[0].startswith("-") else str(param.metavar)
             listed = " and ".join(sorted(_BELONGS[param.name]))
-            raise typer.BadParameter(f"is for {listed}, and {tasks[0]} goes without it", param_hint=hint)
+            text = f"is for {listed}, and {tasks[0]} goes without it"
+            raise typer.BadParameter(text, param_hint=usage.name_of(param))
     return tasks[0]
 
 
