@@ -21,7 +21,6 @@ import torch
 import vitral
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
-from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
 
 
@@ -47,9 +46,7 @@ def ways(given: Classifier, images: torch.Tensor) -> dict[str, Callable[[], obje
         "forward": forward,
         "logits": lambda: given.logits(pixels, batch_size=len(pixels)),
         "class rows": lambda: looked.attention(pixels, layers=every, batch_size=len(pixels)),
-        "mean rows": lambda: looked.attention(
-            pixels, layers=every, queries=["mean"], batch_size=len(pixels)
-        ),
+        "mean rows": lambda: looked.attention(pixels, layers=every, queries=["mean"], batch_size=len(pixels)),
     }
 
 
@@ -72,8 +69,12 @@ def memory(arguments: argparse.Namespace) -> None:
         command += [f"--{name}={getattr(arguments, name)}" for name in ("size", "patch", "batch")]
         command += [f"--img-size={arguments.img_size}"]
         before, peaks[way] = map(float, subprocess.check_output(command, text=True).split())
-        print(f"{way:11} peak {peaks[way]:,.0f} MiB, {peaks[way] / peaks['logits' if way != 'forward' else 'forward']:.3f} "
-              f"of the pass; {peaks[way] - before:,.0f} MiB above the loaded model", flush=True)
+        plain = peaks["forward" if way == "forward" else "logits"]
+        above = peaks[way] - before
+        print(
+            f"{way:11} peak {peaks[way]:,.0f} MiB, {peaks[way] / plain:.3f} of the pass; {above:,.0f} MiB",
+            flush=True,
+        )
 
 
 def timed(arguments: argparse.Namespace) -> None:
@@ -90,7 +91,9 @@ def timed(arguments: argparse.Namespace) -> None:
     plain = seconds["logits"]
     for way, taken in seconds.items():
         ratios = [one / other for one, other in zip(taken, plain, strict=True)]
-        print(f"{way:11} {statistics.median(taken) * 1e3:8.1f} ms  {statistics.median(ratios):.3f} of the pass")
+        print(
+            f"{way:11} {statistics.median(taken) * 1e3:8.1f} ms  {statistics.median(ratios):.3f} of the pass"
+        )
 
 
 def main() -> None:
