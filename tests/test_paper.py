@@ -26,6 +26,8 @@ def test_the_notebook_is_made_of_the_page() -> None:
     assert paper.NOTEBOOK.read_text() == paper.notebook(TEXT), "run `scripts/paper.py notebook`"
 
 
+# matplotlib hands `copy` to torch's tensors, which do not know it yet.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 def test_the_walk_prints_and_draws_what_the_page_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
