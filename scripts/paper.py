@@ -8,7 +8,8 @@
 
 docs/paper.md is the source. A block `python` is run; a block `text` after it is what it prints ("one run":
 numbers that differ from machine to machine), and a picture after it is the figure that it leaves open. A
-block under a line that links a file and names a part of it is a quotation, not run. In <details> is a folded cell.
+block under a line that links a file and names a part of it is a quotation, not run. What stands in <details>
+is a folded cell.
 """
 
 import argparse
