@@ -61,10 +61,14 @@ def blocks(page: str) -> Iterator[tuple[str, str]]:
         yield block.language, block.text
 
 
+def prose(page: str) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
 def spans(page: str) -> list[str]:
     """The commands that stand in a line of text."""
-    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
-    return [span for span in re.findall(r"`([^`]+)`", text) if re.match(r"vitral \w+ \S", span)]
+    return [span for span in re.findall(r"`([^`]+)`", prose(page)) if re.match(r"vitral \w+ \S", span)]
 
 
 def parse(command: str) -> None:
@@ -158,7 +162,8 @@ def test_every_link_and_script_of_a_page_is_there(page: str) -> None:
     if not file.exists():
         pytest.skip("not written yet")
     text = file.read_text()
-    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    found = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    links = [link.partition("#")[0] for link in found if "://" not in link]
     missing = [link for link in links if link and not (file.parent / link).exists()]
     missing += [
         name
