@@ -86,15 +86,14 @@ class AttentionDistance(HeadNumbers):
     uniform: float  # pixels: of attention to all tokens alike
 
     def finding(self) -> str:
-        means = self.values_LA.mean(axis=1)
-        low, high = self._extremes()
+        means, (low, high) = self.values_LA.mean(axis=1), self._extremes()
         shares = (
             "renormalised over the patches" if self.renormalised else "not renormalised, as the authors did"
         )
         return (
-            f"The mean goes from {means[0]:.0f} px in the first layer to {means[-1]:.0f} px in the last; "
-            f"heads from {self.values_LA.min():.0f} ({low}) to {self.values_LA.max():.0f} ({high}), "
-            f"uniform attention {self.uniform:.0f}; {shares}."
+            f"The mean goes from {means[0]:.3g} px in the first layer to {means[-1]:.3g} px in the last; "
+            f"heads from {self.values_LA.min():.3g} ({low}) to {self.values_LA.max():.3g} ({high}), uniform "
+            f"attention {self.uniform:.3g}; {shares}."
         )
 
     def reach(self) -> Reach:
