@@ -210,12 +210,19 @@ class AttentionMeter:
         count, tokens = len(seen.q_BAQK), seen.q_BAQK.shape[2]
         self._images += count * (layer == 0)
         rows = max(_NUMBERS // (count * tokens), 1)
-        for head in seen.each_head():
-            for first in range(0, tokens, rows):
-                weights_BQT = seen.weights(head, slice(first, first + rows))[:, 0]
-                self._sums[:, layer, head.start] += self._summed(weights_BQT, first)
+        sums_A3 = [
+            torch.stack(
+                [
+                    self._summed(seen.weights(head, slice(first, first + rows))[:, 0], first)
+                    for first in range(0, tokens, rows)
+                ]
+            ).sum(0)
+            for head in seen.each_head()
+        ]
+        # Once a layer, for each copy from a GPU waits for it.
+        self._sums[:, layer] += torch.stack(sums_A3, dim=1).cpu().numpy()
 
-    def _summed(self, weights_BQT: Tensor, first: int) -> list[float]:
+    def _summed(self, weights_BQT: Tensor, first: int) -> Tensor:
         """Sums over images and the queries from `first` on; distance and mass are of patches' queries."""
         before = max(self._prefix - first, 0)  # queries that are no patches
         of_patches = weights_BQT[:, before:]
@@ -227,7 +234,8 @@ class AttentionMeter:
             renormalised=self._renormalised,
         )
         mass_BQ = of_patches[..., : self._prefix].sum(-1)
-        return [float(numbers.sum()) for numbers in (distances_BQ, attention_entropy(weights_BQT), mass_BQ)]
+        entropies_BQ = attention_entropy(weights_BQT)
+        return torch.stack([numbers.sum() for numbers in (distances_BQ, entropies_BQ, mass_BQ)])
 
     def drawings(self) -> Iterator[Drawing]:
         patches = len(self._pixels_NN)
