@@ -26,10 +26,11 @@ ROOMS: dict[str, set[str]] = {
     "evaluation": {"checkpoints", "data", "images", "inference", "model", "runtime"},
     "recipes": {"checkpoints", "data", "evaluation", "images", "model", "runtime"},
     "training": {"checkpoints", "data", "evaluation", "images", "inference", "model", "recipes", "runtime"},
+    "explain": {"checkpoints", "data", "evaluation", "images", "inference", "model", "runtime"},
     "bench": {"checkpoints", "images", "inference", "model", "runtime"},
     "cli": {
-        "bench", "checkpoints", "data", "evaluation", "images", "inference", "model", "recipes", "runtime",
-        "training",
+        "bench", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model", "recipes",
+        "runtime", "training",
     },
 }  # fmt: skip
 
@@ -139,10 +140,10 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tempfile.mkdtemp": ("runtime.files",),
     "write_text": (),
     "write_bytes": (),
-    # Others' files are opened by `formats`, a peer's by its own loader, a run's state and cached features by
-    # those who wrote them.
+    # Others' files are opened by `formats`, a peer's by its own loader; a run's state, cached features and
+    # scores by those who wrote them.
     "torch.load": ("checkpoints.formats", "checkpoints.peers", "training"),
-    "safe_open": ("checkpoints.formats", "inference.features"),
+    "safe_open": ("checkpoints.formats", "inference.features", "explain.faithfulness"),
     "print": ("cli",),
     "sys.stderr.write": ("__main__",),
     "warnings.warn": ("inference.classifier",),
@@ -150,7 +151,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "os.cpu_count": ("runtime.devices",),
     "os.sched_getaffinity": ("runtime.devices",),
     "torch.set_num_threads": ("runtime.devices", "data.workers"),  # the latter within a worker process
-    "torch.autocast": ("runtime.devices", "model.positions"),  # the latter turns it off
+    "torch.autocast": ("runtime.devices", "model.positions", "explain.observe"),  # the latter two turn it off
     "DataLoader": ("data.workers",),
     "multiprocessing.get_context": ("bench.processes", "data.workers"),
     "keep_freed_memory": ("cli.commands", "bench.processes"),  # the latter in a contender's process

@@ -1,7 +1,8 @@
 """Vitral: the plain Vision Transformer, end to end.
 
-`open_data` and `train` make a model, `evaluate` and `diagnose` judge it, `load` gives it to use, `convert`
-writes it for other libraries; `create` builds one from a variant's name. docs/python.md shows all of it.
+`open_data` and `train` make a model, `evaluate` and `diagnose` judge it, `load` gives it to use, `Inside`
+looks into it, `convert` writes it for other libraries; `create` builds one from a variant's name.
+docs/python.md shows all of it.
 """
 
 import importlib
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from vitral.evaluation.evaluate import evaluate
     from vitral.evaluation.evaluation import Evaluation
     from vitral.evaluation.probing.probe import probe
+    from vitral.explain.inside import Inside
     from vitral.images.preprocess import Preprocess
     from vitral.inference.classifier import Classifier, Prediction, load
     from vitral.inference.info import info
@@ -37,6 +39,7 @@ _HOMES = {
     "Features": "model.vit",
     "FeedForward": "model.encoder",
     "ImageData": "data.image_data",
+    "Inside": "explain.inside",
     "MultiHeadAttention": "model.attention",
     "PatchEmbedding": "model.embedding",
     "PositionalEncoding": "model.positions.tables",
@@ -66,6 +69,7 @@ __all__ = [
     "Features",
     "FeedForward",
     "ImageData",
+    "Inside",
     "MultiHeadAttention",
     "PatchEmbedding",
     "PositionalEncoding",

@@ -148,7 +148,7 @@ class Classifier:
         """
         self.refuse_others("features")
         parts = []
-        for images_BCHW in self._readable_batches(images, batch_size):
+        for images_BCHW in self.batches(images, batch_size):
             with self.placement.autocast():
                 parts.append(self.model.features(images_BCHW, layers))
             _refuse_overflow(parts[-1].patch_tokens)
@@ -161,7 +161,7 @@ class Classifier:
         Raises:
             ImageError: if an image cannot be read.
         """
-        parts = [self._logits(batch).cpu() for batch in self._readable_batches(images, batch_size)]
+        parts = [self._logits(batch).cpu() for batch in self.batches(images, batch_size)]
         return torch.cat(parts)
 
     @torch.inference_mode()
@@ -219,9 +219,7 @@ class Classifier:
             # Whoever stops in the middle waits for the images in hand, not for those in line.
             pool.shutdown(cancel_futures=True)
 
-    def _readable_batches(
-        self, images: ImageSource | Iterable[ImageSource], batch_size: int
-    ) -> Iterator[Tensor]:
+    def batches(self, images: ImageSource | Iterable[ImageSource], batch_size: int) -> Iterator[Tensor]:
         """Preprocessed images (B, C, H, W), at least one batch, on the model's device."""
         given = False
         for names, loaded in self._batches(_as_sequence(images), batch_size):

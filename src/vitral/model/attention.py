@@ -67,6 +67,8 @@ class MultiHeadAttention(HasKernels):
         """
         q_BAQK, k_BATK, v_BATK = self.queries_keys_values(queries_BQD, tokens_BTD, relation)  # eq. 5
         mixed_BAQK = attend(q_BAQK, k_BATK, v_BATK, relation.bias_ATT, self.kernels.attention)  # eq. 6, 7
+        if relation.observer is not None:
+            relation.observer(q_BAQK, k_BATK, v_BATK, mixed_BAQK)
         return self.dropout(self.out(self.norm(mixed_BAQK.transpose(1, 2).flatten(2))))  # eq. 8
 
     def weights(self, queries_BQD: Tensor, tokens_BTD: Tensor, relation: Relation = NO_RELATION) -> Tensor:
@@ -125,4 +127,4 @@ def attend(
 
 
 def _of_queries(bias_ATT: Tensor, q_BAQK: Tensor) -> Tensor:
-    return bias_ATT[:, : q_BAQK.shape[2]]
+    return bias_ATT[..., : q_BAQK.shape[2], :]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vitral.model import initialize
-from vitral.model.attention import attend, split_heads
+from vitral.model.attention import attend, attention_weights, split_heads
 from vitral.model.config import Activation, FeedForwardOptions, Norm
 from vitral.model.encoder import FeedForward
 from vitral.model.kernels import HasKernels
@@ -32,9 +32,18 @@ class AttentionPool(HasKernels):
         initialize.truncated_normal(self.query)
 
     def forward(self, tokens_BTD: Tensor) -> Tensor:
-        q_1A1K, _, _ = split_heads(self.qkv(self.query), self.num_heads)
-        _, k_BATK, v_BATK = split_heads(self.qkv(tokens_BTD), self.num_heads)
-        q_BA1K = q_1A1K.expand(k_BATK.shape[0], -1, -1, -1)
+        q_BA1K, k_BATK, v_BATK = self.query_keys_values(tokens_BTD)
         mixed_BA1K = attend(q_BA1K, k_BATK, v_BATK, kernel=self.kernels.attention)
         pooled_B1D = self.out(mixed_BA1K.transpose(1, 2).flatten(2))
         return (pooled_B1D + self.feed_forward(self.norm(pooled_B1D)))[:, 0]
+
+    def weights(self, tokens_BTD: Tensor) -> Tensor:
+        """How much the query takes of each token, by head: (B, A, 1, T), rows sum to 1."""
+        q_BA1K, k_BATK, _ = self.query_keys_values(tokens_BTD)
+        return attention_weights(q_BA1K.float(), k_BATK.float())
+
+    def query_keys_values(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The one query (B, A, 1, K), keys and values (B, A, T, K) of each head."""
+        q_1A1K, _, _ = split_heads(self.qkv(self.query), self.num_heads)
+        _, k_BATK, v_BATK = split_heads(self.qkv(tokens_BTD), self.num_heads)
+        return q_1A1K.expand(k_BATK.shape[0], -1, -1, -1), k_BATK, v_BATK

@@ -163,14 +163,25 @@ class VisionTransformer(HasKernels):
         """How many of the first tokens the heads read; None: all."""
         return 1 + (self.distillation_head is not None) if self.config.pooling == "class" else None
 
-    def encode(self, x_BTD: Tensor, grid: Grid | None = None) -> Tensor:
+    def encode(
+        self,
+        x_BTD: Tensor,
+        grid: Grid | None = None,
+        *,
+        relations: Sequence[Relation] | None = None,
+        outputs: list[Tensor] | None = None,
+    ) -> Tensor:
         """The layers and the final norm: (B, T, D) -> (B, T, D).
 
         Args:
             x_BTD: embedded tokens.
             grid: rows and columns of patches, if the images are of another size than the model.
+            relations: one for each layer, in the place of `relations_of_layers(x_BTD, grid)`: with an
+                observer of their attention, or of the tokens that were not left out.
+            outputs: gets what leaves each layer, (B, T, D).
         """
-        return self.norm(self._through_layers(x_BTD, self.relations_of_layers(x_BTD, grid)))
+        relations = relations or self.relations_of_layers(x_BTD, grid)
+        return self.norm(self._through_layers(x_BTD, relations, outputs))
 
     def _through_layers(
         self, z_BTD: Tensor, relations: Sequence[Relation], outputs: list[Tensor] | None = None
@@ -232,8 +243,8 @@ class VisionTransformer(HasKernels):
         grid = self.embedding.grid_of(images_BCHW)
         x_BTD = self.embedding(images_BCHW)
         outputs: list[Tensor] = []
-        x_BTD = self._through_layers(x_BTD, self.relations_of_layers(x_BTD, grid), outputs)
-        return self._features(self.norm(x_BTD), grid, {index: outputs[index] for index in layers})
+        x_BTD = self.encode(x_BTD, grid, outputs=outputs)
+        return self._features(x_BTD, grid, {index: outputs[index] for index in layers})
 
     def _features(self, tokens_BTD: Tensor, grid: Grid, layers: dict[int, Tensor]) -> Features:
         options, prefix = self.config.embedding, self.config.num_prefix_tokens
