@@ -167,7 +167,7 @@ def _watch(run: Run, loss: Tensor) -> None:
     """Takes a step's loss, where it means the same from step to step."""
     recipe = run.recipe
     grows = recipe.mixing.mix_passes or recipe.batches.small_images
-    if run.is_tuning and not grows and recipe.optimization.optimizer != "schedule_free":
+    if run.is_tuning and not grows and not run.optimizer.keeps_average:
         run.loss_watch.add(loss)
 
 
