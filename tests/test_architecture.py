@@ -151,7 +151,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "os.cpu_count": ("runtime.devices",),
     "os.sched_getaffinity": ("runtime.devices",),
     "torch.set_num_threads": ("runtime.devices", "data.workers"),  # the latter within a worker process
-    "torch.autocast": ("runtime.devices", "model.positions"),  # the latter turns it off
+    "torch.autocast": ("runtime.devices", "model.positions", "explain.observe"),  # the latter two turn it off
     "DataLoader": ("data.workers",),
     "multiprocessing.get_context": ("bench.processes", "data.workers"),
     "keep_freed_memory": ("cli.commands", "bench.processes"),  # the latter in a contender's process

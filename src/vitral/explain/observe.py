@@ -141,7 +141,9 @@ def _observer(
     take: Callable[[int, SeenAttention], Any], taken: dict[int, Any], index: int, relation: Relation
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
     def observer(q_BAQK: Tensor, k_BATK: Tensor, v_BATK: Tensor, mixed_BAQK: Tensor) -> None:
-        taken[index] = take(index, SeenAttention(q_BAQK, k_BATK, v_BATK, mixed_BAQK, relation.bias_ATT))
+        # The layer may run under autocast; products of what was seen are float32 in any case.
+        with torch.autocast(q_BAQK.device.type, enabled=False):
+            taken[index] = take(index, SeenAttention(q_BAQK, k_BATK, v_BATK, mixed_BAQK, relation.bias_ATT))
 
     return observer
 
