@@ -26,8 +26,7 @@ from vitral.runtime.devices import Device, Placement, Precision
 from vitral.runtime.errors import ImageError, VitralError
 from vitral.runtime.limits import BATCH, LABELS
 from vitral.runtime.ranges import refuse_beyond
-
-_DECODING_THREADS = 4
+from vitral.runtime.threads import DECODING_THREADS
 
 # "flip": probabilities are the mean over the image and its mirror.
 Augmentation = Literal["none", "flip"]
@@ -201,7 +200,7 @@ class Classifier:
         self, images: Iterable[ImageSource], batch_size: int
     ) -> Iterator[tuple[list[str], list[Tensor | ImageError]]]:
         """Names and preprocessed images, the next batch being read while the caller computes."""
-        pool = ThreadPoolExecutor(_DECODING_THREADS)
+        pool = ThreadPoolExecutor(DECODING_THREADS)
         try:
             numbered = enumerate(images)
 
