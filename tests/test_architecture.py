@@ -140,10 +140,10 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tempfile.mkdtemp": ("runtime.files",),
     "write_text": (),
     "write_bytes": (),
-    # Others' files are opened by `formats`, a peer's by its own loader, a run's state and cached features by
-    # those who wrote them.
+    # Others' files are opened by `formats`, a peer's by its own loader; a run's state, cached features and
+    # scores by those who wrote them.
     "torch.load": ("checkpoints.formats", "checkpoints.peers", "training"),
-    "safe_open": ("checkpoints.formats", "inference.features"),
+    "safe_open": ("checkpoints.formats", "inference.features", "explain.faithfulness"),
     "print": ("cli",),
     "sys.stderr.write": ("__main__",),
     "warnings.warn": ("inference.classifier",),

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vitral.data.image_data import DataSource
 from vitral.explain.attribution.asking import POSITIVE, asking, each_positive
 from vitral.explain.attribution.attribute import attribute, joined
 from vitral.explain.attribution.method import Method, Settings
 from vitral.explain.attribution.methods import DEFAULT, find
+from vitral.explain.faithfulness.record import Faithfulness
+from vitral.explain.faithfulness.score import methods_to_score, score
 from vitral.explain.maps import AttentionMaps, Relevance
 from vitral.explain.observe import SeenAttention, observe
 from vitral.explain.target import Target
@@ -86,6 +89,7 @@ class Inside:
                     lambda _, seen: _rows(seen, wanted, tokens, self._prefix),
                     layers=chosen,
                     all_queries=not only_read,
+                    keep_outputs=False,
                 )
             parts.append(seen.taken)
         return self._maps(parts, chosen, wanted, tuple(asked))
@@ -141,6 +145,28 @@ class Inside:
         images_M, question = each_positive(self.classifier, images_BCHW)
         part = attribute(self.classifier, images_BCHW[images_M], method, lambda _: question, settings)
         return replace(part, images=tuple(images_M.tolist()))
+
+    def faithfulness(
+        self, data: DataSource, methods: Sequence[str] | None = None, **settings: Any
+    ) -> Faithfulness:
+        """Measures how far to believe the maps of each method, on this model: the best comes first.
+
+        Patches are taken away in the order that a map gives them, and the predicted class's logit is
+        watched: deletion and insertion curves, SRG, SaCo, each with 95 % intervals; which methods differ
+        beyond chance; and whether a map changes when the weights are redrawn.
+
+        Args:
+            data: labelled images, as `open_data` takes them.
+            methods: names in `vitral.explain.attribution.methods.METHODS`. None: all that take at most 250
+                forward passes an image. The controls are always there.
+            settings: as `vitral.explain.faithfulness.score.score` takes them: ``images=400``,
+                ``fill=("drop", "mean")``, ``split``, ``seed``, ``steps``, ``workers``, ``cache``, ``warn``,
+                ``on_images``.
+
+        Raises:
+            VitralError: if the model has no classes, or a method, the data or a setting cannot be used.
+        """
+        return score(self.classifier, data, methods_to_score(methods, self.model.config), **settings)
 
     @property
     def grid(self) -> Grid:
