@@ -39,9 +39,9 @@ from vitral.runtime.settings import build, check
 _BLOCK = 32
 
 
-# Forward passes an image beyond which a method is only scored if it is named: on 400 images they would take
-# longer than all that is done with the maps of ten methods.
-_SLOW = 250
+# Forward passes an image beyond which a method is only scored if it is named: they would take longer than all
+# that is done with the maps of three others.
+_SLOW = 100
 
 
 @dataclass(frozen=True)
