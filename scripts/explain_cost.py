@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What each method of attribution costs beside a forward pass and a pass forward and back.
 
-    python scripts/explain_cost.py [--size B --patch 16 --img-size 224 --batch 8 --rounds 7] [--methods NAME ...]
+    python scripts/explain_cost.py [--size B --patch 16 --img-size 224 --batch 8] [--methods NAME ...]
 
 Rounds are interleaved in one process of one thread, and CPU time is read, so that other work on the machine
 counts less. "back" is a forward pass and the gradient of a logit at the embedded tokens, weights frozen.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vitral.explain.attribution.method import Found, Subject
 from vitral.explain.observe import frozen, observe
+from vitral.model.encoder import EncoderLayer
 from vitral.runtime.errors import VitralError
 
 _IMAGES_A_PASS = 32  # of integrated gradients: an image at so many points
@@ -26,9 +27,10 @@ def grad_cam(subject: Subject) -> Found:
     """
     model = subject.model
     layer = model.layers[-1]
+    assert isinstance(layer, EncoderLayer)
     with frozen(model), torch.enable_grad(), subject.classifier.placement.autocast():
         with torch.no_grad():
-            seen = observe(model, subject.images_BCHW, layers=[], all_queries=False)
+            seen = observe(model, subject.images_BCHW, layers=[], all_queries=False, keep_outputs=True)
         entering_BTD = [seen.embedded_BTD, *seen.outputs][-2].detach().requires_grad_()
         relation = model.relations_of_layers(entering_BTD, seen.grid)[-1]
         with _what_is_read(layer.attention) as read:
