@@ -237,6 +237,22 @@ def test_the_list_counts_the_cost_of_the_model_that_is_named(vitral: Run) -> Non
             assert cost[name] < usual[name], method.name
 
 
+# --- How far to believe them -------------------------------------------------------------------------
+
+
+def test_scores_are_a_table_and_sentences(vitral: Run) -> None:
+    line = f"explain model photos --score --split all --images 3 --method {DEFAULT} --method rollout"
+    status, out, err = vitral(line)
+    assert status == 0, err
+    assert "model on photos, split all (cpu, float32): 3 images" in out
+    assert all(name in out for name in (DEFAULT, "rollout", "random"))
+    found = json.loads(vitral(f"{line} --json")[1])
+    assert found["n"] == 3
+    assert {DEFAULT, "rollout", "random"} <= {row["method"] for row in found["methods"]}
+    only = json.loads(vitral(f"{line} --fill mean --json")[1])
+    assert list(only["pairs"]) == ["mean"]
+
+
 # --- What cannot be ----------------------------------------------------------------------------------
 
 WRONG_USAGE = [
@@ -248,8 +264,14 @@ WRONG_USAGE = [
     ("explain model photos --out maps --layers last", "--layers: 'last' is no list of whole numbers"),
     ("explain model photos --out maps --heads 0;3", "--heads: '0;3' is no list of whole numbers"),
     ("explain model photos --out maps --heads 0 --class ant", "--heads: shows attention itself, and goes"),
+    ("explain model --score", "MODEL DATA: name a model and data"),
+    ("explain model photos more --score", "DATA: 'more' is one too many; --score takes one"),
+    ("explain model photos --score --out maps", "--out: is for maps of images, and --score goes without it"),
+    ("explain model photos --out maps --images 9", "--images: is for --score, and maps of images"),
+    ("explain model photos --score --list", "--score: goes without --list; ask for one at a time"),
+    ("explain model photos --score --fill grey", "--fill: 'grey' is not one of drop, mean"),
     ("explain --list --out maps", "--out: is for maps of images, and --list goes without it"),
-    ("explain model photos --list", "IMAGE...: is for maps of images, and --list goes without it"),
+    ("explain model photos --list", "IMAGE...|DATA: is for --score and maps of images"),
     ("explain model photos --out maps --batch-size 0", "--batch-size: 0 is no whole number"),
     ("explain model photos --out maps --classes ant", "no option --classes; did you mean '--class'?"),
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import typer
 
 from vitral.cli import options, usage
 from vitral.cli.classifier import load_classifier
-from vitral.cli.console import print_table, warn
+from vitral.cli.console import print_table, progress_bar, say, warn
 from vitral.runtime import limits
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import refuse_filled
@@ -16,6 +16,7 @@ from vitral.runtime.plainjson import to_json
 from vitral.runtime.streams import shown
 
 if TYPE_CHECKING:
+    from vitral.explain.faithfulness.record import Faithfulness
     from vitral.explain.inside import Inside
     from vitral.explain.pictures import Asked, Drawing, Explained
     from vitral.explain.target import Target
@@ -23,27 +24,28 @@ if TYPE_CHECKING:
     from vitral.model.config import ViTConfig
 
 _PICTURES, _ATTENTION = "Maps of images", "Attention itself, rather than an attribution"
-_MAPS, _LIST = "maps of images", "--list"
-_USUAL = "ViT-B/16"  # whose costs are listed where no model is named
-# The tasks that an option belongs to; one that is not named belongs to all.
+_SCORES = "How far to believe each method, on DATA"
+
+# What the command can be asked for. An option that is not named here belongs to all.
+_MAPS, _SCORE, _LIST = "maps of images", "--score", "--list"
 _BELONGS = {
-    "out": {_MAPS},
-    "method": {_MAPS},
-    "classes": {_MAPS},
-    "against": {_MAPS},
-    "look": {_MAPS},
-    "layers": {_MAPS},
-    "heads": {_MAPS},
-    "batch_size": {_MAPS},
-    "words": {_MAPS},
+    **{name: {_MAPS} for name in ("out", "classes", "against", "look", "layers", "heads", "batch_size")},
+    **{name: {_SCORE} for name in ("images", "fill", "split", "seed", "workers", "cache")},
+    **{name: {_MAPS, _SCORE} for name in ("words", "method", "device", "precision")},
 }
+_FILLS = {"drop": "patches left out", "mean": "patches of the mean colour"}
+_USUAL = "ViT-B/16"  # whose costs are listed where no model is named
 
 _Model = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="As for `vitral predict`; --list alone needs none.")
 ]
 _Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="IMAGE...", callback=options.given, help="Files, folders or patterns."),
+    typer.Argument(
+        metavar="IMAGE...|DATA",
+        callback=options.given,
+        help=f"Files, folders or patterns; for --score {limits.DATA}.",
+    ),
 ]
 _Out = Annotated[Path | None, options.folder("New folder, for a .png and a .npy an image.", panel=_PICTURES)]
 _Method = Annotated[
@@ -77,6 +79,23 @@ _Look = Annotated[
 _Layers = Annotated[
     str | None, options.name("LIST", "Such as -1 (the last, by default), 0,5,11 or all.", panel=_ATTENTION)
 ]
+_Fill = Annotated[
+    list[str] | None,
+    options.choice(
+        limits.FILLS,
+        ": patches are left out, or in their place is the mean colour. By default both, sorted by the first.",
+        panel=_SCORES,
+    ),
+]
+_Split = Annotated[str | None, options.choice(limits.SPLITS, "; by default test, else val.", panel=_SCORES)]
+_Cache = Annotated[
+    Path | None,
+    options.folder(
+        "Folder for what is computed, by which a stopped run goes on; by default in $VITRAL_CACHE or "
+        "~/.cache/vitral.",
+        panel=_SCORES,
+    ),
+]
 _Heads = Annotated[str | None, options.name("LIST", "Such as 0,3; by default all.", panel=_ATTENTION)]
 
 
@@ -92,6 +111,21 @@ def explain(  # noqa: PLR0913 - a command's options
     layers: _Layers = None,
     heads: _Heads = None,
     batch_size: Annotated[int, options.number(limits.BATCH, "Images at a time.", panel=_PICTURES)] = 8,
+    score: Annotated[
+        bool,
+        typer.Option(
+            "--score", help="Deletion, insertion and more for each method.", rich_help_panel=_SCORES
+        ),
+    ] = False,
+    images: Annotated[int, options.number(limits.IMAGES, "Images of DATA at most.", panel=_SCORES)] = 400,
+    fill: _Fill = None,
+    split: _Split = None,
+    seed: Annotated[int, options.number(limits.SEED, "Of which images are drawn.", panel=_SCORES)] = 0,
+    cache: _Cache = None,
+    workers: Annotated[
+        int | None,
+        options.number(limits.WORKERS, "Processes that load images; by default as suits.", panel=_SCORES),
+    ] = None,
     list_methods: Annotated[
         bool, typer.Option("--list", help="Print the methods, what they show, need and cost.")
     ] = False,
@@ -99,19 +133,31 @@ def explain(  # noqa: PLR0913 - a command's options
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
-    """Which parts of an image a model's answer rests on, as pictures and arrays.
+    """Which parts of an image a model's answer rests on, and how far to believe it.
 
     \b
     vitral explain runs/photos new/*.jpg --out maps
     vitral explain runs/photos cat.jpg --class lynx --against cat --out why
     vitral explain runs/photos cat.jpg --layers -1 --heads 0,3 --out heads
+    vitral explain runs/photos photos/ --score
     vitral explain --list
     """
-    if _task(ctx, {_LIST: list_methods}) == _LIST:
+    task = _task(ctx, {_SCORE: score, _LIST: list_methods})
+    if task == _LIST:
         print_methods(model, as_json=json_output)
         return
     if model is None or not words:
-        raise typer.BadParameter("name a model and images", param_hint="MODEL IMAGE...")
+        needs = (
+            ("name a model and data", "MODEL DATA")
+            if task == _SCORE
+            else ("name a model and images", "MODEL IMAGE...")
+        )
+        raise typer.BadParameter(needs[0], param_hint=needs[1])
+    if task == _SCORE:
+        wanted: dict[str, Any] = {"methods": method, "images": images, "split": split, "seed": seed}
+        wanted |= {"cache": cache, "workers": workers} | ({"fill": tuple(fill)} if fill else {})
+        _score(load_classifier(model, device, precision), _one(words), model, wanted, as_json=json_output)
+        return
     if out is None:
         raise typer.BadParameter("name a new folder for the maps", param_hint="--out")
     layers_heads = _attention_of(layers, heads, others=bool(method or classes or against))
@@ -144,6 +190,12 @@ def _task(ctx: Any, wanted: dict[str, bool]) -> str:
             text = f"is for {listed}, and {tasks[0]} goes without it"
             raise typer.BadParameter(text, param_hint=usage.name_of(param))
     return tasks[0]
+
+
+def _one(words: list[str]) -> str:
+    if len(words) > 1:
+        raise typer.BadParameter(f"{words[1]!r} is one too many; --score takes one", param_hint="DATA")
+    return words[0]
 
 
 _Numbers = tuple[int, ...] | None
@@ -200,6 +252,40 @@ def _print_explained(explained: "Explained", *, as_json: bool) -> None:
         print(shown(f"{explained.image}: {label}{explained.picture}"))
     if explained.error is not None:
         warn(f"{explained.image}: {explained.error}")
+
+
+def _score(classifier: "Classifier", data: str, model: str, wanted: dict[str, Any], *, as_json: bool) -> None:
+    from vitral.explain.inside import Inside
+
+    with progress_bar("scoring") as bar:
+        found = Inside(classifier).faithfulness(data, warn=warn, on_images=bar, **wanted)
+    if as_json:
+        print(to_json(found.to_dict()))
+    else:
+        print_scores(found, f"{model} on {data}, split {found.split} ({classifier.placement})")
+
+
+def print_scores(found: "Faithfulness", title: str) -> None:
+    """Print the methods, the most faithful first, a table for each fill; then what can be said of them.
+
+    Intervals are of 95 %.
+    """
+    from vitral.explain.faithfulness.redrawn import HALF
+
+    say(f"{title}: {found.n:,} images")
+    headings = ("method", "SRG", "interval", "group", "deletion", "insertion", "SaCo", "redrawn")
+    for fill in found.fills:
+        rows = []
+        for scored in found.methods:
+            of = scored.fills[fill]
+            interval = f"{of.srg.low:+.2f} to {of.srg.high:+.2f}"
+            areas = (f"{area.mean:.2f}" for area in (of.deletion, of.insertion))
+            redrawn = f"{scored.redrawn[HALF].mean:+.2f}" if HALF in scored.redrawn else "-"
+            saco = f"{of.saco.mean:+.2f}"
+            rows.append((scored.method, f"{of.srg.mean:+.2f}", interval, of.group, *areas, saco, redrawn))
+        print_table(_FILLS[fill], headings, rows, set(headings[1:]))
+    for sentence in found.conclusions():
+        say(sentence)
 
 
 def print_methods(model: str | None, *, as_json: bool) -> None:
