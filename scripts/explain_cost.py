@@ -4,9 +4,9 @@
     python scripts/explain_cost.py time [--model ViT-B/16@224 --batch 8] [--ways NAME ...]
     python scripts/explain_cost.py memory [--model ViT-L/14@518 --batch 1]
 
-The ways are "class rows" and "mean rows" (attention of all layers and heads, from the class token and as the
-mean of all patches' rows) and the methods of `vitral explain --list`. "back" is a forward pass and the gradient
-of a logit at the embedded tokens, weights frozen.
+The ways are "class rows" and "mean rows" (attention of all layers and heads, from the class token and as
+the mean of all patches' rows) and the methods of `vitral explain --list`. "back" is a forward pass and the
+gradient of a logit at the embedded tokens, weights frozen.
 
 `time` interleaves rounds in one process; on a CPU with one thread and by CPU time, so that other work on the
 machine counts less. `memory` gives the peak of a process for each way, on a GPU that of torch's allocator.
