@@ -234,6 +234,27 @@ def test_rows_have_the_score_that_each_has_alone_and_in_any_order() -> None:
     assert_close(together_R, alone_R, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("fill", ["drop", "mean"])
+def test_a_curve_is_that_of_a_loop_over_images_and_counts(fill: Fill) -> None:
+    made, maps_BN = model(), drawn((BATCH, N))
+    found = curves_of(removal_of(made), fill, maps_BN, steps=4)
+    for image, map_N in enumerate(maps_BN):
+        falling = sorted(range(N), key=lambda patch: -float(map_N[patch]))
+        for point, count in enumerate([0, 4, 8, 11, 15]):
+            kept = falling[count:]
+            with torch.no_grad():
+                if fill == "drop":
+                    logits_L = masked_logits(made, images()[image][None], kept)
+                else:
+                    filled_CHW = images()[image].clone()
+                    for patch in falling[:count]:
+                        row, column = PATCH * (patch // COLUMNS), PATCH * (patch % COLUMNS)
+                        filled_CHW[:, row : row + PATCH, column : column + PATCH] = 0
+                    logits_L = made(filled_CHW[None])[0]
+            expected = float(logits_L[[5, 2][image]])
+            assert found.most_first_RS[image, point] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
 # --- Orders, areas, SaCo: worked by hand --------------------------------------------------------------
 
 
