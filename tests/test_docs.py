@@ -49,6 +49,7 @@ _SMALLER = (
     (r"\bimg_size=\d+", "img_size=48"),
     (r"(vitral info \S+)", r"\1 --no-measure"),
     (r"model=auto.*", "model=auto 'candidates=[\"tiny\"]' minutes=0.02 workers=0"),
+    (r"(vitral explain .*--score).*", r"\1 --images 4 --method legrad --fill drop"),
     (r"\bfrog\b", "ant"),
     (r"\bbird\b", "bee"),
     (r"(vitral doctor \S+ \S+)", r"\1 --limit 6"),

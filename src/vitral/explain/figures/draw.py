@@ -82,6 +82,7 @@ def measure_figures(
     models: Model | Sequence[Model],
     data: Data | None = None,
     *,
+    names: Sequence[str] | None = None,
     on_images: Callable[[int, int], None] = lambda *_: None,
     warn: Callable[[str], None] = lambda _: None,
     **options: Any,
@@ -91,6 +92,7 @@ def measure_figures(
     Args:
         models: one, or two to be set side by side.
         data: the images, as `sample.draw_sample` takes them; None: only what needs none.
+        names: of the models, such as the folders that classifiers were read from; None: their own.
         on_images: told how many images are done, of how many, of all models together.
         warn: told of damaged images, and what was passed over.
         options: fields of `FigureOptions`.
@@ -102,12 +104,12 @@ def measure_figures(
     classifiers = [loaded(model) for model in _listed(models)]
     for classifier in classifiers:
         classifier.refuse_others("figures")
-    names = _names(_listed(models))
+    short = _names(names or _listed(models))
     facts = tuple(facts_of(classifier) for classifier in classifiers)
     of_weights = [tuple(measure.of_weights(classifier.model)) for classifier in classifiers]
     if data is None:
         reason = NotDrawn(_OF_IMAGES, "they need images: name a folder of some")
-        return Figures(names, facts, "", 0, tuple(of_weights), reasons=(reason,))
+        return Figures(short, facts, "", 0, tuple(of_weights), reasons=(reason,))
     source, split = draw_sample(data, wanted.images, wanted.seed, warn)
     measured = _measured(classifiers, split, wanted, on_images, warn)
     pictured = [measure.of_pictures(classifier, split, wanted.shown) for classifier in classifiers]
@@ -116,7 +118,7 @@ def measure_figures(
         for weights, found, pictures in zip(of_weights, measured, pictured, strict=True)
     )
     across, reasons = _across(measured)
-    return Figures(names, facts, source, len(measured[0].rows), by_model, across, reasons)
+    return Figures(short, facts, source, len(measured[0].rows), by_model, across, reasons)
 
 
 def _measured(
