@@ -576,8 +576,8 @@ def test_a_folder_without_classes_will_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"folder": "full"}, "is not empty"),
-        ({"folder": "file"}, "is a file"),
+        ({"folder": "full"}, "exists already"),
+        ({"folder": "file"}, "exists already"),
         ({"models": 3}, "two side by side"),
         ({"images": 0}, "images"),
         ({"imagse": 3}, "imagse"),

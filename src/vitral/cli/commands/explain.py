@@ -28,6 +28,7 @@ _MAPS, _SCORE, _FIGURES, _LIST = "maps of images", "--score", "--figures", "--li
 _BELONGS = {
     **{name: {_MAPS} for name in ("out", "classes", "against", "look", "layers", "heads", "batch_size")},
     **{name: {_SCORE} for name in ("fill", "split", "workers", "cache")},
+    "renormalise": {_FIGURES},
     **{name: {_SCORE, _FIGURES} for name in ("images", "seed")},
     "method": {_MAPS, _SCORE},
     **{name: {_MAPS, _SCORE, _FIGURES} for name in ("words", "device", "precision")},
@@ -101,6 +102,14 @@ _Figures = Annotated[
         panel=_PAPER,
     ),
 ]
+_Renormalise = Annotated[
+    bool,
+    typer.Option(
+        "--renormalise",
+        help="Attention distance over the patches alone, not as the paper's authors did.",
+        rich_help_panel=_PAPER,
+    ),
+]
 _List = Annotated[bool, typer.Option("--list", help="Print the methods, what they show, need and cost.")]
 _Fill = Annotated[
     list[str] | None,
@@ -142,6 +151,7 @@ def explain(  # noqa: PLR0913 - a command's options
     cache: _Cache = None,
     workers: _Workers = None,
     figures: _Figures = None,
+    renormalise: _Renormalise = False,
     list_methods: _List = False,
     json_output: options.Json = False,
     device: options.Device = "auto",
@@ -164,7 +174,8 @@ def explain(  # noqa: PLR0913 - a command's options
     name, given = _required(task, model, words)
     drawn: dict[str, Any] = {"seed": seed} | ({"images": images} if images else {})
     if figures is not None:
-        _figures([name, *given], figures, (device, precision), drawn, as_json=json_output)
+        wanted = {**drawn, "renormalise": renormalise}
+        _figures([name, *given], figures, (device, precision), wanted, as_json=json_output)
     elif score:
         wanted = {**drawn, "methods": method, "split": split, "cache": cache, "workers": workers}
         wanted |= {"fill": tuple(fill)} if fill else {}
@@ -329,15 +340,23 @@ def print_scores(found: "Faithfulness", title: str) -> None:
 
 
 def _figures(
-    words: list[str], folder: Path, where: tuple[str, str], drawn: dict[str, Any], *, as_json: bool
+    words: list[str], folder: Path, where: tuple[str, str], wanted: dict[str, Any], *, as_json: bool
 ) -> None:
-    from vitral.explain.figures.draw import PAGE, draw_figures, split_words
+    from vitral.explain.figures.draw import (
+        PAGE,
+        measure_figures,
+        refuse_undrawable,
+        save_figures,
+        split_words,
+    )
 
-    refuse_filled(folder)
+    refuse_undrawable(folder)
     names, data = split_words(words)
     models = [load_classifier(name, *where) for name in names]
     with progress_bar("measuring") as bar:
-        found = draw_figures(models, folder, data, names=names, warn=warn, on_images=bar, **drawn)
+        found = measure_figures(models, data, names=names, warn=warn, on_images=bar, **wanted)
+    with progress_bar("drawing", "figures") as bar:
+        save_figures(found, folder, bar)
     missing = found.not_drawn()
     if as_json:
         kinds = [next(iter(kind.values())).name for kind in found.kinds()]
@@ -349,7 +368,7 @@ def _figures(
 
 
 def print_methods(model: str | None, *, as_json: bool) -> None:
-    """Print the methods with what an image costs this model, or ViT-B/16 at 224 pixels; then what they show."""
+    """Print the methods, what an image costs this model, or ViT-B/16 at 224 pixels, and what they show."""
     from vitral.explain.attribution.method import Settings
     from vitral.explain.attribution.methods import DEFAULT, METHODS
 
