@@ -22,7 +22,8 @@ from vitral.model.variants import create
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import load_base
-from vitral.runtime.devices import Placement, cpu_count
+from vitral.runtime.devices import Placement
+from vitral.runtime.threads import cpu_count
 from vitral.training.begin import first_checkpoint
 from vitral.training.listeners import Listeners
 from vitral.training.loop import train, training_batches

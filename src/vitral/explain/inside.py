@@ -158,7 +158,7 @@ class Inside:
 
         Args:
             data: labelled images, as `open_data` takes them.
-            methods: names in `vitral.explain.attribution.methods.METHODS`. None: all that take at most 250
+            methods: names in `vitral.explain.attribution.methods.METHODS`. None: all that take at most 100
                 forward passes an image. The controls are always there.
             settings: as `vitral.explain.faithfulness.score.score` takes them: ``images=400``,
                 ``fill=("drop", "mean")``, ``split``, ``seed``, ``steps``, ``workers``, ``cache``, ``warn``,
