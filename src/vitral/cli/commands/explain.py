@@ -365,7 +365,7 @@ def _figures(
 
 
 def print_methods(model: str | None, *, as_json: bool) -> None:
-    """Print the methods, with what an image costs the model, or ViT-B/16; then what each of them shows."""
+    """Print the methods, with what an image costs this model or ViT-B/16, then what they show."""
     from vitral.explain.attribution.method import Settings
     from vitral.explain.attribution.methods import DEFAULT, METHODS
 
