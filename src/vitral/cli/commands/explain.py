@@ -1,5 +1,7 @@
 """`vitral explain`: what an answer rests on, how far to believe it, and the papers' figures."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +36,7 @@ _BELONGS = {
     **{name: {_MAPS, _SCORE, _FIGURES} for name in ("words", "device", "precision")},
 }
 _FILLS = {"drop": "patches left out", "mean": "patches of the mean colour"}
+_PROGRESS_SECONDS = 10.0  # between two lines
 _USUAL = "ViT-B/16"  # whose costs are listed where no model is named
 
 _Model = Annotated[
@@ -278,12 +281,25 @@ def _draw(
     for note in (*found.notes, *found.failures):
         warn(note)
     failed = 0
-    how = Drawing(*drawing)  # type: ignore[arg-type]
+    how = Drawing(*drawing, on_images=_slow_progress())  # type: ignore[arg-type]
     for explained in explain_images(Inside(classifier), found.files, asked, how):
         failed += explained.error is not None
         _print_explained(explained, as_json=as_json)
     if failed or found.failures:
         raise VitralError(found.summary(failed))
+
+
+def _slow_progress() -> Callable[[float, int], None]:
+    """Tells how far slow methods are; no bar, which would take what is printed on standard output."""
+    told_at = time.monotonic()
+
+    def tell(done: float, total: int) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= _PROGRESS_SECONDS:
+            told_at = time.monotonic()
+            warn(f"explaining: {done:.1f} of {total:,} images")
+
+    return tell
 
 
 def _print_explained(explained: "Explained", *, as_json: bool) -> None:
@@ -332,7 +348,7 @@ def print_scores(found: "Faithfulness", title: str) -> None:
             interval = f"{of.srg.low:+.2f} to {of.srg.high:+.2f}"
             areas = (f"{area.mean:.2f}" for area in (of.deletion, of.insertion))
             redrawn = f"{scored.redrawn[HALF].mean:+.2f}" if HALF in scored.redrawn else "-"
-            saco = f"{scored.saco.mean:+.2f}"
+            saco = f"{of.saco.mean:+.2f}"
             rows.append((scored.method, f"{of.srg.mean:+.2f}", interval, of.group, *areas, saco, redrawn))
         print_table(_FILLS[fill], headings, rows, set(headings[1:]))
     for sentence in found.conclusions():
@@ -368,7 +384,7 @@ def _figures(
 
 
 def print_methods(model: str | None, *, as_json: bool) -> None:
-    """Print the methods, what an image costs this model or ViT-B/16 at 224 pixels, and what they show."""
+    """Print the methods, with what an image costs this model or ViT-B/16, then what they show."""
     from vitral.explain.attribution.method import Settings
     from vitral.explain.attribution.methods import DEFAULT, METHODS
 
