@@ -20,4 +20,5 @@ def test_the_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for block in found:
         pages.run(block, str(PAGE), names)
     assert torch.allclose(names["attention"].sum(-1), torch.ones(()), atol=1e-5)
+    assert names["maps"].against == ("8", "8")
     assert names["result"].n == len(names["data"].split("val"))
