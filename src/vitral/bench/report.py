@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from vitral.checkpoints import peers
-from vitral.runtime.devices import Placement, cpu_count
+from vitral.runtime.devices import Placement
+from vitral.runtime.threads import cpu_count, thread_count
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def describe_machine(placement: Placement, command: str) -> dict[str, Any]:
         "command": command,
         "cpu": _cpu_name(),
         "cores": cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": thread_count(),
         # Work of others; figures from a machine that is busy are worth little.
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "gpu": gpu,

@@ -349,7 +349,7 @@ def _figures(
 
 
 def print_methods(model: str | None, *, as_json: bool) -> None:
-    """Print the methods with what an image costs this model, or ViT-B/16 at 224 pixels; then what they show."""
+    """Print the methods, what an image costs this model or ViT-B/16 at 224 pixels, and what they show."""
     from vitral.explain.attribution.method import Settings
     from vitral.explain.attribution.methods import DEFAULT, METHODS
 
