@@ -151,7 +151,7 @@ def run(line: str, vitral: Vitral) -> None:
     )
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "docs/paper.md"])
 def test_every_command_in_a_line_of_text_can_be_parsed(page: str) -> None:
     for command in spans(page):
         parse(command)

@@ -1,5 +1,7 @@
 """`vitral explain`: what an answer rests on, how far to believe it, and the papers' figures."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,11 +30,13 @@ _MAPS, _SCORE, _FIGURES, _LIST = "maps of images", "--score", "--figures", "--li
 _BELONGS = {
     **{name: {_MAPS} for name in ("out", "classes", "against", "look", "layers", "heads", "batch_size")},
     **{name: {_SCORE} for name in ("fill", "split", "workers", "cache")},
+    "renormalise": {_FIGURES},
     **{name: {_SCORE, _FIGURES} for name in ("images", "seed")},
     "method": {_MAPS, _SCORE},
     **{name: {_MAPS, _SCORE, _FIGURES} for name in ("words", "device", "precision")},
 }
 _FILLS = {"drop": "patches left out", "mean": "patches of the mean colour"}
+_PROGRESS_SECONDS = 10.0  # between two lines
 _USUAL = "ViT-B/16"  # whose costs are listed where no model is named
 
 _Model = Annotated[
@@ -101,6 +105,14 @@ _Figures = Annotated[
         panel=_PAPER,
     ),
 ]
+_Renormalise = Annotated[
+    bool,
+    typer.Option(
+        "--renormalise",
+        help="Attention distance over the patches alone, not as the paper's authors did.",
+        rich_help_panel=_PAPER,
+    ),
+]
 _List = Annotated[bool, typer.Option("--list", help="Print the methods, what they show, need and cost.")]
 _Fill = Annotated[
     list[str] | None,
@@ -142,6 +154,7 @@ def explain(  # noqa: PLR0913 - a command's options
     cache: _Cache = None,
     workers: _Workers = None,
     figures: _Figures = None,
+    renormalise: _Renormalise = False,
     list_methods: _List = False,
     json_output: options.Json = False,
     device: options.Device = "auto",
@@ -164,7 +177,8 @@ def explain(  # noqa: PLR0913 - a command's options
     name, given = _required(task, model, words)
     drawn: dict[str, Any] = {"seed": seed} | ({"images": images} if images else {})
     if figures is not None:
-        _figures([name, *given], figures, (device, precision), drawn, as_json=json_output)
+        wanted = {**drawn, "renormalise": renormalise}
+        _figures([name, *given], figures, (device, precision), wanted, as_json=json_output)
     elif score:
         wanted = {**drawn, "methods": method, "split": split, "cache": cache, "workers": workers}
         wanted |= {"fill": tuple(fill)} if fill else {}
@@ -267,12 +281,25 @@ def _draw(
     for note in (*found.notes, *found.failures):
         warn(note)
     failed = 0
-    how = Drawing(*drawing)  # type: ignore[arg-type]
+    how = Drawing(*drawing, on_images=_slow_progress())  # type: ignore[arg-type]
     for explained in explain_images(Inside(classifier), found.files, asked, how):
         failed += explained.error is not None
         _print_explained(explained, as_json=as_json)
     if failed or found.failures:
         raise VitralError(found.summary(failed))
+
+
+def _slow_progress() -> Callable[[float, int], None]:
+    """Tells how far slow methods are; no bar, which would take what is printed on standard output."""
+    told_at = time.monotonic()
+
+    def tell(done: float, total: int) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= _PROGRESS_SECONDS:
+            told_at = time.monotonic()
+            warn(f"explaining: {done:.1f} of {total:,} images")
+
+    return tell
 
 
 def _print_explained(explained: "Explained", *, as_json: bool) -> None:
@@ -329,15 +356,23 @@ def print_scores(found: "Faithfulness", title: str) -> None:
 
 
 def _figures(
-    words: list[str], folder: Path, where: tuple[str, str], drawn: dict[str, Any], *, as_json: bool
+    words: list[str], folder: Path, where: tuple[str, str], wanted: dict[str, Any], *, as_json: bool
 ) -> None:
-    from vitral.explain.figures.draw import PAGE, draw_figures, split_words
+    from vitral.explain.figures.draw import (
+        PAGE,
+        measure_figures,
+        refuse_undrawable,
+        save_figures,
+        split_words,
+    )
 
-    refuse_filled(folder)
+    refuse_undrawable(folder)
     names, data = split_words(words)
     models = [load_classifier(name, *where) for name in names]
     with progress_bar("measuring") as bar:
-        found = draw_figures(models, folder, data, names=names, warn=warn, on_images=bar, **drawn)
+        found = measure_figures(models, data, names=names, warn=warn, on_images=bar, **wanted)
+    with progress_bar("drawing", "figures") as bar:
+        save_figures(found, folder, bar)
     missing = found.not_drawn()
     if as_json:
         kinds = [next(iter(kind.values())).name for kind in found.kinds()]
@@ -349,7 +384,7 @@ def _figures(
 
 
 def print_methods(model: str | None, *, as_json: bool) -> None:
-    """Print the methods, what an image costs this model or ViT-B/16 at 224 pixels, and what they show."""
+    """Print the methods, with what an image costs this model or ViT-B/16, then what they show."""
     from vitral.explain.attribution.method import Settings
     from vitral.explain.attribution.methods import DEFAULT, METHODS
 
