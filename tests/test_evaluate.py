@@ -192,7 +192,7 @@ def test_labels_of_many_classes_are_matched_quickly(tmp_path: Path) -> None:
     labels = tuple(f"class {index}" for index in range(21_843))
     split = Split([b""] * 5, np.arange(5), ["a"] * 5)
     began = time.monotonic()
-    found = evaluation_module._relabelled(split, labels[::-1], labels)
+    found = evaluation_module.relabelled(split, labels[::-1], labels)
     assert time.monotonic() - began < 5  # of comparing each with each, half a minute
     assert found.labels.tolist() == [21_842, 21_841, 21_840, 21_839, 21_838]
 
@@ -234,10 +234,10 @@ def test_dropout_rests_while_a_model_is_evaluated(training: bool) -> None:
     ("options", "text"),
     [
         ({"split": "foo"}, "split='foo': input should be 'train', 'val', 'test' or 'all'"),
-        ({"max_damaged": math.nan}, "max_damaged=nan: it is a number from 0 to 1"),
-        ({"batch_size": 0}, "batch_size=0: it is a whole number from 1 to 1,048,576"),
-        ({"workers": -1}, "workers=-1: it is a whole number from 0 to 1,024"),
-        ({"workers": True}, "workers=true: it is a whole number from 0 to 1,024"),
+        ({"max_damaged": math.nan}, "max_damaged=nan: it must be a number from 0 to 1"),
+        ({"batch_size": 0}, "batch_size=0: it must be a whole number from 1 to 1,048,576"),
+        ({"workers": -1}, "workers=-1: it must be a whole number from 0 to 1,024"),
+        ({"workers": True}, "workers=true: it must be a whole number from 0 to 1,024"),
         ({"mistake": True}, "there is no setting 'mistake'; did you mean 'mistakes'?"),
     ],
     ids=str,
