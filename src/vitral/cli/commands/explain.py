@@ -56,7 +56,7 @@ _Out = Annotated[Path | None, options.folder("New folder, for a .png and a .npy 
 _Method = Annotated[
     list[str] | None,
     options.name(
-        "METHOD", "One of --list, by default legrad; repeatable, below each other.", panel=_PICTURES
+        "METHOD", "One of --list, by default gradient_rollout; repeatable, below each other.", panel=_PICTURES
     ),
 ]
 _Classes = Annotated[

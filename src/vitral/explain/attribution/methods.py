@@ -9,7 +9,9 @@ from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
 from vitral.runtime.spelling import meant
 
-DEFAULT = "legrad"
+# Of the methods that take a few passes the best, or the best but one, on the models that were scored; and its
+# maps change when upper layers are redrawn (docs/log.md, 2026-11-26: which maps to believe).
+DEFAULT = "gradient_rollout"
 
 
 def _forwards(count: float) -> Callable[[ViTConfig, Settings], float]:
