@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vitral.model.variants import create
     from vitral.model.vit import Features, VisionTransformer
     from vitral.recipes.recipe import Recipe
+    from vitral.reports.report import report
     from vitral.runtime.errors import VitralError
     from vitral.training.interface import train
 
@@ -59,6 +60,7 @@ _HOMES = {
     "load": "inference.classifier",
     "open_data": "data.image_data",
     "probe": "evaluation.probing.probe",
+    "report": "reports.report",
     "train": "training.interface",
 }
 
@@ -89,6 +91,7 @@ __all__ = [
     "load",
     "open_data",
     "probe",
+    "report",
     "train",
 ]
 

@@ -13,7 +13,20 @@ from typing import Annotated
 import typer
 
 from vitral.cli import usage
-from vitral.cli.commands import bench, convert, demo, doctor, eval, info, predict, probe, push, recipe, train
+from vitral.cli.commands import (
+    bench,
+    convert,
+    demo,
+    doctor,
+    eval,
+    info,
+    predict,
+    probe,
+    push,
+    recipe,
+    report,
+    train,
+)
 from vitral.cli.console import warn
 from vitral.runtime.errors import VitralError
 from vitral.runtime.process import set_threads
@@ -48,7 +61,7 @@ def _options(
 # In the order of --help.
 for _command in (
     demo.demo, train.train, eval.eval, predict.predict, info.info, doctor.doctor, probe.probe,
-    convert.convert, push.push, bench.bench,
+    report.report, convert.convert, push.push, bench.bench,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(recipe.app, name="recipe")
