@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "cli": {
         "bench", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model", "recipes",
-        "runtime", "training",
+        "reports", "runtime", "training",
     },
 }  # fmt: skip
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from vitral.model.vit import Features, VisionTransformer
     from vitral.recipes.recipe import Recipe
     from vitral.reports.report import report
+    from vitral.reports.train import train
     from vitral.runtime.errors import VitralError
-    from vitral.training.interface import train
 
 # Where each public name lives. Resolved on first use, so that `vitral --help` need not import torch.
 _HOMES = {
@@ -61,7 +61,7 @@ _HOMES = {
     "open_data": "data.image_data",
     "probe": "evaluation.probing.probe",
     "report": "reports.report",
-    "train": "training.interface",
+    "train": "reports.train",
 }
 
 __all__ = [

@@ -30,8 +30,9 @@ _SHOWN: dict[str, Callable[[Any], str]] = {
     "signed": lambda value: f"{value:+.3f}",
     "interval": lambda value: f"{100 * value[0]:.1f} to {100 * value[1]:.1f}",
     "range": lambda value: f"{value[0]:+.3f} to {value[1]:+.3f}",
+    "difference": lambda value: f"{100 * value[0]:+.1f} to {100 * value[1]:+.1f}",
 }
-Kind = Literal["text", "count", "percent", "points", "number", "signed", "interval", "range"]
+Kind = Literal["text", "count", "percent", "points", "number", "signed", "interval", "range", "difference"]
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,9 @@ class Pictures:
         """Give a picture that was computed, perhaps with a map over it."""
         return self._taken(use, lambda: thumbnail(image, side, over))
 
-    def whole(self, png: bytes, use: str) -> Picture | None:
-        """Give a figure as it is."""
-
-        def made() -> Picture:
-            with Image.open(io.BytesIO(png)) as figure:
-                return Picture(_uri("png", png), *figure.size)
-
-        return self._taken(use, made)
+    def whole(self, png: bytes, size: tuple[int, int], use: str) -> Picture | None:
+        """Give a figure of (width, height) pixels as it is."""
+        return self._taken(use, lambda: Picture(_uri("png", png), *size))
 
     def _taken(self, use: str, make: Callable[[], Picture]) -> Picture | None:
         if not self.wanted:

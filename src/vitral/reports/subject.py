@@ -1,7 +1,8 @@
 """`Subject`: a model that is reported on, with the run that made it if one did."""
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,16 @@ class Subject:
     def score_key(self) -> str:
         """The task's score in the records of evaluations."""
         return "val_mean_average_precision" if self.classifier.multi_label else "val_top1"
+
+
+def read_all(sources: Sequence[str], device: Device, precision: Precision) -> list[Subject]:
+    """Read several; those whose folders have the same name are called by their paths."""
+    subjects = [Subject.read(source, device, precision) for source in sources]
+    names = [subject.name for subject in subjects]
+    return [
+        subject if names.count(subject.name) == 1 else replace(subject, name=subject.source)
+        for subject in subjects
+    ]
 
 
 def names_model(text: str) -> bool:

@@ -57,8 +57,8 @@ from vitral.training.state import TENSORS, Record, RunState, Saved, Summary, els
 # Settings that may change when a run is taken up again, for they do not change what it computes; the budget
 # changes what is still to come.
 CHANGEABLE = {
-    "epochs", "steps", "minutes", "checkpoint_steps", "eval_epochs", "max_damaged", "keep_state", "threads",
-    "workers", "device", "accumulate", "checkpoint_layers",
+    "epochs", "steps", "minutes", "checkpoint_steps", "eval_epochs", "max_damaged", "keep_state", "report",
+    "threads", "workers", "device", "accumulate", "checkpoint_layers",
 }  # fmt: skip
 _NEW_RUN = "begin a new run with another --out"
 

@@ -50,7 +50,7 @@ def report(  # noqa: PLR0913 - a command's options
     wanted |= {"max_damaged": max_damaged, "workers": workers, "device": device, "precision": precision}
     with progress_bar("reporting") as bar:
         wanted |= {"on_progress": lambda _, done, total: bar(done, total), "warn": warn}
-        made = make_report(names[0], data, **wanted)
+        made = make_report(names, data, **wanted)
     if out is not None:
         made.write(out)
         said = f"{out}, {out.stat().st_size / 1e6:.1f} MB: {made.lead}"

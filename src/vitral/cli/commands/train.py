@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitral.cli import options
-from vitral.cli.console import clock, print_lines, say
+from vitral.cli.console import clock, print_lines, say, warn
 from vitral.runtime.process import keep_freed_memory
 from vitral.runtime.stopping import exit_status
 
@@ -47,6 +47,7 @@ def train(
     from vitral.evaluation.task import task_of
     from vitral.recipes import packaged as recipes
     from vitral.recipes.recipe import Recipe
+    from vitral.reports.train import write_if_asked
     from vitral.training.begin import groups_of
     from vitral.training.choose import train as run_training
     from vitral.training.run_folder import RunFolder, changed
@@ -72,6 +73,11 @@ def train(
         raise typer.Exit(exit_status(summary.stopped_by) if summary.stopped_by else 1)
     _print_summary(summary, task_of(images))
     print(f"model: {out}; try: vitral predict {shlex.quote(str(out))} IMAGE...")
+    if written := write_if_asked(data, out, warn):
+        print(f"report: {written}")
+    else:
+        command = shlex.join(["vitral", "report", str(out), data, "--out", "report.html"])
+        print(f"report: {command}")
 
 
 def _print_summary(summary: "Summary", task: "Task") -> None:

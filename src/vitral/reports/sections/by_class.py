@@ -10,7 +10,7 @@ from vitral.reports.charts.bars import interval_strip
 from vitral.reports.material import NO_DATA, Material
 
 _MOST_ROWS = 200
-_MOST_PAIRS = 20
+_MOST_PAIRS = 12
 _MOST_IN_MATRIX = 25
 _TITLE = "By class"
 

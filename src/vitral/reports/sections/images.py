@@ -10,7 +10,7 @@ from vitral.reports.blocks import Block, Card, Column, Gallery, Picture, Prose, 
 from vitral.reports.material import NO_DATA, Material
 from vitral.reports.words import label_words
 
-_ERRORS, _DOUBTFUL, _SUSPECTS, _PAIRS = 24, 12, 24, 12
+_ERRORS, _DOUBTFUL, _SUSPECTS, _PAIRS = 21, 14, 21, 12
 _SIDE = 144  # pixels of a picture's longer side
 _MOST_LISTED = 200
 
@@ -30,9 +30,9 @@ def images(material: Material) -> Section:
         )
     blocks: list[Block] = []
     if errors:
-        cards = _cards(material, errors, "worst errors")
+        cards = image_cards(material, errors, "worst errors")
         blocks.append(Gallery("The worst errors, the surest first", cards))
-    cards = _cards(material, doubts, "doubtful images")
+    cards = image_cards(material, doubts, "doubtful images")
     intro = "The answer and the next likeliest are nearly as probable. More such images would teach it most."
     if material.multi_label:
         intro = "A label's probability is nearest to the threshold of 0.5."
@@ -44,17 +44,30 @@ def images(material: Material) -> Section:
     return Section("errors", title, lead, tuple(blocks))
 
 
-def _cards(material: Material, found: Sequence[ImageAnswer], use: str) -> tuple[Card, ...]:
+def image_cards(material: Material, found: Sequence[ImageAnswer], use: str) -> tuple[Card, ...]:
+    """Give each image with its answer and its truth."""
     assert material.answers is not None
-    pictures = material.answers.split.images
-    cards = []
+    pictures, cards = material.answers.split.images, []
     for each in found:
-        lines = [f"{name}: {percent(probability, 0)}" for name, probability in each.probabilities[:2]]
-        truth = f"is {label_words(each.truth)}" if not each.right else f"is {label_words(each.truth)}: right"
-        said = f"{each.name}: said {label_words(each.answer)}, {truth}"
+        truth, answer = label_words(each.truth), label_words(each.answer)
+        alt = f"{each.name}: said {answer}, is {truth}"
         picture = material.pictures.of(pictures, each.row, _SIDE, use)
-        cards.append(Card(said, f"{label_words(each.answer)}", (truth, *lines, each.name), picture))
+        cards.append(Card(alt, *_said(each, truth, answer), picture))
     return tuple(cards)
+
+
+def _said(each: ImageAnswer, truth: str, answer: str) -> tuple[str, tuple[str, ...]]:
+    """The title and the lines under an image."""
+    shares = dict(each.probabilities)
+    if isinstance(each.truth, tuple):
+        likeliest = ", ".join(f"{name} {percent(share, 0)}" for name, share in each.probabilities[:3])
+        return answer, (f"is {truth}", likeliest, each.name)
+    title = f"{answer} ({percent(shares[answer], 0)})"
+    if each.right:
+        other, share = each.probabilities[1] if len(shares) > 1 else each.probabilities[0]
+        return title, (f"right, before {other} ({percent(share, 0)})", each.name)
+    known = f" ({percent(shares[truth], 0)})" if truth in shares else ""
+    return title, (f"is {truth}{known}", each.name)
 
 
 def data_quality(material: Material) -> Section:
