@@ -144,10 +144,10 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tempfile.mkdtemp": ("runtime.files",),
     "write_text": (),
     "write_bytes": (),
-    # Others' files are opened by `formats`, a peer's by its own loader, a run's state and cached features by
-    # those who wrote them.
+    # Others' files are opened by `formats`, a peer's by its own loader; a run's state, cached features and
+    # scores by those who wrote them.
     "torch.load": ("checkpoints.formats", "checkpoints.peers", "training"),
-    "safe_open": ("checkpoints.formats", "inference.features"),
+    "safe_open": ("checkpoints.formats", "inference.features", "explain.faithfulness"),
     "print": ("cli",),
     "sys.stderr.write": ("__main__",),
     "warnings.warn": ("inference.classifier",),
@@ -155,7 +155,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "os.cpu_count": ("runtime.devices",),
     "os.sched_getaffinity": ("runtime.devices",),
     "torch.set_num_threads": ("runtime.devices", "data.workers"),  # the latter within a worker process
-    "torch.autocast": ("runtime.devices", "model.positions"),  # the latter turns it off
+    "torch.autocast": ("runtime.devices", "model.positions", "explain.observe"),  # the latter two turn it off
     "DataLoader": ("data.workers",),
     "multiprocessing.get_context": ("bench.processes", "data.workers"),
     "keep_freed_memory": ("cli.commands", "bench.processes"),  # the latter in a contender's process

@@ -1,14 +1,23 @@
 """`Inside`: a classifier that one can look into; no hooks, and nothing to undo afterwards."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vitral.explain.maps import AttentionMaps
+from vitral.data.image_data import DataSource
+from vitral.explain.attribution.asking import POSITIVE, asking, each_positive
+from vitral.explain.attribution.attribute import attribute, joined
+from vitral.explain.attribution.method import Method, Settings
+from vitral.explain.attribution.methods import DEFAULT, find
+from vitral.explain.faithfulness.record import Faithfulness
+from vitral.explain.faithfulness.score import methods_to_score, score
+from vitral.explain.maps import AttentionMaps, Relevance
 from vitral.explain.observe import SeenAttention, observe
+from vitral.explain.target import Target
 from vitral.images.picture import ImageSource
 from vitral.inference.classifier import Classifier, loaded
 from vitral.model.config import Grid
@@ -83,6 +92,80 @@ class Inside:
                 )
             parts.append(seen.taken)
         return self._maps(parts, chosen, wanted, tuple(asked))
+
+    def relevance(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        method: str = DEFAULT,
+        target: Target = "predicted",
+        against: Target | None = None,
+        batch_size: int = _BATCH_SIZE,
+        progress: Callable[[float], None] = lambda _: None,
+        **settings: Any,
+    ) -> Relevance:
+        """Computes how much each patch counts: one map an image, of the view that the model sees.
+
+        Test-time augmentation is no part of it: the image itself is explained, not its mirror.
+
+        Args:
+            images: as `Classifier.predict` takes them.
+            method: a name in `vitral.explain.attribution.methods.METHODS`.
+            target: which score: "predicted", a label, its index; of a multi-label model also "positive", a
+                map for each label that is there.
+            against: the score of this class is subtracted: why `target` and not this.
+            batch_size: images a pass.
+            progress: is told how many images are done, such as 2.4.
+            settings: of slow and random methods: `seed`, `steps`, `masks`, `kept` (`Settings`).
+
+        Raises:
+            ImageError: if an image cannot be read.
+            VitralError: if there is no such method, class or setting, or the method cannot serve this model.
+        """
+        row, chosen = find(method), Settings.of(settings)
+        ask = asking(self.classifier, row, "predicted" if target == POSITIVE else target, against)
+        parts: list[Relevance] = []
+        done = 0
+        for images_BCHW in self.classifier.batches(images, batch_size):
+            first, count = done, len(images_BCHW)
+            told = replace(
+                chosen, progress=lambda share, first=first, count=count: progress(first + share * count)
+            )
+            if target == POSITIVE:
+                part = self._of_each_label(images_BCHW, row, told)
+            else:
+                part = attribute(self.classifier, images_BCHW, row, ask, told)
+            parts.append(replace(part, images=tuple(first + image for image in part.images)))
+            done += count
+            progress(done)
+        return joined(parts)
+
+    def _of_each_label(self, images_BCHW: Tensor, method: Method, settings: Settings) -> Relevance:
+        images_M, question = each_positive(self.classifier, images_BCHW)
+        part = attribute(self.classifier, images_BCHW[images_M], method, lambda _: question, settings)
+        return replace(part, images=tuple(images_M.tolist()))
+
+    def faithfulness(
+        self, data: DataSource, methods: Sequence[str] | None = None, **settings: Any
+    ) -> Faithfulness:
+        """Measures how far to believe the maps of each method, on this model: the best comes first.
+
+        Patches are taken away in the order that a map gives them, and the predicted class's logit is
+        watched: deletion and insertion curves, SRG, SaCo, each with 95 % intervals; which methods differ
+        beyond chance; and whether a map changes when the weights are redrawn.
+
+        Args:
+            data: labelled images, as `open_data` takes them.
+            methods: names in `vitral.explain.attribution.methods.METHODS`. None: all that take at most 250
+                forward passes an image. The controls are always there.
+            settings: as `vitral.explain.faithfulness.score.score` takes them: ``images=400``,
+                ``fill=("drop", "mean")``, ``split``, ``seed``, ``steps``, ``workers``, ``cache``, ``warn``,
+                ``on_images``.
+
+        Raises:
+            VitralError: if the model has no classes, or a method, the data or a setting cannot be used.
+        """
+        return score(self.classifier, data, methods_to_score(methods, self.model.config), **settings)
 
     @property
     def grid(self) -> Grid:

@@ -36,9 +36,12 @@ class Relevance:
     method: str
     targets: tuple[str, ...]  # the class explained, an image each; "" for a method that knows of none
     against: tuple[str, ...] | None  # the class that it was set against
-    scores: Tensor  # (B,): the score explained, a logit or a difference of two
-    probabilities: Tensor  # (B,): of the target
-    certificate: float  # the largest |A V - O| of the attention used; 0 where none was
+    scores: Tensor  # (B,): the score explained, a logit or a difference of two; NaN without classes
+    probabilities: Tensor  # (B,): of the target; NaN without classes
+    # The largest |A V - O| of the attention used. Of integrated gradients, the largest difference between the
+    # sum of a map and what it is to sum up to. 0 where nothing vouches.
+    certificate: float
+    images: tuple[int, ...]  # the image of each map, from 0; there are more maps where each label has one
     layers: str = "all"  # which layers the map is of, in words
 
     def __repr__(self) -> str:

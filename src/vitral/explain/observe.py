@@ -109,7 +109,7 @@ def observe(
     if patches is not None:
         kept_BT = with_prefix(patches, model.config.num_prefix_tokens)
         tokens_BTD = tokens_BTD.gather(1, kept_BT[:, :, None].expand(-1, -1, tokens_BTD.shape[2]))
-        relations = _of_tokens(relations, kept_BT)
+        relations = of_tokens(relations, kept_BT)
     if torch.is_grad_enabled():
         tokens_BTD = tokens_BTD.detach().requires_grad_()
     taken: dict[int, Any] = {}
@@ -131,8 +131,8 @@ def with_prefix(patches_BN: Tensor, num_prefix_tokens: int) -> Tensor:
     return torch.cat([prefix_P.expand(len(patches_BN), -1), patches_BN + num_prefix_tokens], dim=1)
 
 
-def _of_tokens(relations: Sequence[Relation], kept_BT: Tensor) -> list[Relation]:
-    """Most models have one relation for all layers, which is then indexed once."""
+def of_tokens(relations: Sequence[Relation], kept_BT: Tensor) -> list[Relation]:
+    """Gives the relations of some tokens; what all layers share, as in most models, is indexed once."""
     made = {id(relation): relation.of_tokens(kept_BT) for relation in relations}
     return [made[id(relation)] for relation in relations]
 
@@ -141,7 +141,9 @@ def _observer(
     take: Callable[[int, SeenAttention], Any], taken: dict[int, Any], index: int, relation: Relation
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
     def observer(q_BAQK: Tensor, k_BATK: Tensor, v_BATK: Tensor, mixed_BAQK: Tensor) -> None:
-        taken[index] = take(index, SeenAttention(q_BAQK, k_BATK, v_BATK, mixed_BAQK, relation.bias_ATT))
+        # The layer may run under autocast; products of what was seen are float32 in any case.
+        with torch.autocast(q_BAQK.device.type, enabled=False):
+            taken[index] = take(index, SeenAttention(q_BAQK, k_BATK, v_BATK, mixed_BAQK, relation.bias_ATT))
 
     return observer
 

@@ -10,10 +10,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -55,11 +56,11 @@ class PooledFeatures:
         return parts[pooling]
 
 
-def cache_folder(wanted: Path | None = None) -> Path:
-    """`wanted`, else ``features`` in $VITRAL_CACHE, else in ``~/.cache/vitral``."""
+def cache_folder(wanted: Path | None = None, kind: str = "features") -> Path:
+    """`wanted`, else the folder of this kind in $VITRAL_CACHE, else in ``~/.cache/vitral``."""
     if wanted is not None:
         return wanted
-    return Path(os.environ.get("VITRAL_CACHE") or Path.home() / ".cache" / "vitral") / "features"
+    return Path(os.environ.get("VITRAL_CACHE") or Path.home() / ".cache" / "vitral") / kind
 
 
 def poolings(model: VisionTransformer, layer: int) -> tuple[Pooling, ...]:
@@ -204,24 +205,30 @@ def _keys(classifier: Classifier, layers: Sequence[int]) -> dict[int, str]:
     config = replace(model.config, num_classes=0, dropout=0.0, drop_path=0.0)
     about = [_FORMAT, asdict(config), asdict(classifier.preprocess), str(classifier.placement.precision)]
     digest = hashlib.sha256(json.dumps(about).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(_HEADS):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    below = {name: of for name, of in model.state_dict().items() if not name.startswith(_HEADS)}
+    update_with_weights(digest, below)
     return {layer: f"{digest.hexdigest()[:32]}-layer{layer % len(model.layers)}" for layer in layers}
+
+
+def update_with_weights(digest: Any, weights: Mapping[str, Tensor]) -> None:
+    """Feeds tensors to a digest of hashlib, with their names, types and shapes."""
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def _digests(split: Split, until: float) -> list[bytes]:
     """Of all images, or of the first that are read until then: of large photographs that takes its time."""
     digests = []
     for row in range(len(split)):
-        digests.append(_image_digest(split, row))
+        digests.append(image_digest(split, row))
         if time.monotonic() > until and len(digests) >= _BATCH_SIZE:
             break
     return digests
 
 
-def _image_digest(split: Split, row: int) -> bytes:
+def image_digest(split: Split, row: int) -> bytes:
+    """Gives a digest of an image's bytes; of one that cannot be read, another each time."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     try:
         image = split.images[row]
