@@ -26,7 +26,7 @@ def side_by_side(materials: Sequence[Material]) -> Section:
     """Give the figures of all runs in one table, and their scores with intervals."""
     rows = [_row(material) for material in materials]
     columns = (
-        Column("run"), Column("accuracy or mAP", "percent"), Column("95 % interval", "interval"),
+        Column("run"), Column("score", "percent"), Column("95 % interval", "interval"),
         Column("loss", "number"), Column("calibration error", "percent"), Column("parameters", "count"),
         Column("GFLOPs", "number"), Column("epochs", "number"), Column("time"),
     )  # fmt: skip
@@ -74,7 +74,8 @@ def differences(first: Material, others: Against) -> Section:
         for other, found in others
     ]  # fmt: skip
     columns = (
-        Column(f"beside {first.subject.name}"), Column("images", "count"), Column("difference, points", "points"),
+        Column(f"beside {first.subject.name}"), Column("images", "count"),
+        Column("difference, points", "points"),
         Column("95 % interval, points", "difference"), Column("it alone right", "count"),
         Column(f"{first.subject.name} alone right", "count"), Column("p", "number"), Column("beyond chance"),
     )  # fmt: skip

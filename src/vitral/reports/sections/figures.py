@@ -1,0 +1,50 @@
+"""The papers' figures of this model, with what there is to see in each."""
+
+import csv
+import io
+from typing import Any
+
+from vitral.explain.figures.page import Entry, Shot
+from vitral.reports.blocks import Block, Column, Facts, Figure, Prose, Section, Table
+from vitral.reports.material import Material
+
+_MOST_ROWS = 40  # of a figure's numbers; filters have thousands
+_USE = "the papers' figures"
+
+
+def figures(material: Material) -> Section:
+    """Show each figure in both schemes, with its finding and its recipe."""
+    title, page = "The papers' figures", material.figures
+    if page is None or isinstance(page, str):
+        return Section("figures", title, "", (Prose(page or "They were not asked for.", "missing"),))
+    of = f" Those of images are of {page.count:,} of them." if page.count else ""
+    lead = f"What the papers on Vision Transformers draw, of this model.{of}"
+    blocks: list[Block] = [
+        block for entry in page.entries for shot in entry.shots for block in _figure(material, entry, shot)
+    ]
+    blocks += [Prose(f"{name}: {reason}.", "missing") for name, reason in page.not_drawn]
+    return Section("figures", title, lead, tuple(blocks))
+
+
+def _figure(material: Material, entry: Entry, shot: Shot) -> list[Block]:
+    light, dark = shot.painted.light, shot.painted.dark
+    pair = material.pictures.pair(light, dark, _USE)
+    return [Figure(entry.title, entry.see, shot.finding, entry.recipe, pair, _numbers(entry, shot))]
+
+
+def _numbers(entry: Entry, shot: Shot) -> Table:
+    rows = list(csv.reader(io.StringIO(shot.table)))
+    head, body = rows[0] if rows else [], rows[1:]
+    cut = f" (the first {_MOST_ROWS} of {len(body):,} rows)" if len(body) > _MOST_ROWS else ""
+    shown = body[:_MOST_ROWS]
+    columns = tuple(Column(name, "written" if _is_number(shown, place) else "text") for place, name in enumerate(head))
+    return Table(f"{entry.title}: the numbers{cut}", columns, [tuple(row) for row in shown])
+
+
+def _is_number(rows: list[list[str]], place: int) -> bool:
+    try:
+        for row in rows:
+            float(row[place])
+    except (ValueError, IndexError):
+        return False
+    return bool(rows)
