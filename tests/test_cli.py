@@ -89,10 +89,14 @@ def assert_failed_in_one_line(result: Result, text: str) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((), ["demo", "train", "eval", "predict", "info", "--version"]),
+        ((), ["demo", "train", "eval", "predict", "explain", "info", "--version"]),
         (("train",), ["DATA", "--out", "--recipe", "--resume", "KEY=VALUE"]),
         (("eval",), ["MODEL", "DATA", "--split", "--json"]),
         (("predict",), ["MODEL", "IMAGES", "--top", "--json", "--tta"]),
+        (
+            ("explain",),
+            ["MODEL", "IMAGE", "--out", "--method", "--class", "--against", "--layers", "--heads"],
+        ),
         (("probe",), ["MODEL", "DATA", "--img-size", "--layer", "--per-class", "--cache", "--out", "--json"]),
         (("info",), ["MODEL", "--device"]),
         (("demo",), ["--out"]),

@@ -14,6 +14,7 @@ from vitral.checkpoints.dtypes import STORABLE
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.cli import app as cli
 from vitral.data.split import SPLITS
+from vitral.explain.pictures import Look
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Augmentation
 from vitral.model.config import Pooling, ViTConfig
@@ -275,6 +276,7 @@ def test_what_options_may_be_is_what_the_library_takes() -> None:
         (limits.TTA, get_args(Augmentation)),
         (limits.SPLITS, (*SPLITS, "all")),
         (limits.FEATURES, get_args(Pooling)),
+        (limits.LOOKS, get_args(Look)),
         (limits.BENCHMARKS, (*_OF_MODELS, "kernels")),
         (limits.LAYOUTS, LAYOUTS),
         (limits.DTYPES, STORABLE),

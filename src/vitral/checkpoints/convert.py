@@ -24,7 +24,7 @@ from vitral.checkpoints.layouts import key_table
 from vitral.checkpoints.layouts.layout import Writing
 from vitral.checkpoints.layouts.registry import WRITERS
 from vitral.runtime.errors import VitralError
-from vitral.runtime.files import new_folder, write_atomically
+from vitral.runtime.files import new_folder, refuse_filled, write_atomically
 
 LAYOUTS = ("vitral", *WRITERS)
 
@@ -49,8 +49,7 @@ def convert(
     source, out = str(source), Path(out)
     if to not in LAYOUTS:
         raise VitralError(f"there is no layout {to!r}; there are {', '.join(LAYOUTS)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise VitralError(f"{out} exists already; choose a new folder")
+    refuse_filled(out)
     checkpoint = load_checkpoint(source, **overrides)
     if dtype is not None:
         store_as(checkpoint.model, dtype)

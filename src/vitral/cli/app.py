@@ -19,6 +19,7 @@ from vitral.cli.commands import (
     demo,
     doctor,
     eval,
+    explain,
     info,
     predict,
     probe,
@@ -60,8 +61,8 @@ def _options(
 
 # In the order of --help.
 for _command in (
-    demo.demo, train.train, eval.eval, predict.predict, info.info, doctor.doctor, probe.probe,
-    report.report, convert.convert, push.push, bench.bench,
+    demo.demo, train.train, eval.eval, predict.predict, explain.explain, report.report, info.info,
+    doctor.doctor, probe.probe, convert.convert, push.push, bench.bench,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(recipe.app, name="recipe")

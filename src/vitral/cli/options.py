@@ -13,24 +13,24 @@ from vitral.runtime.spelling import meant
 
 def text(metavar: str, about: str) -> Any:
     """An argument, or several, none of them empty."""
-    return typer.Argument(metavar=metavar, callback=_given, help=about)
+    return typer.Argument(metavar=metavar, callback=given, help=about)
 
 
-def name(metavar: str, about: str) -> Any:
-    """An option whose text is not empty."""
-    return typer.Option(metavar=metavar, callback=_given, help=about)
+def name(metavar: str, about: str, *names: str, panel: str | None = None) -> Any:
+    """An option whose text is not empty; `panel` is the part of the help that it stands in."""
+    return typer.Option(*names, metavar=metavar, callback=given, help=about, rich_help_panel=panel)
 
 
-def _given(value: Any) -> Any:
+def given(value: Any) -> Any:
     if value is not None and "" in ([value] if isinstance(value, str) else value):
         raise typer.BadParameter("it is empty")
     return value
 
 
-def choice(values: tuple[str, ...], about: str = "") -> Any:
+def choice(values: tuple[str, ...], about: str = "", *, panel: str | None = None) -> Any:
     """An option that is one of some words."""
     listed = f"{', '.join(values[:-1])} or {values[-1]}"
-    return typer.Option(callback=one_of(values), help=f"{listed}{about or '.'}")
+    return typer.Option(callback=one_of(values), help=f"{listed}{about or '.'}", rich_help_panel=panel)
 
 
 def one_of(values: tuple[str, ...]) -> Callable[[str | None], str | None]:
@@ -44,7 +44,7 @@ def one_of(values: tuple[str, ...]) -> Callable[[str | None], str | None]:
     return checked
 
 
-def number(span: tuple[int, int], about: str) -> Any:
+def number(span: tuple[int, int], about: str, *, panel: str | None = None) -> Any:
     """An option that is a whole number, or several, from the first to the second."""
 
     def checked(value: Any) -> Any:
@@ -53,7 +53,7 @@ def number(span: tuple[int, int], about: str) -> Any:
                 raise typer.BadParameter(f"{one} is no whole number from {span[0]:,} to {span[1]:,}")
         return value
 
-    return typer.Option(callback=checked, help=about)
+    return typer.Option(callback=checked, help=about, rich_help_panel=panel)
 
 
 def share(about: str) -> Any:
@@ -67,9 +67,9 @@ def share(about: str) -> Any:
     return typer.Option(callback=checked, help=about)
 
 
-def folder(about: str) -> Any:
+def folder(about: str, *, panel: str | None = None) -> Any:
     """An option that is a folder to write to, new or there already."""
-    return typer.Option(parser=as_folder, metavar="FOLDER", help=about)
+    return typer.Option(parser=as_folder, metavar="FOLDER", help=about, rich_help_panel=panel)
 
 
 def as_folder(value: str | Path) -> Path:

@@ -31,9 +31,9 @@ def line_of(error: Any) -> str:
     if kind == "NoSuchOption":
         text = _unknown_option(error.option_name, context)
     elif kind == "MissingParameter":
-        text = f"{_name(error.param, error.param_hint)} is missing"
+        text = f"{name_of(error.param, error.param_hint)} is missing"
     elif isinstance(error, typer.BadParameter):
-        text = f"{_name(error.param, error.param_hint)}: {_lowered(error.message)}"
+        text = f"{name_of(error.param, error.param_hint)}: {_lowered(error.message)}"
     else:
         text = _lowered(error.format_message())
     text = " ".join(text.split()).rstrip(".")
@@ -64,7 +64,7 @@ def _options_of_others(context: Any) -> set[str]:
     return {option for command in others.values() for param in command.params for option in param.opts}
 
 
-def _name(param: Any, hint: str | Sequence[str] | None) -> str:
+def name_of(param: Any, hint: str | Sequence[str] | None = None) -> str:
     """``--out``, or what the help calls an argument."""
     if isinstance(hint, str):
         return hint

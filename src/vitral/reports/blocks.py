@@ -27,12 +27,13 @@ _SHOWN: dict[str, Callable[[Any], str]] = {
     "percent": percent,
     "points": lambda value: f"{100 * value:+.1f}",
     "number": short,
+    "written": str,
     "signed": lambda value: f"{value:+.3f}",
     "interval": lambda value: f"{100 * value[0]:.1f} to {100 * value[1]:.1f}",
     "range": lambda value: f"{value[0]:+.3f} to {value[1]:+.3f}",
     "difference": lambda value: f"{100 * value[0]:+.1f} to {100 * value[1]:+.1f}",
 }
-Kind = Literal["text", "count", "percent", "points", "number", "signed", "interval", "range", "difference"]
+Kind = Literal["text", "count", "percent", "points", "number", "signed", "interval", "range", "difference", "written"]
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ class Picture:
     height: int
     over: str = ""  # a map as a data URI, stretched over the image
     coarse: bool = False  # so small that its pixels are to be seen
+    alt: str = ""  # where it says more than the card that it is on
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,25 @@ class Gallery:
         return {"gallery": self.title, "images": [card.to_dict() for card in self.cards]}
 
 
-Block = Table | Matrix | Chart | Side | Tiles | Facts | Prose | Gallery
+@dataclass(frozen=True)
+class Figure:
+    """A drawing as a picture, in both schemes, with what to see in it, its recipe and its numbers."""
+
+    kind: ClassVar[str] = "figure"
+
+    title: str
+    see: str
+    alt: str
+    recipe: str
+    light: Picture | None
+    dark: Picture | None
+    table: Table
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"figure": self.title, "says": self.alt, "recipe": self.recipe, **self.table.to_dict()}
+
+
+Block = Table | Matrix | Chart | Side | Tiles | Facts | Prose | Gallery | Figure
 
 
 @dataclass(frozen=True)

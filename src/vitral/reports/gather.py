@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ from vitral.evaluation.analysis.classes import by_class
 from vitral.evaluation.analysis.label_errors import label_errors
 from vitral.evaluation.analysis.near_duplicates import near_duplicates
 from vitral.evaluation.evaluate import SplitName
+from vitral.explain.figures.draw import measure_figures, page_of
+from vitral.explain.figures.page import Page
+from vitral.reports.looking import explained, images_to_score, scored
 from vitral.reports.material import Material
 from vitral.reports.pictures import Pictures
 from vitral.reports.subject import Subject
@@ -24,6 +27,7 @@ from vitral.runtime.ranges import Images, Whole, Workers
 Progress = Callable[[str, int, int], None]
 # Of the page, what is no picture: words, tables and charts.
 _TEXT_BYTES = 300_000
+_FIGURED = 64  # images that the figures are measured on
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,9 @@ class ReportOptions:
     limit: Images | None = None  # images that are judged at most, evenly over their order; None: all
     pictures: bool = True  # whether images of the data may be in the file
     megabytes: Annotated[float, Field(ge=0.4, le=100)] = 2.0  # that the file may have
+    maps: Annotated[int, Field(ge=0, le=100)] = 12  # images whose maps are shown
+    score: Annotated[int, Field(ge=0, le=10**6)] | None = None  # images that faithfulness is measured on
+    figures: bool = True  # whether the papers' figures are drawn
     max_damaged: Whole = 0.01  # share of unreadable images past which to give up
     workers: Workers | None = None  # processes that load images; None: as many as the machine suits
     device: Device = "auto"
@@ -99,6 +106,38 @@ def examined(material: Material, asked: Asked) -> Material:
         on_images=asked.telling("looking for duplicates"),
     )
     return replace(material, labels=label_errors(answers), duplicates=found, training=train)
+
+
+def looked_into(material: Material, asked: Asked) -> Material:
+    """Look into the model: maps of a few images, how faithful they are, and the papers' figures."""
+    answers, subject, wanted = material.answers, material.subject, asked.options
+    if answers is None or asked.data is None:
+        return replace(material, figures=_figures(material, asked))
+    try:
+        maps = explained(subject, answers, wanted.maps)
+    except VitralError as error:
+        reason = f"There are no maps: {error}."
+        return replace(material, explained=reason, faithfulness=reason, figures=reason)
+    scores = scored(
+        subject,
+        asked.data,
+        images_to_score(subject, wanted.score),
+        split=answers.split_name,
+        workers=wanted.workers,
+        on_images=asked.telling("scoring maps"),
+    )
+    return replace(material, explained=maps, faithfulness=scores, figures=_figures(material, asked))
+
+
+def _figures(material: Material, asked: Asked) -> Page | str:
+    if not asked.options.figures:
+        return "They were not asked for."
+    try:
+        split = material.answers.split if material.answers else None
+        how: dict[str, Any] = {"on_images": asked.telling("measuring figures"), "images": _FIGURED}
+        return page_of(measure_figures(material.subject.classifier, split, **how))
+    except VitralError as error:
+        return f"There are no figures: {error}."
 
 
 def _training_split(subject: Subject, data: DataSource, judged: str) -> Split | None:

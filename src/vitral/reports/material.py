@@ -7,6 +7,9 @@ from vitral.evaluation.analysis.answers import Answers
 from vitral.evaluation.analysis.classes import ByClass
 from vitral.evaluation.analysis.label_errors import LabelErrors
 from vitral.evaluation.analysis.near_duplicates import NearDuplicates
+from vitral.explain.faithfulness.record import Faithfulness
+from vitral.explain.figures.page import Page
+from vitral.reports.looking import Explained
 from vitral.reports.pictures import Pictures
 from vitral.reports.subject import Subject
 
@@ -22,6 +25,9 @@ class Material:
     classes: ByClass | None = None
     labels: LabelErrors | None = None
     duplicates: NearDuplicates | None = None
+    explained: tuple[Explained, ...] | str = ()  # or why there are no maps
+    faithfulness: Faithfulness | str = ""  # or why it was not measured
+    figures: Page | str = ""  # or why there are none
     training: Split | None = None  # the training images, where there are any to compare with
     doubts: tuple[str, ...] = ()  # what was said while the images were judged
 

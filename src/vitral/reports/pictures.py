@@ -3,9 +3,8 @@
 import base64
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 from PIL import Image
 
 from vitral.data.split import Images
@@ -31,14 +30,14 @@ class Pictures:
         return self._taken(use, lambda: thumbnail(_opened(images, row), side))
 
     def drawn(
-        self, image: Image.Image, side: int, use: str, over: Image.Image | None = None
+        self, image: Image.Image, side: int, use: str, over: Image.Image | None = None, alt: str = ""
     ) -> Picture | None:
         """Give a picture that was computed, perhaps with a map over it."""
-        return self._taken(use, lambda: thumbnail(image, side, over))
+        return self._taken(use, lambda: replace(thumbnail(image, side, over), alt=alt))
 
-    def whole(self, png: bytes, size: tuple[int, int], use: str) -> Picture | None:
-        """Give a figure of (width, height) pixels as it is."""
-        return self._taken(use, lambda: Picture(_uri("png", png), *size))
+    def whole(self, content: bytes, kind: str, size: tuple[int, int], use: str) -> Picture | None:
+        """Give an encoded figure of (width, height) pixels as it is."""
+        return self._taken(use, lambda: Picture(_uri(kind, content), *size))
 
     def _taken(self, use: str, make: Callable[[], Picture]) -> Picture | None:
         if not self.wanted:
@@ -68,25 +67,14 @@ def thumbnail(image: Image.Image, side: int, over: Image.Image | None = None) ->
     content = io.BytesIO()
     if coarse:
         image.convert("RGB").save(content, "PNG", optimize=True)
-    else:
-        image.convert("RGB").save(content, "JPEG", quality=_QUALITY, optimize=True)
-    uri = _uri("png" if coarse else "jpeg", content.getvalue())
-    return Picture(uri, *image.size, _png(over) if over else "", coarse)
+    uri = _uri("png", content.getvalue()) if coarse else _jpeg(image)
+    return Picture(uri, *image.size, _jpeg(over) if over else "", coarse)
 
 
-def heat(values: np.ndarray, colours: np.ndarray, low: float, high: float) -> Image.Image:
-    """Colour a map (h, w) by a table of colours (256, 3), a pixel a value; `low` to `high` is the scale."""
-    shares = (values - low) / max(high - low, 1e-12)
-    places = np.clip(shares * 255, 0, 255).round().astype(np.uint8)
-    image = Image.fromarray(places, "P")
-    image.putpalette(colours.astype(np.uint8).tobytes())
-    return image
-
-
-def _png(image: Image.Image) -> str:
+def _jpeg(image: Image.Image) -> str:
     content = io.BytesIO()
-    image.save(content, "PNG", optimize=True)
-    return _uri("png", content.getvalue())
+    image.convert("RGB").save(content, "JPEG", quality=_QUALITY, optimize=True)
+    return _uri("jpeg", content.getvalue())
 
 
 def _uri(kind: str, content: bytes) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vitral.runtime.errors import VitralError
+
 # What `tempfile.mkstemp` makes of the prefix in `write_atomically`.
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
 
@@ -47,6 +49,12 @@ def remove_leftovers(folder: Path, names: Collection[str]) -> None:
         left = _TEMPORARY.fullmatch(file.name)
         if left and left[1] in names:
             file.unlink(missing_ok=True)
+
+
+def refuse_filled(path: Path) -> None:
+    """Raises VitralError if `path` is there and is no empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise VitralError(f"{path} exists already; choose a new folder")
 
 
 @contextmanager

@@ -17,11 +17,11 @@ from vitral.inference.classifier import Classifier
 from vitral.model.config import Pooling
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
+from vitral.runtime.files import refuse_filled
 
 
 def refuse_unwritable(out: Path, model: VisionTransformer, kind: Pooling, layers: Sequence[int]) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise VitralError(f"{out} exists already; choose a new folder")
+    refuse_filled(out)
     last = len(model.layers) - 1
     if any(layer % len(model.layers) != last for layer in layers):
         raise VitralError("a model's head stands on its last layer; leave out --out, or take --layer -1")

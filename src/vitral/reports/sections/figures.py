@@ -2,10 +2,9 @@
 
 import csv
 import io
-from typing import Any
 
 from vitral.explain.figures.page import Entry, Shot
-from vitral.reports.blocks import Block, Column, Facts, Figure, Prose, Section, Table
+from vitral.reports.blocks import Block, Column, Figure, Prose, Section, Table
 from vitral.reports.material import Material
 
 _MOST_ROWS = 40  # of a figure's numbers; filters have thousands
@@ -19,17 +18,16 @@ def figures(material: Material) -> Section:
         return Section("figures", title, "", (Prose(page or "They were not asked for.", "missing"),))
     of = f" Those of images are of {page.count:,} of them." if page.count else ""
     lead = f"What the papers on Vision Transformers draw, of this model.{of}"
-    blocks: list[Block] = [
-        block for entry in page.entries for shot in entry.shots for block in _figure(material, entry, shot)
-    ]
+    blocks: list[Block] = [_figure(material, entry, shot) for entry in page.entries for shot in entry.shots]
     blocks += [Prose(f"{name}: {reason}.", "missing") for name, reason in page.not_drawn]
     return Section("figures", title, lead, tuple(blocks))
 
 
-def _figure(material: Material, entry: Entry, shot: Shot) -> list[Block]:
+def _figure(material: Material, entry: Entry, shot: Shot) -> Figure:
     light, dark = shot.painted.light, shot.painted.dark
-    pair = material.pictures.pair(light, dark, _USE)
-    return [Figure(entry.title, entry.see, shot.finding, entry.recipe, pair, _numbers(entry, shot))]
+    size = shot.painted.size
+    pair = [material.pictures.whole(content, "webp", size, _USE) for content in dict.fromkeys((light, dark))]
+    return Figure(entry.title, entry.see, shot.finding, entry.recipe, pair[0], pair[-1], _numbers(entry, shot))
 
 
 def _numbers(entry: Entry, shot: Shot) -> Table:

@@ -6,7 +6,7 @@ from vitral.explain.attribution.methods import METHODS
 from vitral.explain.faithfulness.record import Faithfulness
 from vitral.explain.faithfulness.redrawn import HALF
 from vitral.explain.faithfulness.scored import Scored
-from vitral.explain.render import Scale, overlay
+from vitral.explain.render import Scale, enlarged, overlay
 from vitral.reports.blocks import Block, Card, Chart, Column, Gallery, Picture, Prose, Section, Table, short
 from vitral.reports.charts.bars import Estimate, interval_chart
 from vitral.reports.charts.frame import Axis
@@ -79,14 +79,9 @@ def _line(panel: Panel) -> str:
 
 
 def _mapped(material: Material, each: Explained, panel: Panel, scale: Scale) -> Picture | None:
-    view = each.view.resize(_shown_size(each.view.size))
-    return material.pictures.drawn(view, _SIDE, _USE, over=overlay(view, panel.values, scale), alt=_line(panel))
-
-
-def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
-    """As large as it is shown, so that a map over a small image is smooth."""
-    share = _SIDE / max(size)
-    return max(round(size[0] * share), 1), max(round(size[1] * share), 1)
+    # As large as it is shown, so that a map over a small image is smooth.
+    over = overlay(enlarged(each.view, panel.values.shape, _SIDE), panel.values, scale)
+    return material.pictures.drawn(each.view, _SIDE, _USE, over, _line(panel))
 
 
 def faithfulness(material: Material) -> Section:
