@@ -33,7 +33,9 @@ _SHOWN: dict[str, Callable[[Any], str]] = {
     "range": lambda value: f"{value[0]:+.3f} to {value[1]:+.3f}",
     "difference": lambda value: f"{100 * value[0]:+.1f} to {100 * value[1]:+.1f}",
 }
-Kind = Literal["text", "count", "percent", "points", "number", "signed", "interval", "range", "difference", "written"]
+Kind = Literal[
+    "text", "count", "percent", "points", "number", "signed", "interval", "range", "difference", "written"
+]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from vitral.evaluation.analysis.notable import ImageAnswer, image_answers
 from vitral.explain.attribution.asking import POSITIVE
 from vitral.explain.attribution.methods import DEFAULT
 from vitral.explain.faithfulness.record import Faithfulness
+from vitral.explain.figures.house import refuse_without_matplotlib
 from vitral.explain.inside import Inside
 from vitral.explain.maps import Relevance
 from vitral.reports.subject import Subject
@@ -25,7 +26,7 @@ _SCORED = (DEFAULT, "attention_gradient", "rollout")
 _PASSES = 100
 # FLOPs that scoring may take unless more is asked for: about a minute of two cores.
 _AFFORDABLE = 3e12
-_FEWEST, _MOST = 16, 100
+_FEWEST, _MOST = 16, 48
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def explained(subject: Subject, answers: Answers, count: int) -> tuple[Explained
     Raises:
         VitralError: if the model is not one of ours, or the method cannot serve it.
     """
+    refuse_without_matplotlib()
     inside = Inside(subject.classifier)
     return tuple(_explained(inside, answers, each) for each in image_answers(answers, _drawn(answers, count)))
 
@@ -125,8 +127,8 @@ def scored(subject: Subject, data: Any, count: int, **how: Any) -> Faithfulness 
     """Measure how faithful the maps are on so many images; or say why not."""
     if not count:
         return (
-            "How faithful the maps are was not measured: of a model of this size it takes more than a minute. "
-            "Ask for it with --score 64, or with vitral explain MODEL DATA --score."
+            "How faithful the maps are was not measured: of a model of this size it takes more than a "
+            "minute. Ask for it with --score 64, or with vitral explain MODEL DATA --score."
         )
     try:
         return Inside(subject.classifier).faithfulness(

@@ -14,8 +14,8 @@ from vitral.reports.material import Material
 from vitral.reports.page import render
 from vitral.reports.sections import comparison
 from vitral.reports.sections.by_class import by_class_section
-from vitral.reports.sections.images import data_quality, images
 from vitral.reports.sections.figures import figures
+from vitral.reports.sections.images import data_quality, images
 from vitral.reports.sections.inside import faithfulness, inside
 from vitral.reports.sections.limits import limits
 from vitral.reports.sections.provenance import provenance
@@ -92,12 +92,26 @@ def report(
     subjects = read_all([fspath(source) for source in sources], asked.options.device, asked.options.precision)
     pictures = asked.pictures()
     materials = [judged(subject, asked, pictures) for subject in subjects]
-    return _of_several(materials) if len(materials) > 1 else _of_one(looked_into(examined(materials[0], asked), asked))
+    return (
+        _of_several(materials)
+        if len(materials) > 1
+        else _of_one(looked_into(examined(materials[0], asked), asked))
+    )
 
 
 def _of_one(material: Material) -> Report:
     lead, tiles = verdict(material)
-    makers = (training, by_class_section, trust, images, data_quality, inside, faithfulness, figures, provenance)
+    makers = (
+        training,
+        by_class_section,
+        trust,
+        images,
+        data_quality,
+        inside,
+        faithfulness,
+        figures,
+        provenance,
+    )
     sections = tuple(make(material) for make in makers)
     return Report(material.subject.name, lead, tiles, (*sections, limits(material, sections)))
 

@@ -4,6 +4,7 @@ import csv
 import io
 
 from vitral.explain.figures.page import Entry, Shot
+from vitral.images.files import opened
 from vitral.reports.blocks import Block, Column, Figure, Prose, Section, Table
 from vitral.reports.material import Material
 
@@ -25,9 +26,12 @@ def figures(material: Material) -> Section:
 
 def _figure(material: Material, entry: Entry, shot: Shot) -> Figure:
     light, dark = shot.painted.light, shot.painted.dark
-    size = shot.painted.size
+    with opened(light) as image:
+        size = image.size
     pair = [material.pictures.whole(content, "webp", size, _USE) for content in dict.fromkeys((light, dark))]
-    return Figure(entry.title, entry.see, shot.finding, entry.recipe, pair[0], pair[-1], _numbers(entry, shot))
+    return Figure(
+        entry.title, entry.see, shot.finding, entry.recipe, pair[0], pair[-1], _numbers(entry, shot)
+    )
 
 
 def _numbers(entry: Entry, shot: Shot) -> Table:
@@ -35,7 +39,9 @@ def _numbers(entry: Entry, shot: Shot) -> Table:
     head, body = rows[0] if rows else [], rows[1:]
     cut = f" (the first {_MOST_ROWS} of {len(body):,} rows)" if len(body) > _MOST_ROWS else ""
     shown = body[:_MOST_ROWS]
-    columns = tuple(Column(name, "written" if _is_number(shown, place) else "text") for place, name in enumerate(head))
+    columns = tuple(
+        Column(name, "written" if _is_number(shown, place) else "text") for place, name in enumerate(head)
+    )
     return Table(f"{entry.title}: the numbers{cut}", columns, [tuple(row) for row in shown])
 
 

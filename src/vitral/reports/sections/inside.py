@@ -49,8 +49,8 @@ def _faith(material: Material, method: str) -> str:
         return "How faithful they are to this model was not measured."
     srg = scores[method].fills[scores.fills[0]].srg
     return (
-        f"On {scores.n:,} images of this run its SRG is {srg.mean:.2f} ({srg.low:.2f} to {srg.high:.2f}) logits; "
-        "a random map has 0."
+        f"On {scores.n:,} images of this run its SRG is {srg.mean:.2f} ({srg.low:.2f} to {srg.high:.2f}) "
+        "logits; a random map has 0."
     )
 
 
@@ -63,7 +63,9 @@ def _card(material: Material, each: Explained) -> Card:
     lines = [answer.name]
     lines += [_line(panel) for panel in each.panels]
     if scale is not None:
-        lines.append(f"one scale: {short(scale.low)} to {short(scale.high)}" + (" and more" if scale.clipped else ""))
+        lines.append(
+            f"one scale: {short(scale.low)} to {short(scale.high)}" + (" and more" if scale.clipped else "")
+        )
     alt = f"{answer.name} as the model sees it: said {label_words(answer.answer)}, {truth}"
     plain = material.pictures.drawn(each.view, _SIDE, _USE)
     maps = [_mapped(material, each, panel, scale) for panel in each.panels if scale is not None]
@@ -93,10 +95,10 @@ def faithfulness(material: Material) -> Section:
         return Section("faithfulness", title, "", (Prose(scores or NO_DATA, "missing"),))
     lead = " ".join(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in scores.conclusions())
     text = (
-        "SRG: by how many logits of the predicted class taking the least relevant patches first is better than "
-        f"taking the most relevant first, patches being left out; {scores.n:,} images, intervals of 95 %. Redrawn: "
-        "the rank correlation of the maps with those after the upper half of the weights is redrawn; of a map "
-        "that shows what was learnt it is low."
+        "SRG: by how many logits of the predicted class taking the least relevant patches first is better "
+        f"than taking the most relevant first, patches being left out; {scores.n:,} images, intervals of "
+        "95 %. Redrawn: the rank correlation of the maps with those after the upper half of the weights is "
+        "redrawn; of a map that shows what was learnt it is low."
     )
     blocks: list[Block] = [_chart(scores), Prose(text)]
     return Section("faithfulness", title, lead, tuple(blocks))
@@ -108,7 +110,12 @@ def _chart(scores: Faithfulness) -> Chart:
     low, high = min(each.low for each in estimates), max(each.high for each in estimates)
     x = Axis.around("SRG, logits", [min(low, 0.0), high])
     said = "; ".join(f"{each.name} {each.value:.2f}" for each in estimates)
-    return Chart(f"SRG of each method, leaving patches out ({fill})", interval_chart(estimates, x, said), said, _table(scores.methods, fill))
+    return Chart(
+        f"SRG of each method, leaving patches out ({fill})",
+        interval_chart(estimates, x, said),
+        said,
+        _table(scores.methods, fill),
+    )
 
 
 def _estimate(each: Scored, srg) -> Estimate:
@@ -131,4 +138,6 @@ def _table(methods: Sequence[Scored], fill) -> Table:
         Column("deletion", "signed"), Column("insertion", "signed"), Column("SaCo", "signed"),
         Column("redrawn", "signed"), Column("kind"),
     )  # fmt: skip
-    return Table("Scores of each method; those that share a letter do not differ beyond chance", columns, rows)
+    return Table(
+        "Scores of each method; those that share a letter do not differ beyond chance", columns, rows
+    )
