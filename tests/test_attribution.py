@@ -5,15 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import vitral
 from tests.parts import away_from_initial_values
 from tests.test_layouts import NARROW, pictures, randomize
 from vitral.checkpoints.folder import load_checkpoint
 from vitral.explain.attribution.attribute import attribute
+from vitral.explain.attribution.by_removal import smooth_choices
 from vitral.explain.attribution.method import Settings
 from vitral.explain.attribution.methods import METHODS, find
 from vitral.explain.maps import Relevance
@@ -197,9 +199,116 @@ def test_legrad_is_torchcams(tmp_path: Path) -> None:
     close(explain(ours, images, "legrad").values.flatten(1), expected.detach())
 
 
+def test_grad_cam_is_pytorch_grad_cams(reference: Reference) -> None:
+    """On the norm before the last attention, as its author says for transformers (its issue 363)."""
+    grad_cam = pytest.importorskip("pytorch_grad_cam")
+    rows = reference.ours.model.embedding.grid_of(reference.images)[0]
+
+    def reshape(tokens: Tensor) -> Tensor:
+        return tokens[:, reference.prefix :].unflatten(1, (rows, -1)).permute(0, 3, 1, 2)
+
+    layer = reference.theirs.blocks[-1].norm1
+    with grad_cam.GradCAM(reference.theirs, [layer], reshape_transform=reshape) as cam:
+        targets = [lambda logits: logits[3]] * 2
+        cam(reference.images, targets)
+        held = cam.activations_and_grads
+        arrays = [part[0].detach().numpy() for part in (held.activations, held.gradients)]
+        expected = cam.get_cam_image(reference.images, layer, targets, *arrays).clip(min=0)
+    close(explain(reference.ours, reference.images, "grad_cam").values, torch.from_numpy(expected))
+
+
+def patch_sums(pixels: Tensor, side: int) -> Tensor:
+    return nn.functional.avg_pool2d(pixels.sum(1, keepdim=True), side)[:, 0] * side**2
+
+
+def test_input_gradient(reference: Reference) -> None:
+    """By autograd from the pixels of timm's model, through explicit attention."""
+    images = reference.images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(reference.theirs(images)[:, 3].sum(), images)
+    side = reference.ours.model.config.patch_size
+    expected = patch_sums((gradient * images).detach(), side)
+    close(explain(reference.ours, reference.images, "input_gradient").values, expected)
+
+
+def test_integrated_gradients(reference: Reference) -> None:
+    """By a hand-written sum over the path: Gauss-Legendre's points, as captum's."""
+    nodes, weights = np.polynomial.legendre.leggauss(4)
+    total = torch.zeros(())
+    for node, weight in zip((1 + nodes) / 2, weights / 2, strict=True):
+        images = (reference.images * node).float().requires_grad_()
+        (gradient,) = torch.autograd.grad(reference.theirs(images)[:, 3].sum(), images)
+        total = total + gradient * weight
+    side = reference.ours.model.config.patch_size
+    expected = patch_sums((total * reference.images).float(), side)
+    found = explain(reference.ours, reference.images, "integrated_gradients", steps=4)
+    close(found.values, expected)
+    with torch.no_grad():
+        blank = reference.theirs(torch.zeros_like(reference.images))[:, 3]
+    gap = (expected.sum((1, 2)) - (reference.logits[:, 3] - blank)).detach().abs().max()
+    assert found.certificate == pytest.approx(float(gap), rel=1e-2, abs=1e-4)
+
+
+def without_patches(reference: Reference, image: Tensor, kept: list[int]) -> Tensor:
+    """The score of one image by timm's parts, some patches left out after positions were added."""
+    theirs, prefix = reference.theirs, reference.prefix
+    tokens = theirs._pos_embed(theirs.patch_embed(image[None]))
+    chosen = [*range(prefix), *(prefix + patch for patch in kept)]
+    tokens = theirs.norm_pre(tokens)[:, chosen]
+    for block in theirs.blocks:
+        tokens = block(tokens)
+    return theirs.forward_head(theirs.norm(tokens))[0, 3]
+
+
+REMOVABLE = ["vit_base_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224"]
+
+
+@pytest.mark.parametrize("name", REMOVABLE)
+def test_occlusion_is_captums_ablation(name: str, tmp_path: Path) -> None:
+    """captum's FeatureAblation of a mask that says which tokens of timm's model are there."""
+    ablation = pytest.importorskip("captum.attr").FeatureAblation
+    reference = Reference(name, tmp_path)
+    rows = []
+    with torch.no_grad():
+        for image in reference.images:
+
+            def score(mask: Tensor, image: Tensor = image) -> Tensor:
+                return without_patches(reference, image, mask[0].nonzero()[:, 0].tolist())[None]
+
+            rows.append(ablation(score).attribute(torch.ones(1, 20))[0])
+    close(explain(reference.ours, reference.images, "occlusion").values.flatten(1), torch.stack(rows))
+
+
+def test_rise_is_the_mean_over_choices(tmp_path: Path) -> None:
+    reference = Reference("vit_base_patch16_224", tmp_path)
+    choices = smooth_choices((4, 5), 10, 12, seed=4)
+    scores, masks = torch.empty(2, 12), torch.zeros(12, 20)
+    with torch.no_grad():
+        for number, kept in enumerate(choices):
+            masks[number, kept] = 1
+            for index, image in enumerate(reference.images):
+                scores[index, number] = without_patches(reference, image, kept.tolist())
+    # Eq. 6 of the paper, with the counted share of masks for E[M], less the mean of all scores.
+    expected = (scores[:, :, None] * masks).sum(1) / 12 / masks.mean(0).clamp_min(1 / 12)
+    expected = expected - scores.mean(1, keepdim=True)
+    found = explain(reference.ours, reference.images, "rise", masks=12, seed=4)
+    close(found.values.flatten(1), expected)
+
+
+def test_choices_are_smooth_and_even() -> None:
+    masks = torch.zeros(4000, 16 * 24).scatter_(1, smooth_choices((16, 24), 96, 4000, seed=0), 1)
+    assert masks.sum(1).eq(96).all()
+    share = masks.mean(0)
+    assert float((share - 0.25).abs().max()) < 0.05  # no place is kept much more often
+    maps = masks.view(-1, 16, 24)
+    alike = float((maps[:, :, 1:] == maps[:, :, :-1]).float().mean())
+    assert alike > 0.75  # of independent choices, 0.625 of neighbours agree
+    assert not torch.equal(smooth_choices((4, 4), 8, 9, seed=0), smooth_choices((4, 4), 8, 9, seed=1))
+
+
 # --- What is asked ---------------------------------------------------------------------------------
 
 SIZE = (12, 20)  # a grid of 3 by 5
+FEW: dict[str, Any] = {"steps": 4, "masks": 40}  # of slow methods
 
 
 def inside(
@@ -220,14 +329,16 @@ def photographs(count: int = 3) -> list[Tensor]:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_map_is_of_the_image_whatever_its_batch(method: str) -> None:
     looked = inside()
-    together = looked.relevance(photographs(), method=method, seed=5)
-    alone = [looked.relevance(image, method=method, seed=5) for image in photographs()]
+    together = looked.relevance(photographs(), method=method, **FEW, seed=5)
+    alone = [looked.relevance(image, method=method, **FEW, seed=5) for image in photographs()]
     assert together.values.shape == (3, 3, 5)
     assert together.images == (0, 1, 2)
     close(together.values, torch.cat([part.values for part in alone]))
     close(together.scores, torch.cat([part.scores for part in alone]))
     done: list[float] = []
-    in_twos = looked.relevance(photographs(), method=method, seed=5, batch_size=2, progress=done.append)
+    in_twos = looked.relevance(
+        photographs(), method=method, **FEW, seed=5, batch_size=2, progress=done.append
+    )
     close(together.values, in_twos.values)
     assert done == sorted(done)
     assert done[-1] == 3
@@ -237,18 +348,22 @@ def test_a_map_is_of_the_image_whatever_its_batch(method: str) -> None:
 def test_the_class_that_is_asked_for_is_explained(method: str) -> None:
     looked = inside()
     predicted = looked.classifier.predict(photographs(), top=1)
-    found = looked.relevance(photographs(), method=method)
+    found = looked.relevance(photographs(), method=method, **FEW)
     assert found.targets == tuple(prediction.label for prediction in predicted)
     close(found.probabilities, torch.tensor([prediction.top[0][1] for prediction in predicted]))
-    of_b = looked.relevance(photographs(), method=method, target="b")
+    of_b = looked.relevance(photographs(), method=method, target="b", **FEW)
     assert of_b.targets == ("b", "b", "b")
     close(of_b.scores, looked.classifier.logits(photographs())[:, 1])
-    close(of_b.values, looked.relevance(photographs(), method=method, target=1).values)
+    close(of_b.values, looked.relevance(photographs(), method=method, target=1, **FEW).values)
     assert (
-        float((of_b.values - looked.relevance(photographs(), method=method, target="c").values).abs().max())
+        float(
+            (of_b.values - looked.relevance(photographs(), method=method, target="c", **FEW).values)
+            .abs()
+            .max()
+        )
         > 0
     )
-    contrast = looked.relevance(photographs(), method=method, target="b", against="c")
+    contrast = looked.relevance(photographs(), method=method, target="b", against="c", **FEW)
     assert contrast.against == ("c", "c", "c")
     assert float((of_b.values - contrast.values).abs().max()) > 0
 
@@ -299,7 +414,7 @@ def test_weights_that_overflow_are_named() -> None:
 def test_bfloat16_is_near(method: str) -> None:
     """Products that round to three digits, layer upon layer, leave a map right to a tenth."""
     full, half = (
-        inside(precision).relevance(photographs(), method=method, target="predicted")
+        inside(precision).relevance(photographs(), method=method, **FEW)
         for precision in ("float32", "bfloat16")
     )
     assert half.values.dtype == torch.float32
@@ -311,7 +426,7 @@ def test_nothing_is_left_behind() -> None:
     looked.model.train()
     before = {name: parameter.clone() for name, parameter in looked.model.named_parameters()}
     for method in METHODS:
-        looked.relevance(photographs(), method=method)
+        looked.relevance(photographs(), method=method, **FEW)
     assert looked.model.training
     for name, parameter in looked.model.named_parameters():
         assert parameter.requires_grad
@@ -324,8 +439,8 @@ def test_controls_know_nothing_of_the_model() -> None:
     looked, other = inside(), inside(pooling="mean")
     for method in ("random", "centre"):
         assert torch.equal(
-            looked.relevance(photographs(), method=method).values,
-            other.relevance(photographs(), method=method).values,
+            looked.relevance(photographs(), method=method, **FEW).values,
+            other.relevance(photographs(), method=method, **FEW).values,
         )
     one, two = (looked.relevance(photographs(), method="random", seed=seed).values for seed in (1, 2))
     assert not torch.equal(one, two)

@@ -48,6 +48,8 @@ _SMALLER = (
     (r"\bimg_size=\d+", "img_size=48"),
     (r"(vitral info \S+)", r"\1 --no-measure"),
     (r"model=auto.*", "model=auto 'candidates=[\"tiny\"]' minutes=0.02 workers=0"),
+    (r"\bfrog\b", "ant"),
+    (r"\bbird\b", "bee"),
     (r"(vitral doctor \S+ \S+)", r"\1 --limit 6"),
 )  # fmt: skip
 

@@ -89,6 +89,7 @@ class Inside:
                     lambda _, seen: _rows(seen, wanted, tokens, self._prefix),
                     layers=chosen,
                     all_queries=not only_read,
+                    keep_outputs=False,
                 )
             parts.append(seen.taken)
         return self._maps(parts, chosen, wanted, tuple(asked))

@@ -71,7 +71,7 @@ class Pass:
 
     grid: Grid
     embedded_BTD: Tensor  # what entered the first layer; a leaf of the graph if there is one
-    outputs: list[Tensor]  # what left each layer, (B, T, D); the last one's may have fewer tokens
+    outputs: list[Tensor]  # what left each layer, (B, T, D), if kept; the last may have fewer tokens
     encoded_BTD: Tensor  # after the final norm
     logits_BL: Tensor
     taken: dict[int, Any]  # layer -> what `take` gave
@@ -85,6 +85,7 @@ def observe(
     layers: Sequence[int] | None = None,
     all_queries: bool = True,
     patches: Tensor | None = None,
+    keep_outputs: bool = True,
 ) -> Pass:
     """Runs the model, and calls `take(layer, seen)` with what the attention of each layer computed.
 
@@ -99,6 +100,7 @@ def observe(
         all_queries: whether the last layer computes all tokens, or only those that the head reads.
         patches: indices (B, N') of the patches to run, at their own places; the others are left out, as if
             the image had no such patches. None: all.
+        keep_outputs: whether to keep what leaves each layer, (B, T, D) each.
 
     Raises:
         ValueError: if the images do not fit the model.
@@ -120,9 +122,9 @@ def observe(
     ]
     if not all_queries:
         relations[-1] = relations[-1]._replace(num_queries=model.num_tokens_read)
-    outputs: list[Tensor] = []
+    outputs: list[Tensor] | None = [] if keep_outputs else None
     encoded_BTD = model.encode(tokens_BTD, grid, relations=relations, outputs=outputs)
-    return Pass(grid, tokens_BTD, outputs, encoded_BTD, model.classify(encoded_BTD), taken)
+    return Pass(grid, tokens_BTD, outputs or [], encoded_BTD, model.classify(encoded_BTD), taken)
 
 
 def with_prefix(patches_BN: Tensor, num_prefix_tokens: int) -> Tensor:

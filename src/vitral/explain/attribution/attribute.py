@@ -19,7 +19,7 @@ def attribute(
     images_BCHW: Tensor,
     method: Method,
     ask: Callable[[Tensor], Question],
-    settings: Settings,
+    settings: Settings = Settings(),
 ) -> Relevance:
     """Computes the maps of one batch by one method.
 

@@ -80,7 +80,9 @@ def _forward(
     subject: Subject, take: Callable[[int, SeenAttention], object], layers: list[int] | None = None
 ) -> Pass:
     with subject.classifier.placement.autocast():
-        return observe(subject.model, subject.images_BCHW, take, layers=layers, all_queries=False)
+        return observe(
+            subject.model, subject.images_BCHW, take, layers=layers, all_queries=False, keep_outputs=False
+        )
 
 
 def _row_of_gradients(

@@ -1,8 +1,9 @@
 """The table of methods: what each shows, needs and costs, and where it is from."""
 
+import math
 from collections.abc import Callable
 
-from vitral.explain.attribution import by_attention, controls
+from vitral.explain.attribution import by_attention, by_gradient, by_removal, controls
 from vitral.explain.attribution.method import Method, Settings
 from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
@@ -43,7 +44,7 @@ METHODS = {
             "rollout of attention that the class's score grows with",
             "classes",
             of_class=True,
-            cost=_forwards(2.3),
+            cost=_forwards(2.2),
             reference="github.com/jacobgil/vit-explain, with its issues 6 and 16 mended",
             compute=by_attention.gradient_rollout,
         ),
@@ -52,7 +53,7 @@ METHODS = {
             "attention of all layers, where more of it would raise the class's score",
             "classes",
             of_class=True,
-            cost=_forwards(2.3),
+            cost=_forwards(2.2),
             reference="Chefer et al., ICCV 2021, arXiv:2103.15679",
             compute=by_attention.attention_gradient,
         ),
@@ -65,6 +66,56 @@ METHODS = {
             reference="LeGrad, ICCV 2025, arXiv:2404.03214",
             compute=by_attention.legrad,
             limits="reads early layers with the last layer's head",
+        ),
+        Method(
+            "grad_cam",
+            "which patches' features in the last layer speak for the class",
+            "classes",
+            of_class=True,
+            cost=_forwards(1.1),
+            reference="Grad-CAM, arXiv:1610.02391",
+            compute=by_gradient.grad_cam,
+            limits="one layer only; made for convolutions, whose features stay where they are",
+        ),
+        Method(
+            "input_gradient",
+            "each pixel times the slope of the class's score there, summed over a patch",
+            "classes, captum",
+            of_class=True,
+            cost=_forwards(3),
+            reference="arXiv:1605.01713",
+            compute=by_gradient.input_gradient,
+            limits="noisy: the slope at one point of a curved function",
+        ),
+        Method(
+            "integrated_gradients",
+            "each pixel's part in how the class's score changes from the mean colour to the image",
+            "classes, captum",
+            of_class=True,
+            cost=lambda _, settings: 1 + 2 * settings.steps,
+            reference="arXiv:1703.01365",
+            compute=by_gradient.integrated_gradients,
+            limits="on its way it asks about pictures that no camera takes",
+        ),
+        Method(
+            "occlusion",
+            "how much the class's score falls when the model is not shown a patch",
+            "classes, two patches or more",
+            of_class=True,
+            cost=lambda config, _: 1 + math.prod(config.grid_size),
+            reference="arXiv:1311.2901, with tokens left out",
+            compute=by_removal.occlusion,
+            limits="one patch at a time: what two patches both show counts for nothing",
+        ),
+        Method(
+            "rise",
+            "how high the class's score is when a patch is among the random half that the model is shown",
+            "classes, two patches or more",
+            of_class=True,
+            cost=lambda _, settings: 1 + settings.masks * settings.kept,
+            reference="RISE, arXiv:1806.07421, with tokens left out",
+            compute=by_removal.rise,
+            limits="slow, and noisy with few masks",
         ),
         Method(
             "random",
