@@ -20,6 +20,16 @@ def report(  # noqa: PLR0913 - a command's options
     json_output: options.Json = False,
     split: options.Split = None,
     limit: Annotated[int | None, options.number(limits.IMAGES, "Images to judge at most.")] = None,
+    maps: Annotated[int, options.number((0, 100), "Images whose maps are shown.")] = 12,
+    score: Annotated[
+        int | None,
+        options.number(
+            (0, limits.IMAGES[1]), "Images to score the maps on; by default as many as take a minute."
+        ),
+    ] = None,
+    figures: Annotated[
+        bool, typer.Option("--figures/--no-figures", help="Whether the papers' figures are drawn.")
+    ] = True,
     pictures: Annotated[
         bool, typer.Option("--images/--no-images", help="Whether images of the data may be in the page.")
     ] = True,
@@ -47,6 +57,7 @@ def report(  # noqa: PLR0913 - a command's options
     *first, last = models
     names, data = (models, None) if names_model(last) or not first else (first, last)
     wanted: dict[str, Any] = {"split": split, "limit": limit, "pictures": pictures, "megabytes": megabytes}
+    wanted |= {"maps": maps, "score": score, "figures": figures}
     wanted |= {"max_damaged": max_damaged, "workers": workers, "device": device, "precision": precision}
     with progress_bar("reporting") as bar:
         wanted |= {"on_progress": lambda _, done, total: bar(done, total), "warn": warn}
