@@ -37,6 +37,7 @@ class Panel:
     method: str
     question: str  # which class, or which against which
     score: float  # the explained logit, or the difference of two
+    is_difference: bool
     probability: float
     layers: str
     prefix_mass: float
@@ -67,13 +68,11 @@ def explained(subject: Subject, answers: Answers, count: int) -> tuple[Explained
 
 
 def _drawn(answers: Answers, count: int) -> list[int]:
-    """Wrong answers first, then right ones; more of the ones where there are few of the others."""
+    """Half of them wrong and half right, as far as there are so many; the wrong ones first."""
     wrong = answers.outcomes.wrong
     random = np.random.default_rng(_SEED)
     errors, hits = (random.permutation(np.flatnonzero(of)).tolist() for of in (wrong, ~wrong))
-    half = count // 2
-    taken = errors[: max(half, count - len(hits))]
-    return [*taken, *hits[: count - len(taken)]]
+    return [*errors[: (count + 1) // 2], *hits[: count // 2]]
 
 
 def _explained(inside: Inside, answers: Answers, each: ImageAnswer) -> Explained:
@@ -106,6 +105,7 @@ def _panel(found: Relevance, place: int) -> Panel:
         found.method,
         f"{found.targets[place]}{against}",
         float(found.scores[place]),
+        found.against is not None,
         float(found.probabilities[place]),
         found.layers,
         float(found.prefix_mass[place]),

@@ -5,7 +5,7 @@ import io
 
 from vitral.explain.figures.page import Entry, Shot
 from vitral.images.files import opened
-from vitral.reports.blocks import Block, Column, Figure, Prose, Section, Table
+from vitral.reports.blocks import Block, Column, Figure, Prose, Section, Side, Table
 from vitral.reports.material import Material
 
 _MOST_ROWS = 40  # of a figure's numbers; filters have thousands
@@ -19,7 +19,8 @@ def figures(material: Material) -> Section:
         return Section("figures", title, "", (Prose(page or "They were not asked for.", "missing"),))
     of = f" Those of images are of {page.count:,} of them." if page.count else ""
     lead = f"What the papers on Vision Transformers draw, of this model.{of}"
-    blocks: list[Block] = [_figure(material, entry, shot) for entry in page.entries for shot in entry.shots]
+    drawn = tuple(_figure(material, entry, shot) for entry in page.entries for shot in entry.shots)
+    blocks: list[Block] = [Side(drawn)]
     blocks += [Prose(f"{name}: {reason}.", "missing") for name, reason in page.not_drawn]
     return Section("figures", title, lead, tuple(blocks))
 

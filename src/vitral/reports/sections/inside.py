@@ -39,7 +39,7 @@ def inside(material: Material) -> Section:
             f"answer is right. {_faith(material, method)}"
         )
         if limit := METHODS[method].limits:
-            blocks.insert(0, Prose(f"To know of {method}: it {limit}.", "warning"))
+            blocks.insert(0, Prose(f"To know of {method}: {limit}."))
     return Section("inside", title, lead, tuple(blocks))
 
 
@@ -56,34 +56,34 @@ def _faith(material: Material, method: str) -> str:
 
 def _card(material: Material, each: Explained) -> Card:
     """The image, and its maps on one scale."""
-    scale = Scale.of(panel.values for panel in each.panels) if each.panels else None
-    answer = each.answer
+    answer, panels = each.answer, each.panels
     truth = "right" if answer.right else f"is {label_words(answer.truth)}"
     title = f"{label_words(answer.answer)}: {truth}"
-    lines = [answer.name]
-    lines += [_line(panel) for panel in each.panels]
-    if scale is not None:
-        lines.append(
-            f"one scale: {short(scale.low)} to {short(scale.high)}" + (" and more" if scale.clipped else "")
-        )
     alt = f"{answer.name} as the model sees it: said {label_words(answer.answer)}, {truth}"
     plain = material.pictures.drawn(each.view, _SIDE, _USE)
-    maps = [_mapped(material, each, panel, scale) for panel in each.panels if scale is not None]
-    return Card(alt, title, tuple(lines), plain, tuple(one for one in maps if plain and one))
+    if not panels:
+        return Card(alt, title, (answer.name,), plain)
+    scale = Scale.of(panel.values for panel in panels)
+    more = " and more" if scale.clipped else ""
+    span = f"{short(scale.low)} to {short(scale.high)}{more}"
+    about = f"{panels[0].method}, layers {panels[0].layers}; scale {span}"
+    lines = (*(f"for {_line(panel)}" for panel in panels), about, answer.name)
+    maps = [_mapped(material, each, panel, scale) for panel in panels]
+    return Card(alt, title, lines, plain, tuple(one for one in maps if plain and one))
 
 
 def _line(panel: Panel) -> str:
-    outside = f", {panel.prefix_mass:.0%} on prefix tokens" if panel.prefix_mass > 0 else ""
-    return (
-        f"{panel.method} for {panel.question}, layers {panel.layers}: score {panel.score:.2f}, probability "
-        f"{panel.probability:.2f}{outside}"
-    )
+    """What a map is of, and the score that it explains."""
+    outside = f", {panel.prefix_mass:.0%} on prefix tokens" if panel.prefix_mass >= 0.005 else ""
+    probability = "" if panel.is_difference else f", probability {panel.probability:.2f}"
+    return f"{panel.question}: score {panel.score:.2f}{probability}{outside}"
 
 
 def _mapped(material: Material, each: Explained, panel: Panel, scale: Scale) -> Picture | None:
     # As large as it is shown, so that a map over a small image is smooth.
     over = overlay(enlarged(each.view, panel.values.shape, _SIDE), panel.values, scale)
-    return material.pictures.drawn(each.view, _SIDE, _USE, over, _line(panel))
+    alt = f"{panel.method} for {_line(panel)}, layers {panel.layers}"
+    return material.pictures.drawn(each.view, _SIDE, _USE, over, alt)
 
 
 def faithfulness(material: Material) -> Section:
