@@ -372,7 +372,9 @@ def test_each_label_that_is_there_has_a_map() -> None:
     looked = inside(multi_label=True)
     there = looked.classifier.logits(photographs()) > 0
     assert there.sum(1).min() >= 1
-    found = looked.relevance(photographs(), method="attention_gradient", target="positive", batch_size=2)
+    found = looked.relevance(
+        photographs(), method="attention_gradient", target="positive labels", batch_size=2
+    )
     assert found.images == tuple(there.nonzero()[:, 0].tolist())
     assert found.targets == tuple("abcdefg"[index] for index in there.nonzero()[:, 1])
     for place, (image, target) in enumerate(zip(found.images, found.targets, strict=True)):
@@ -389,7 +391,11 @@ def test_who_cannot_serve_names_who_can() -> None:
     with pytest.raises(VitralError, match=r"features and no classes.*; attention, rollout can serve"):
         headless.relevance(photographs(), method="legrad")
     with pytest.raises(VitralError, match="several labels an image"):
-        looked.relevance(photographs(), target="positive")
+        looked.relevance(photographs(), target="positive labels")
+    with pytest.raises(VitralError, match="each label for itself; name one to set 'b' against"):
+        inside(multi_label=True).relevance(photographs(), target="positive labels", against="b")
+    with pytest.raises(VitralError, match=r"rollout gives one map whatever the class.*can"):
+        inside(multi_label=True).relevance(photographs(), method="rollout", target="positive labels")
     with pytest.raises(VitralError, match=r"method=legrat: it is one of attention.*did you mean 'legrad'"):
         looked.relevance(photographs(), method="legrat")
     with pytest.raises(VitralError, match=r"no setting 'sede'.*did you mean 'seed'"):
@@ -419,6 +425,14 @@ def test_bfloat16_is_near(method: str) -> None:
     )
     assert half.values.dtype == torch.float32
     assert float((full.values - half.values).abs().max() / full.values.abs().max()) <= 0.1
+
+
+def test_a_caller_in_inference_mode_is_served() -> None:
+    looked = inside()
+    expected = looked.relevance(photographs())
+    with torch.inference_mode():
+        looked.classifier.predict(photographs())
+        close(looked.relevance(photographs()).values, expected.values)
 
 
 def test_nothing_is_left_behind() -> None:

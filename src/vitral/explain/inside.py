@@ -112,8 +112,8 @@ class Inside:
         Args:
             images: as `Classifier.predict` takes them.
             method: a name in `vitral.explain.attribution.methods.METHODS`.
-            target: which score: "predicted", a label, its index; of a multi-label model also "positive", a
-                map for each label that is there.
+            target: which score: "predicted", a label, its index; of a multi-label model also
+                "positive labels", a map for each label that is there.
             against: the score of this class is subtracted: why `target` and not this.
             batch_size: images a pass.
             progress: is told how many images are done, such as 2.4.
@@ -124,21 +124,22 @@ class Inside:
             VitralError: if there is no such method, class or setting, or the method cannot serve this model.
         """
         row, chosen = find(method), Settings.of(settings)
-        ask = asking(self.classifier, row, "predicted" if target == POSITIVE else target, against)
+        ask = asking(self.classifier, row, target, against)
         parts: list[Relevance] = []
         done = 0
-        for images_BCHW in self.classifier.batches(images, batch_size):
-            first, count = done, len(images_BCHW)
-            told = replace(
-                chosen, progress=lambda share, first=first, count=count: progress(first + share * count)
-            )
-            if target == POSITIVE:
-                part = self._of_each_label(images_BCHW, row, told)
-            else:
-                part = attribute(self.classifier, images_BCHW, row, ask, told)
-            parts.append(replace(part, images=tuple(first + image for image in part.images)))
-            done += count
-            progress(done)
+        with torch.inference_mode(mode=False):  # gradients flow, whatever the caller is in
+            for images_BCHW in self.classifier.batches(images, batch_size):
+                first, count = done, len(images_BCHW)
+                told = replace(
+                    chosen, progress=lambda share, first=first, count=count: progress(first + share * count)
+                )
+                if target == POSITIVE:
+                    part = self._of_each_label(images_BCHW, row, told)
+                else:
+                    part = attribute(self.classifier, images_BCHW, row, ask, told)
+                parts.append(replace(part, images=tuple(first + image for image in part.images)))
+                done += count
+                progress(done)
         return joined(parts)
 
     def _of_each_label(self, images_BCHW: Tensor, method: Method, settings: Settings) -> Relevance:

@@ -42,7 +42,7 @@ class Relevance:
     # sum of a map and what it is to sum up to. 0 where nothing vouches.
     certificate: float
     images: tuple[int, ...]  # the image of each map, from 0; there are more maps where each label has one
-    layers: str = "all"  # which layers the map is of, in words
+    layers: str = "all"  # which the map is of: all, last, or none, but what goes in and what comes out
 
     def __repr__(self) -> str:
         rows, columns = self.values.shape[1:]

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vitral.explain.attribution.asking import POSITIVE, asking
+from vitral.explain.attribution.method import Method
 from vitral.explain.attribution.methods import DEFAULT, METHODS, find
 from vitral.explain.inside import Inside
 from vitral.explain.maps import Relevance
@@ -91,20 +92,24 @@ class Attribution:
             if isinstance(target, str):
                 class_index(target, classifier.labels, classifier.model.config.num_classes)
         for row in [row for row in rows if row.of_class] or rows:
-            for target in self.classes or ("predicted",):
+            for target in self.classes or self._targets(classifier, row):
                 asking(classifier, row, target, self.against)
 
     def maps(self, inside: Inside, pictures: list[Image.Image]) -> list[list[Map]]:
         found: list[list[Map]] = [[] for _ in pictures]
-        usual = POSITIVE if inside.classifier.multi_label else "predicted"
         for name in self.methods:
-            of_class = METHODS[name].of_class
-            for target in (self.classes or (usual,)) if of_class else ("predicted",):
-                against = self.against if of_class else None
+            row = METHODS[name]
+            for target in self._targets(inside.classifier, row):
+                against = self.against if row.of_class else None
                 given = inside.relevance(pictures, method=name, target=target, against=against)
                 for place, image in enumerate(given.images):
                     found[image].append(_of_relevance(given, place))
         return found
+
+    def _targets(self, classifier: Classifier, method: Method) -> tuple[Target, ...]:
+        if not method.of_class:
+            return ("predicted",)
+        return self.classes or (POSITIVE if classifier.multi_label else "predicted",)
 
 
 def _of_relevance(found: Relevance, place: int) -> Map:

@@ -13,8 +13,8 @@ from vitral.inference.activation import log_sigmoid
 from vitral.inference.classifier import Classifier
 from vitral.runtime.errors import VitralError
 
-# As a target, each label that a multi-label model says is there: a map each.
-POSITIVE = "positive"
+# As a target, each label that a multi-label model says is there: a map each. "positive" may be a label.
+POSITIVE = "positive labels"
 _THRESHOLD = 0.5
 
 Ask = Callable[[Tensor], Question]
@@ -26,7 +26,7 @@ def asking(classifier: Classifier, method: Method, target: Target, against: Targ
     Args:
         classifier: whose labels are meant.
         method: who is asked.
-        target: "predicted", a label or its index; for a model without a head the index of a feature.
+        target: "predicted", POSITIVE, a label or its index; for a model without a head a feature's index.
         against: another class, or None.
 
     Raises:
@@ -44,6 +44,14 @@ def asking(classifier: Classifier, method: Method, target: Target, against: Targ
             f"this model has features and no classes, and {method.name} explains a class; "
             f"{_names(of_class=False)} can serve, or target=5 for feature 5"
         )
+    if target == POSITIVE and not classifier.multi_label:
+        raise VitralError(
+            f'target="{POSITIVE}" is for models of several labels an image; this one gives one: "predicted"'
+        )
+    if target == POSITIVE and against is not None:
+        raise VitralError(
+            f'target="{POSITIVE}" explains each label for itself; name one to set {against!r} against'
+        )
     return partial(ask, labels=classifier.labels, target=target, against=against)
 
 
@@ -51,14 +59,7 @@ def each_positive(classifier: Classifier, images_BCHW: Tensor) -> tuple[Tensor, 
     """Finds which labels are there: the image of each map, (M,), and the question.
 
     An image without any is explained for its likeliest.
-
-    Raises:
-        VitralError: if the model gives one label an image.
     """
-    if not classifier.multi_label:
-        raise VitralError(
-            f'target="{POSITIVE}" is for models of several labels an image; this one gives one: "predicted"'
-        )
     with torch.inference_mode(), classifier.placement.autocast():
         logits_BL = classifier.model(images_BCHW).float() / classifier.temperature
     there_BL = log_sigmoid(logits_BL).exp() > _THRESHOLD

@@ -46,6 +46,7 @@ def attribute(
         method=method.name,
         certificate=found.certificate,
         images=tuple(range(len(images_BCHW))),
+        layers=method.layers,
         **_answer(classifier, method, ask, found.logits_BL),
     )
 

@@ -79,4 +79,5 @@ class Method:
     reference: str
     compute: Callable[[Subject], Found]
     limits: str = ""  # what to know before believing it
+    layers: str = "all"  # which the map is of: all, the last, or none, but what goes in and what comes out
     is_control: bool = False  # knows nothing of the model

@@ -86,15 +86,14 @@ class AttentionDistance(HeadNumbers):
     uniform: float  # pixels: of attention to all tokens alike
 
     def finding(self) -> str:
-        means = self.values_LA.mean(axis=1)
-        low, high = self._extremes()
+        means, (low, high) = self.values_LA.mean(axis=1), self._extremes()
         shares = (
             "renormalised over the patches" if self.renormalised else "not renormalised, as the authors did"
         )
         return (
-            f"The mean goes from {means[0]:.0f} px in the first layer to {means[-1]:.0f} px in the last; "
-            f"heads from {self.values_LA.min():.0f} ({low}) to {self.values_LA.max():.0f} ({high}), "
-            f"uniform attention {self.uniform:.0f}; {shares}."
+            f"The mean goes from {means[0]:.3g} px in the first layer to {means[-1]:.3g} px in the last; "
+            f"heads from {self.values_LA.min():.3g} ({low}) to {self.values_LA.max():.3g} ({high}), uniform "
+            f"attention {self.uniform:.3g}; {shares}."
         )
 
     def reach(self) -> Reach:
@@ -211,12 +210,19 @@ class AttentionMeter:
         count, tokens = len(seen.q_BAQK), seen.q_BAQK.shape[2]
         self._images += count * (layer == 0)
         rows = max(_NUMBERS // (count * tokens), 1)
-        for head in seen.each_head():
-            for first in range(0, tokens, rows):
-                weights_BQT = seen.weights(head, slice(first, first + rows))[:, 0]
-                self._sums[:, layer, head.start] += self._summed(weights_BQT, first)
+        sums_A3 = [
+            torch.stack(
+                [
+                    self._summed(seen.weights(head, slice(first, first + rows))[:, 0], first)
+                    for first in range(0, tokens, rows)
+                ]
+            ).sum(0)
+            for head in seen.each_head()
+        ]
+        # Once a layer, for each copy from a GPU waits for it.
+        self._sums[:, layer] += torch.stack(sums_A3, dim=1).cpu().numpy()
 
-    def _summed(self, weights_BQT: Tensor, first: int) -> list[float]:
+    def _summed(self, weights_BQT: Tensor, first: int) -> Tensor:
         """Sums over images and the queries from `first` on; distance and mass are of patches' queries."""
         before = max(self._prefix - first, 0)  # queries that are no patches
         of_patches = weights_BQT[:, before:]
@@ -228,7 +234,8 @@ class AttentionMeter:
             renormalised=self._renormalised,
         )
         mass_BQ = of_patches[..., : self._prefix].sum(-1)
-        return [float(numbers.sum()) for numbers in (distances_BQ, attention_entropy(weights_BQT), mass_BQ)]
+        entropies_BQ = attention_entropy(weights_BQT)
+        return torch.stack([numbers.sum() for numbers in (distances_BQ, entropies_BQ, mass_BQ)])
 
     def drawings(self) -> Iterator[Drawing]:
         patches = len(self._pixels_NN)

@@ -135,7 +135,7 @@ class RolloutOverlays(Pictures):
         "(google-research/vision_transformer, issue 18): mean over heads, identity added, rows made to "
         "sum to 1, product over all layers. Their pictures are divided by the maximum, blurred by a "
         "patch and laid as light over the image (issue 27); here the numbers are kept, all images share "
-        "one scale, and nothing is blurred but what lies between patches."
+        "one scale from 0, and nothing is blurred but what lies between patches."
     )
 
     maps_BRC: np.ndarray  # shares of the head's reading that come from each patch

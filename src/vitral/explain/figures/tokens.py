@@ -83,6 +83,7 @@ class TokenNorms(Drawing):
 
     def draw(self, canvas: "Figure", look: Look, reach: Reach) -> None:
         from matplotlib.colors import LogNorm
+        from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
         above, below = canvas.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         depth, layers = len(self.norms_LM), np.arange(len(self.norms_LM))
@@ -103,9 +104,12 @@ class TokenNorms(Drawing):
         )
         if np.isfinite(self.prefix_L).all():
             above.plot(
-                layers, self.prefix_L, "D", color=look.ink, markersize=3.5, label="class, registers: median"
+                layers, self.prefix_L, "D", color=look.ink, markersize=3.5, label="prefix tokens, median"
             )
         above.set_yscale("log")
+        above.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        above.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        above.yaxis.set_minor_locator(NullLocator())
         above.set_ylabel("norm of a patch token")
         legend_above(above, ncols=2)
         bar = canvas.colorbar(image, ax=[above, below], fraction=0.04, pad=0.02, aspect=35)
@@ -156,9 +160,7 @@ class StreamChange(Drawing):
         layers = np.arange(len(self.patches_L))
         axes.plot(layers, self.patches_L, "o-", color=look.first, markersize=5, label="patches")
         if np.isfinite(self.prefix_L).all():
-            axes.plot(
-                layers, self.prefix_L, "D--", color=look.second, markersize=4.5, label="class, registers"
-            )
+            axes.plot(layers, self.prefix_L, "D--", color=look.second, markersize=4.5, label="prefix tokens")
         axes.set_ylim(0, 1.08 * reach["change"][1])
         axes.grid(axis="y")
         axes.set_ylabel("|change| / |token|")
