@@ -30,7 +30,7 @@ class ImageAnswer:
 
 def most_doubtful(answers: Answers, most: int) -> tuple[ImageAnswer, ...]:
     """Find the images with the smallest margins, the smallest first."""
-    margins = margins_of(answers)
+    margins = margins_of(answers.probabilities, multi_label=answers.multi_label)
     return image_answers(answers, np.argsort(margins, kind="stable")[:most])
 
 
@@ -43,26 +43,27 @@ def worst_errors(answers: Answers, most: int) -> tuple[ImageAnswer, ...]:
 
 def image_answers(answers: Answers, positions: Iterable[int]) -> tuple[ImageAnswer, ...]:
     """Describe some of the images that were judged, in this order."""
-    margins, wrong = margins_of(answers), answers.outcomes.wrong
+    places = np.array(list(positions), dtype=np.int64)
+    wrong, answered = answers.outcomes.wrong, answers.outcomes.answers
+    margins = margins_of(answers.probabilities[places], multi_label=answers.multi_label)
     return tuple(
         ImageAnswer(
             int(position),
             int(answers.rows[position]),
             answers.name(position),
             named(answers.labels[position], answers.classes),
-            named(answers.outcomes.answers[position], answers.classes),
-            not wrong[position],
+            named(answered[position], answers.classes),
+            bool(not wrong[position]),
             _likeliest(answers, position),
-            float(margins[position]),
+            float(margin),
         )
-        for position in positions
+        for position, margin in zip(places, margins, strict=True)
     )
 
 
-def margins_of(answers: Answers) -> np.ndarray:
-    """Compute the margin of each answer (n,), as `ImageAnswer.margin`."""
-    probabilities = answers.probabilities
-    if answers.multi_label:
+def margins_of(probabilities: np.ndarray, *, multi_label: bool) -> np.ndarray:
+    """Compute the margin of each answer (n,) from probabilities (n, L), as `ImageAnswer.margin`."""
+    if multi_label:
         return np.abs(probabilities - THRESHOLD).min(1)
     if probabilities.shape[1] < 2:
         return np.ones(len(probabilities))
