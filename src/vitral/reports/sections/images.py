@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from vitral.data.split import Images
 from vitral.evaluation.analysis.label_errors import LabelErrors
-from vitral.evaluation.analysis.near_duplicates import NearDuplicate, NearDuplicates
+from vitral.evaluation.analysis.near_duplicates import NEAR, NearDuplicate, NearDuplicates
 from vitral.evaluation.analysis.notable import ImageAnswer, most_doubtful, worst_errors
 from vitral.reports.blocks import Block, Card, Column, Gallery, Picture, Prose, Section, Table, percent
 from vitral.reports.material import NO_DATA, Material
@@ -139,8 +139,14 @@ def _duplicates_lead(found: NearDuplicates) -> str:
 def _duplicates(material: Material, found: NearDuplicates) -> list[Block]:
     blocks: list[Block] = []
     if found.left_out:
-        text = f"{found.left_out:,} training images were too many to look at for near-duplicates."
+        text = f"{found.left_out:,} images were not looked at for near-duplicates: too many, or damaged."
         blocks.append(Prose(text, "missing"))
+    if found.limit < NEAR:
+        text = (
+            f"Pictures of this data are alike by nature: {found.akin:,} held-out images are near another one. "
+            "Only those are named that are as near as copies are."
+        )
+        blocks.append(Prose(text))
     cards = [_pair(material, pair) for pair in found.pairs[:_PAIRS]]
     if cards:
         blocks.append(Gallery("Near-duplicates, the nearest first", tuple(cards)))
