@@ -17,7 +17,6 @@ from vitral.explain.figures.draw import measure_figures, page_of
 from vitral.explain.figures.page import Page
 from vitral.reports.looking import explained, images_to_score, scored
 from vitral.reports.material import Material
-from vitral.reports.pictures import Pictures
 from vitral.reports.subject import Subject
 from vitral.runtime.devices import Device, Precision
 from vitral.runtime.errors import VitralError
@@ -25,8 +24,7 @@ from vitral.runtime.ranges import Images, Whole, Workers
 
 # Told how far some work is: what, done, total.
 Progress = Callable[[str, int, int], None]
-# Of the page, what is no picture: words, tables and charts.
-_TEXT_BYTES = 300_000
+
 _FIGURED = 64  # images that the figures are measured on
 
 
@@ -37,7 +35,7 @@ class ReportOptions:
     split: SplitName | None = None  # None: the test images, else those held out, else all
     limit: Images | None = None  # images that are judged at most, evenly over their order; None: all
     pictures: bool = True  # whether images of the data may be in the file
-    megabytes: Annotated[float, Field(ge=0.4, le=100)] = 2.0  # that the file may have
+    megabytes: Annotated[float, Field(ge=0.1, le=100)] = 2.0  # that the file may have
     maps: Annotated[int, Field(ge=0, le=100)] = 12  # images whose maps are shown
     score: Annotated[int, Field(ge=0, le=10**6)] | None = None  # images that faithfulness is measured on
     figures: bool = True  # whether the papers' figures are drawn
@@ -56,22 +54,18 @@ class Asked:
     on_progress: Progress
     warn: Callable[[str], None]
 
-    def pictures(self) -> Pictures:
-        """Give the pictures of the page, of which there are none yet."""
-        return Pictures(int(self.options.megabytes * 1e6) - _TEXT_BYTES, self.options.pictures)
-
     def telling(self, what: str) -> Callable[[int, int], None]:
         """Give who is told how far a part of the work is."""
         return lambda done, total: self.on_progress(what, done, total)
 
 
-def judged(subject: Subject, asked: Asked, pictures: Pictures) -> Material:
+def judged(subject: Subject, asked: Asked) -> Material:
     """Ask the model about the images, if there are any.
 
     Raises:
         VitralError: if it has no labels, or the data cannot be used or has other classes.
     """
-    material = Material(subject, pictures)
+    material = Material(subject)
     if asked.data is None:
         return material
     if not subject.classifier.labels:

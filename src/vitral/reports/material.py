@@ -1,6 +1,6 @@
 """`Material`: all that the sections of a report are made from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vitral.data.split import Images, Split
 from vitral.evaluation.analysis.answers import Answers
@@ -19,7 +19,7 @@ class Material:
     """A model, and what it said of labelled images if there are any."""
 
     subject: Subject
-    pictures: Pictures
+    pictures: Pictures = field(default_factory=lambda: Pictures(0))
     data: str | None = None  # the data's name, as the user gave it
     answers: Answers | None = None
     classes: ByClass | None = None

@@ -1,7 +1,7 @@
 """`vitral.report`: one file that says what a model is, how good it is, and how far to believe it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from vitral.reports.blocks import Section, Tiles
 from vitral.reports.gather import Asked, Progress, ReportOptions, examined, judged, looked_into
 from vitral.reports.material import Material
 from vitral.reports.page import render
+from vitral.reports.pictures import Pictures
 from vitral.reports.sections import comparison
 from vitral.reports.sections.by_class import by_class_section
 from vitral.reports.sections.figures import figures
@@ -27,6 +28,8 @@ from vitral.runtime.errors import VitralError
 from vitral.runtime.files import write_atomically
 from vitral.runtime.settings import build
 from vitral.runtime.version import vitral_version
+
+_TO_SAY_SO = 1000  # bytes
 
 
 @dataclass(frozen=True)
@@ -90,16 +93,34 @@ def report(
     if not sources:
         raise VitralError("name a run or a model to report on")
     subjects = read_all([fspath(source) for source in sources], asked.options.device, asked.options.precision)
-    pictures = asked.pictures()
-    materials = [judged(subject, asked, pictures) for subject in subjects]
-    return (
-        _of_several(materials)
-        if len(materials) > 1
-        else _of_one(looked_into(examined(materials[0], asked), asked))
-    )
+    materials = [judged(subject, asked) for subject in subjects]
+    if len(materials) > 1:
+        return _fitted(_of_several, materials, asked.options)
+    return _fitted(_of_one, [looked_into(examined(materials[0], asked), asked)], asked.options)
 
 
-def _of_one(material: Material) -> Report:
+def _fitted(
+    make: Callable[[Sequence[Material]], Report], materials: Sequence[Material], wanted: ReportOptions
+) -> Report:
+    """Make the report; once more with fewer pictures if it weighs more than it may."""
+    most = int(wanted.megabytes * 1e6)
+    made, pictures = _made(make, materials, Pictures(most, wanted.pictures))
+    excess = len(made.html.encode()) - most
+    if excess > 0 and pictures.taken:
+        # Saying what is left out takes a little room too.
+        room = max(pictures.taken - excess - _TO_SAY_SO, 0)
+        made, _ = _made(make, materials, Pictures(room, wanted.pictures))
+    return made
+
+
+def _made(
+    make: Callable[[Sequence[Material]], Report], materials: Sequence[Material], pictures: Pictures
+) -> tuple[Report, Pictures]:
+    return make([replace(material, pictures=pictures) for material in materials]), pictures
+
+
+def _of_one(materials: Sequence[Material]) -> Report:
+    [material] = materials
     lead, tiles = verdict(material)
     makers = (
         training,

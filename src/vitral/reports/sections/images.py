@@ -139,11 +139,11 @@ def _duplicates_lead(found: NearDuplicates) -> str:
 def _duplicates(material: Material, found: NearDuplicates) -> list[Block]:
     blocks: list[Block] = []
     if found.left_out:
-        text = f"{found.left_out:,} images were not looked at for near-duplicates: too many, or damaged."
+        text = f"{found.left_out:,} images were not looked at: too many, or damaged."
         blocks.append(Prose(text, "missing"))
     if found.limit < NEAR:
         text = (
-            f"Pictures of this data are alike by nature: {found.akin:,} held-out images are near another one. "
+            f"Pictures of this data are alike by nature: {found.akin:,} held-out images are near another. "
             "Only those are named that are as near as copies are."
         )
         blocks.append(Prose(text))

@@ -3,11 +3,15 @@
 from typing import Any
 
 from vitral.reports.blocks import Block, Chart, Column, Prose, Section, Side, Table, percent, short
+from vitral.reports.charts.bars import stacked_bar
 from vitral.reports.charts.frame import Axis
 from vitral.reports.charts.lines import Line, Mark, line_chart
 from vitral.reports.material import Material
 from vitral.reports.subject import Subject
 from vitral.reports.words import clock
+from vitral.training.clock import PARTS, TimeSpent
+
+_PARTS = 5  # of the time, that are named
 
 
 def training(material: Material) -> Section:
@@ -24,7 +28,11 @@ def training(material: Material) -> Section:
     if not subject.finished:
         blocks.append(Prose("The run has not finished: the figures are those of its way so far.", "warning"))
     blocks.append(Side((_losses(subject), _scores(subject))))
-    blocks.append(Side((_rates(subject),)))
+    spent = TimeSpent.of(subject.summary or subject.evaluations[-1])
+    if spent is None:
+        blocks += [Side((_rates(subject),)), Prose("The run did not record where its time went.", "missing")]
+    else:
+        blocks.append(Side((_rates(subject), _time(spent))))
     return Section("training", title, _lead(subject), tuple(blocks))
 
 
@@ -71,6 +79,21 @@ def _scores(subject: Subject) -> Chart:
 def _rates(subject: Subject) -> Chart:
     lines = [Line("learning rate", series(subject, "learning_rate"))]
     return _curves(subject, "Learning rate", lines, "number", Axis.around("", _values(lines), zero=True))
+
+
+def _time(spent: TimeSpent) -> Chart:
+    """Draw the parts of the time; the smallest of them together with what was not timed."""
+    named = sorted(spent.parts.items(), key=lambda part: -part[1])[:_PARTS]
+    rest = spent.total - sum(seconds for _, seconds in named)
+    parts = [*((PARTS[name], seconds) for name, seconds in named), ("other", max(rest, 0.0))]
+    total = max(spent.total, 1e-9)
+    said = ", ".join(f"{name} {percent(seconds / total, 0)}" for name, seconds in parts)
+    rows: list[tuple[Any, ...]] = [(name, seconds, seconds / total) for name, seconds in parts]
+    rows.append(("decoding, of all processes", spent.decoding, None))
+    rows.append(("augmentation, of all processes", spent.altering, None))
+    columns = (Column("part"), Column("seconds", "number"), Column("share", "percent"))
+    table = Table("Seconds by part; decoding and augmentation may run beside the rest", columns, rows)
+    return Chart(f"Where {clock(spent.total)} went", stacked_bar(parts, said), said, table)
 
 
 def _values(lines: list[Line]) -> list[float]:
