@@ -29,7 +29,8 @@ from vitral.data.image_data import open_data
 from vitral.model.config import height_and_width
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import resolve
-from vitral.runtime.devices import Placement, cpu_count
+from vitral.runtime.devices import Placement
+from vitral.runtime.threads import cpu_count
 from vitral.training.begin import first_checkpoint
 from vitral.training.determinism import deterministic
 from vitral.training.listeners import Listeners

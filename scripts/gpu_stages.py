@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_YET = ("explain", "serve")
+NOT_YET = ("serve",)
 # CIFAR-10 on a GPU, as in docs/log.md, 2026-11-26.
 CIFAR = [
     "batch_size=512",
@@ -65,6 +65,14 @@ class Plan:
         batches = (256,) if self.dry else (256, 1, 32)
         return [self._bench("infer", model, batch, models[model]) for model in models for batch in batches]
 
+    def explain(self) -> list[Job]:
+        """Memory and time of looking beside a forward pass, up to 1,370 tokens and 24 layers."""
+        return [
+            self._looking("memory", "ViT-L/14@518", 1, 60),
+            self._looking("time", "ViT-L/14@518", 4, 60),
+            self._looking("time", "ViT-B/16@224", 64, 45),
+        ]
+
     def cifar600(self) -> list[Job]:
         minutes = min(10.0, self.minutes - 1)
         return [self._cifar(0, [f"minutes={minutes:g}", *WIDTH_384], 60 * minutes + 55)]
@@ -76,6 +84,13 @@ class Plan:
             self._measure("memory", model, [f"model={model}", f"batch_size={batch}", *common], seconds)
             for model, (batch, seconds) in sizes.items()
         ]
+
+    def _looking(self, what: str, model: str, batch: int, seconds: float) -> Job:
+        result = self.work / f"{what}-{model.replace('/', '-')}.json"
+        tiny = ["--model", "ViT-Ti/16@32", "--batch", "2", "--rounds", "1", "--ways", "class rows", "legrad"]
+        where = tiny if self.dry else ["--model", model, "--batch", str(batch), "--device", "cuda"]
+        command = ["scripts/explain_cost.py", what, *where, "--out", str(result)]
+        return Job(f"{what}, {model}", command, seconds, result, looking_figures)
 
     def _bench(self, what: str, model: str, batch: int, seconds: float) -> Job:
         words = [model, f"batch_size={2 if self.dry else batch}", *(TINY_MODEL if self.dry else [])]
@@ -106,6 +121,7 @@ STAGES: dict[str, Callable[[Plan], list[Job]]] = {
     "step": Plan.step,
     "cifar60": Plan.cifar60,
     "infer": Plan.infer,
+    "explain": Plan.explain,
     "cifar600": Plan.cifar600,
     "large": Plan.large,
 }
@@ -122,6 +138,11 @@ def bench_figures(report: dict[str, Any]) -> dict[str, Any]:
     ratio = {"ratio": best["vitral"] / best["timm"]} if best["vitral"] and best["timm"] else {}
     shares = [row["peak_share"] for row in rows if row["contender"] == "vitral" and "peak_share" in row]
     return {**speeds, **ratio, "share of the GEMM": max(shares, default=None)}
+
+
+def looking_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many times a forward pass each way of looking costs, in time or in peak memory."""
+    return {row["way"]: row["of forward"] for row in rows}
 
 
 def noise(folder: Path) -> str:

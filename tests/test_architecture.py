@@ -152,14 +152,16 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "sys.stderr.write": ("__main__",),
     "warnings.warn": ("inference.classifier",),
     "signal.signal": ("runtime.stopping", "data.workers"),  # the latter within a worker process
-    "os.cpu_count": ("runtime.devices",),
-    "os.sched_getaffinity": ("runtime.devices",),
-    "torch.set_num_threads": ("runtime.devices", "data.workers"),  # the latter within a worker process
+    "os.cpu_count": ("runtime.threads",),
+    "os.sched_getaffinity": ("runtime.threads",),
+    "torch.get_num_threads": ("runtime.threads",),
+    "torch.set_num_threads": ("runtime.threads",),
+    "compute_in_one_thread": ("data.workers",),  # within a worker process
     "torch.autocast": ("runtime.devices", "model.positions", "explain.observe"),  # the latter two turn it off
     "DataLoader": ("data.workers",),
     "multiprocessing.get_context": ("bench.processes", "data.workers"),
     "keep_freed_memory": ("cli.commands", "bench.processes"),  # the latter in a contender's process
-    "set_threads": ("cli.app",),
+    "set_how_threads_wait": ("cli.app",),
     "command_streams": ("cli.app",),
     "end_on_signals": ("__main__",),
     "os._exit": ("runtime.stopping",),

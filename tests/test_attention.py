@@ -130,5 +130,5 @@ def test_attention_drops_outputs_and_not_weights(attention: MultiHeadAttention, 
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_heads 4 does not divide embed_dim 35"):
+    with pytest.raises(ValueError, match="num_heads is 4; it must divide embed_dim 35"):
         MultiHeadAttention(DIM, 4)

@@ -313,5 +313,5 @@ def test_a_mirrored_batch_has_the_same_answer(folder: Path, image_folder: Path) 
 
 
 def test_another_augmentation_is_refused(folder: Path) -> None:
-    with pytest.raises(VitralError, match="tta=crops: it is one of none, flip"):
+    with pytest.raises(VitralError, match="tta=crops: it must be one of none, flip"):
         on_cpu(folder, tta="crops")

@@ -249,7 +249,7 @@ def test_a_damaged_config_is_named(content: bytes, text: str, tmp_path: Path) ->
         ("architecture", {"embed_dimension": 16}, "did you mean 'embed_dim'"),
         ("architecture", {"layer": {"ordre": "pre"}}, "did you mean 'layer.order'"),
         ("architecture", {"embed_dim": "wide"}, "embed_dim='wide': input should be a valid integer"),
-        ("architecture", {"embed_dim": 16, "num_heads": 3}, "num_heads 3 does not divide embed_dim 16"),
+        ("architecture", {"embed_dim": 16, "num_heads": 3}, "num_heads is 3; it must divide embed_dim 16"),
         ("preprocess", {"img_size": [12]}, "img_size="),
         ("labels", ["ant", "bee"], "it has 2 labels for 3 classes"),
         ("labels", None, "cannot be used"),

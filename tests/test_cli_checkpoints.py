@@ -114,9 +114,9 @@ def test_what_a_bare_file_does_not_say_is_asked_for_and_taken(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["layer.atention.qk_norm=true"], "'atention' is no part of LayerOptions: order, layer_scale"),
+        (["layer.atention.qk_norm=true"], "LayerOptions has no 'atention'; it has order, layer_scale"),
         (["img_size=33"], "patch_size 16 does not divide"),
-        (["num_heads=7"], "num_heads 7 does not divide embed_dim 24"),
+        (["num_heads=7"], "num_heads is 7; it must divide embed_dim 24"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

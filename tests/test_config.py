@@ -121,7 +121,7 @@ def test_an_unfit_value_is_named_with_what_fits(values: dict[str, Any], text: st
 
 
 def test_what_a_dataclass_itself_refuses_is_said_in_its_words() -> None:
-    with pytest.raises(VitralError, match=r"^dropout is 2\.0; it is a probability below 1$"):
+    with pytest.raises(VitralError, match=r"^dropout is 2\.0; it must be from 0 to below 1$"):
         build(ViTConfig, {"dropout": 2})
 
 

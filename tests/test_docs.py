@@ -24,6 +24,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import typer
 
+from scripts import pages
 from tests.conftest import write_images
 from tests.test_cli import Vitral, stop_at_once
 from tests.test_cli import vitral as vitral  # the fixture
@@ -37,9 +38,9 @@ from vitral.recipes import packaged, schema
 from vitral.recipes.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-# docs/python.md has a test of its own; docs/log.md is a diary, whose commands are those of their day.
+# docs/python.md and docs/paper.md have tests of their own; docs/log.md is a diary, of commands of their day.
 PAGES = sorted({"README.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))})
-PAGES = [page for page in PAGES if page not in ("docs/python.md", "docs/log.md")]
+PAGES = [page for page in PAGES if page not in ("docs/python.md", "docs/paper.md", "docs/log.md")]
 
 _ONLY_PARSED = ("imagenet/", "cifar10/", "clip.pth", "adapter/", "vitral push", "vitral bench", "vitral demo")
 _SMALLER = (
@@ -48,6 +49,7 @@ _SMALLER = (
     (r"\bimg_size=\d+", "img_size=48"),
     (r"(vitral info \S+)", r"\1 --no-measure"),
     (r"model=auto.*", "model=auto 'candidates=[\"tiny\"]' minutes=0.02 workers=0"),
+    (r"(vitral explain .*--score).*", r"\1 --images 4 --method legrad --fill drop"),
     (r"\bfrog\b", "ant"),
     (r"\bbird\b", "bee"),
     (r"(vitral doctor \S+ \S+)", r"\1 --limit 6"),
@@ -57,13 +59,18 @@ _SMALLER = (
 
 def blocks(page: str) -> Iterator[tuple[str, str]]:
     """The language and the text of each fenced block."""
-    yield from re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    for block in pages.blocks((ROOT / page).read_text()):
+        yield block.language, block.text
+
+
+def prose(page: str) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def spans(page: str) -> list[str]:
     """The commands that stand in a line of text."""
-    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
-    return [span for span in re.findall(r"`([^`]+)`", text) if re.match(r"vitral \w+ \S", span)]
+    return [span for span in re.findall(r"`([^`]+)`", prose(page)) if re.match(r"vitral \w+ \S", span)]
 
 
 def parse(command: str) -> None:
@@ -145,19 +152,20 @@ def run(line: str, vitral: Vitral) -> None:
     )
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "docs/paper.md"])
 def test_every_command_in_a_line_of_text_can_be_parsed(page: str) -> None:
     for command in spans(page):
         parse(command)
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/python.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", [*PAGES, "docs/python.md", "docs/paper.md", "CONTRIBUTING.md"])
 def test_every_link_and_script_of_a_page_is_there(page: str) -> None:
     file = ROOT / page
     if not file.exists():
         pytest.skip("not written yet")
     text = file.read_text()
-    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    found = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    links = [link.partition("#")[0] for link in found if "://" not in link]
     missing = [link for link in links if link and not (file.parent / link).exists()]
     missing += [
         name

@@ -187,7 +187,7 @@ def test_2d_positions_follow_the_embeddings_grid(class_token: bool) -> None:
 
 
 def test_an_unknown_position_is_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="position is 'rotary'; it is one of learned, sinusoidal"):
+    with pytest.raises(ValueError, match="position is 'rotary'; it must be one of learned, sinusoidal"):
         embedding(position="rotary")
 
 
@@ -305,6 +305,6 @@ def test_images_that_the_stem_would_round_down_are_refused(stem_embedding: ViTEm
 
 def test_a_stem_that_shrinks_more_than_the_patch_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="patch_size 6 is no multiple of 4, the reduction of the 2-stage stem"
+        ValueError, match="patch_size is 6; it must be a multiple of 4, by which the 2-stage stem"
     ):
         ViTEmbedding(24, 6, CHANNELS, DIM, stem=(11, 13))

@@ -237,6 +237,41 @@ def test_the_list_counts_the_cost_of_the_model_that_is_named(vitral: Run) -> Non
             assert cost[name] < usual[name], method.name
 
 
+# --- How far to believe them -------------------------------------------------------------------------
+
+
+def test_scores_are_a_table_and_sentences(vitral: Run) -> None:
+    line = f"explain model photos --score --split all --images 3 --method {DEFAULT} --method rollout"
+    status, out, err = vitral(line)
+    assert status == 0, err
+    assert "model on photos, split all (cpu, float32): 3 images" in out
+    assert all(name in out for name in (DEFAULT, "rollout", "random"))
+    found = json.loads(vitral(f"{line} --json")[1])
+    assert found["n"] == 3
+    assert {DEFAULT, "rollout", "random"} <= {row["method"] for row in found["methods"]}
+    only = json.loads(vitral(f"{line} --fill mean --json")[1])
+    assert list(only["pairs"]) == ["mean"]
+
+
+# --- The papers' figures -----------------------------------------------------------------------------
+
+
+def test_figures_are_a_page_with_files(vitral: Run) -> None:
+    save_model(Path("other"))
+    status, out, err = vitral("explain model other photos --figures figures --images 3 --json")
+    assert status == 0, err
+    told = json.loads(out)
+    page = Path(told["page"]).read_text()
+    assert "model" in page
+    assert "other" in page
+    assert "filters" in told["figures"]
+    assert (Path("figures") / "model" / "filters.png").exists()
+    status, out, err = vitral("explain model --figures alone")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == "page: alone/index.html"
+    assert "not drawn" in out
+
+
 # --- What cannot be ----------------------------------------------------------------------------------
 
 WRONG_USAGE = [
@@ -248,14 +283,26 @@ WRONG_USAGE = [
     ("explain model photos --out maps --layers last", "--layers: 'last' is no list of whole numbers"),
     ("explain model photos --out maps --heads 0;3", "--heads: '0;3' is no list of whole numbers"),
     ("explain model photos --out maps --heads 0 --class ant", "--heads: shows attention itself, and goes"),
+    ("explain --figures figures", "MODEL: name a model; see"),
+    ("explain model --figures", "'--figures' requires an argument"),
+    ("explain model photos --figures broken.jpg", "broken.jpg is a file; name a new folder"),
+    ("explain model --score --figures figures", "--score: goes without --figures; ask for one at a time"),
+    ("explain model --figures figures --out maps", "--out: is for maps of images, and --figures"),
+    ("explain model --score", "MODEL DATA: name a model and data"),
+    ("explain model photos more --score", "DATA: 'more' is one too many; --score takes one"),
+    ("explain model photos --score --out maps", "--out: is for maps of images, and --score goes without it"),
+    ("explain model photos --out maps --images 9", "--images: is for --figures and --score, and maps"),
+    ("explain model photos --score --list", "--score: goes without --list; ask for one at a time"),
+    ("explain model photos --score --fill grey", "--fill: 'grey' is not one of drop, mean"),
     ("explain --list --out maps", "--out: is for maps of images, and --list goes without it"),
-    ("explain model photos --list", "IMAGE...: is for maps of images, and --list goes without it"),
+    ("explain model photos --list", "IMAGE...|DATA: is for --figures and --score and maps of images"),
     ("explain model photos --out maps --batch-size 0", "--batch-size: 0 is no whole number"),
     ("explain model photos --out maps --classes ant", "no option --classes; did you mean '--class'?"),
 ]  # fmt: skip
 
 NOT_POSSIBLE = [
     ("explain model photos --out photos", "photos exists already; choose a new folder"),
+    ("explain model photos --figures photos", "photos exists already; choose a new folder"),
     ("explain model nowhere/*.png --out maps", "nowhere/*.png holds no images"),
     ("explain nothing photos --out maps", "nothing"),
     ("explain model photos --out maps --class ants", "it has ant, bee, wasp; did you mean 'ant'?"),

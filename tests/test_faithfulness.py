@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from vitral.explain.faithfulness import curves
-from vitral.explain.faithfulness.perturb import Perturbed, ends, perturb
+from vitral.explain.faithfulness.perturb import Curves, ends, saco, take_away
 from vitral.explain.faithfulness.redrawn import STAGES, rank_correlation, redrawn
 from vitral.explain.faithfulness.removal import Fill, Removal
 from vitral.explain.faithfulness.statistics import Estimate, Pair, compare, estimates, holm, letters
@@ -87,18 +87,23 @@ def additive() -> tuple[VisionTransformer, Tensor]:
     return made, torch.stack([shares_BNL[0, :, 5], shares_BNL[1, :, 2]])
 
 
-def perturbed(removal: Removal, fill: Fill, maps_BN: Tensor, steps: int = N) -> Perturbed:
+def curves_of(removal: Removal, fill: Fill, maps_BN: Tensor, steps: int = N) -> Curves:
     order_BN = curves.most_first(maps_BN, range(len(maps_BN)))
-    return perturb(removal, fill, maps_BN, order_BN, ends(removal, fill), steps)
+    return take_away(removal, fill, order_BN, ends(removal, fill), steps)
 
 
-def srg(found: Perturbed, counts: list[int]) -> np.ndarray:
+def saco_of(removal: Removal, maps_BN: Tensor) -> np.ndarray:
+    order_BN = curves.most_first(maps_BN, range(len(maps_BN)))
+    return saco(removal, "mean", maps_BN, order_BN, ends(removal, "mean"))
+
+
+def srg(found: Curves, counts: list[int]) -> np.ndarray:
     return curves.area(found.least_first_RS, counts) - curves.area(found.most_first_RS, counts)
 
 
 def test_the_curves_of_a_sum_are_its_partial_sums() -> None:
     made, shares_BN = additive()
-    found = perturbed(removal_of(made), "mean", shares_BN)
+    found = curves_of(removal_of(made), "mean", shares_BN)
     falling_BN = shares_BN.sort(dim=1, descending=True).values
     kept_BS = [(falling_BN[:, count:].sum(1) / N) for count in range(N + 1)]
     assert_close(torch.from_numpy(found.most_first_RS), torch.stack(kept_BS, 1).double(), rtol=0, atol=1e-5)
@@ -108,7 +113,7 @@ def test_the_curves_of_a_sum_are_its_partial_sums() -> None:
 
 def test_a_mean_pool_averages_over_what_is_left() -> None:
     made, shares_BN = additive()
-    found = perturbed(removal_of(made), "drop", shares_BN)
+    found = curves_of(removal_of(made), "drop", shares_BN)
     falling_BN = shares_BN.sort(dim=1, descending=True).values
     kept_BS = [falling_BN[:, count:].mean(1) for count in range(N)]
     # Without a token nothing can be read, and the last point is that of the mean fill.
@@ -120,8 +125,8 @@ def test_a_mean_pool_averages_over_what_is_left() -> None:
 def test_the_true_shares_are_the_best_map_and_random_ones_gain_nothing(fill: Fill) -> None:
     made, shares_BN = additive()
     removal, counts = removal_of(made), list(range(N + 1))
-    best = srg(perturbed(removal, fill, shares_BN), counts)
-    others = np.stack([srg(perturbed(removal, fill, drawn((BATCH, N), seed)), counts) for seed in range(25)])
+    best = srg(curves_of(removal, fill, shares_BN), counts)
+    others = np.stack([srg(curves_of(removal, fill, drawn((BATCH, N), seed)), counts) for seed in range(25)])
     assert (others < best).all()
     assert 0 in estimates(others.reshape(1, -1))[0]
 
@@ -129,7 +134,7 @@ def test_the_true_shares_are_the_best_map_and_random_ones_gain_nothing(fill: Fil
 @pytest.mark.parametrize("fill", ["drop", "mean"])
 def test_a_map_upside_down_has_the_srg_with_the_other_sign(fill: Fill) -> None:
     removal, maps_BN = removal_of(model()), drawn((BATCH, N))
-    found, turned = (perturbed(removal, fill, maps, steps=5) for maps in (maps_BN, -maps_BN))
+    found, turned = (curves_of(removal, fill, maps, steps=5) for maps in (maps_BN, -maps_BN))
     counts = curves.removed_counts(N, 5)
     np.testing.assert_array_equal(srg(found, counts), -srg(turned, counts))
     np.testing.assert_array_equal(found.most_first_RS, turned.least_first_RS)
@@ -137,8 +142,8 @@ def test_a_map_upside_down_has_the_srg_with_the_other_sign(fill: Fill) -> None:
 
 def test_the_true_shares_of_a_sum_have_the_whole_saco_and_turned_ones_none_of_it() -> None:
     made, shares_BN = additive()
-    np.testing.assert_allclose(perturbed(removal_of(made), "mean", shares_BN).saco_R, 1)
-    np.testing.assert_allclose(perturbed(removal_of(made), "mean", -shares_BN).saco_R, -1)
+    np.testing.assert_allclose(saco_of(removal_of(made), shares_BN), 1)
+    np.testing.assert_allclose(saco_of(removal_of(made), -shares_BN), -1)
 
 
 # --- Removing patches, against running the model by hand ----------------------------------------------

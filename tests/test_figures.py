@@ -38,7 +38,7 @@ from vitral.explain.figures.positions import PositionSimilarity, cosine_similari
 from vitral.explain.figures.similarity import SimilarityMeter, cka
 from vitral.explain.figures.tokens import TokenMeter, TokenNorms
 from vitral.images.preprocess import Preprocess
-from vitral.inference.classifier import Classifier
+from vitral.inference.classifier import Classifier, load
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
@@ -576,8 +576,8 @@ def test_a_folder_without_classes_will_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"folder": "full"}, "is not empty"),
-        ({"folder": "file"}, "is a file"),
+        ({"folder": "full"}, "exists already"),
+        ({"folder": "file"}, "exists already"),
         ({"models": 3}, "two side by side"),
         ({"images": 0}, "images"),
         ({"imagse": 3}, "imagse"),
@@ -620,3 +620,28 @@ def test_words_are_models_and_then_data(tmp_path: Path) -> None:
     assert split_words([a, "1.jpg", "2.jpg"]) == ([a], ["1.jpg", "2.jpg"])
     with pytest.raises(VitralError, match="not 3"):
         split_words([a, a, a])
+
+
+# --- Real weights ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_papers_trends_on_real_weights(shared: Path) -> None:
+    """Fig. 7 right: the lowest layers have both local and global heads, and the mean grows with depth."""
+    with pytest.warns(UserWarning, match="does not say how its images were prepared"):
+        real = load(shared / "weights" / "dinov2-small-focus", img_size=98, device="cpu", precision="float32")
+    figures = measure_figures(real, shared / "data" / "photos", images=32, shown=1)
+    kinds = {next(iter(kind.values())).name: kind["model 1"] for kind in figures.kinds()}
+    distance = kinds["attention_distance"]
+    assert isinstance(distance, AttentionDistance)
+    means, spreads = distance.values_LA.mean(axis=1), distance.values_LA.std(axis=1)
+    assert stats.spearmanr(means, range(12)).statistic > 0.7
+    assert means[6:].min() > means[1:6].max()
+    assert spreads[0] == spreads.max()
+    assert distance.values_LA[0].min() < 14  # less than a patch away
+    assert distance.values_LA[0].max() > 0.9 * distance.uniform
+    # A small model without registers that needs none: outliers are rare, and gone at the end.
+    norms = kinds["token_norms"]
+    assert isinstance(norms, TokenNorms)
+    assert norms.shares_L.max() < 0.02
+    assert norms.shares_L[-1] < 0.001

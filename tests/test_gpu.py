@@ -13,16 +13,19 @@ from torch.nn import functional as F
 
 from tests.conftest import Reporter, settled, write_images
 from tests.test_in_memory import MOVES, in_memory, split_of
+from tests.test_observe import SIZE, build
 from tests.test_resume import Crash, CrashAt, assert_same_run
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.data.image_data import ImageData, open_data
+from vitral.explain.inside import Inside
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
 from vitral.model.variants import create
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import load_base
-from vitral.runtime.devices import Placement, cpu_count
+from vitral.runtime.devices import Placement
+from vitral.runtime.threads import cpu_count
 from vitral.training.begin import first_checkpoint
 from vitral.training.listeners import Listeners
 from vitral.training.loop import train, training_batches
@@ -253,6 +256,26 @@ def test_probabilities_are_those_of_the_cpu(data: ImageData) -> None:
 
 def test_a_gpu_is_chosen_where_there_is_one() -> None:
     assert Placement.choose() == Placement(torch.device("cuda"), torch.bfloat16)
+
+
+@pytest.mark.parametrize(("precision", "most"), [("float32", 1e-4), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("kind", ["paper", "mixed rotary", "relative", "map", "distilled"])
+def test_attention_and_attribution_are_those_of_the_cpu(kind: str, precision: Any, most: float) -> None:
+    found = {}
+    for device in ("cpu", "cuda"):
+        placement = Placement.choose(device, precision if device == "cuda" else "float32")
+        twin = placement.place(copy.deepcopy(build(kind))).eval()
+        looked = Inside(Classifier(twin, Preprocess(SIZE), tuple("abcdefg"), placement))
+        maps = looked.attention(images(2, 3, *SIZE).sigmoid(), layers=[0, 1, 2], queries=["mean", (1, 2)])
+        assert max(maps.certificate) <= most
+        found[device] = (
+            maps,
+            looked.relevance(images(2, 3, *SIZE).sigmoid(), method="attention_gradient", target=1),
+        )
+    (ours, relevance), (theirs, expected) = found["cuda"], found["cpu"]
+    torch.testing.assert_close(ours.values, theirs.values, atol=most, rtol=0)
+    scale = float(expected.values.abs().max())
+    torch.testing.assert_close(relevance.values / scale, expected.values / scale, atol=10 * most, rtol=0)
 
 
 def test_images_in_memory_are_those_of_the_cpu() -> None:

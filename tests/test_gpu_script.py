@@ -90,7 +90,7 @@ def test_a_stage_without_its_data_is_skipped_with_the_reason(gpu: Any, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("stage", "reason"), [("explain", "is not there yet; there are tests, step"), ("tset", "is not known")]
+    ("stage", "reason"), [("serve", "is not there yet; there are tests, step"), ("tset", "is not known")]
 )
 def test_an_unknown_stage_is_refused(stage: str, reason: str) -> None:
     ended = subprocess.run([sys.executable, SCRIPT, stage], capture_output=True, text=True, timeout=60)
@@ -99,7 +99,7 @@ def test_an_unknown_stage_is_refused(stage: str, reason: str) -> None:
 
 
 def test_stages_stand_in_the_order_of_their_value(gpu: Any, tmp_path: Path) -> None:
-    assert list(gpu.STAGES) == ["tests", "step", "cifar60", "infer", "cifar600", "large"]
+    assert list(gpu.STAGES) == ["tests", "step", "cifar60", "infer", "explain", "cifar600", "large"]
     for dry in (False, True):
         for jobs in gpu.STAGES.values():
             assert all(job.seconds > 0 for job in jobs(plan(gpu, tmp_path, dry=dry)))

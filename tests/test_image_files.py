@@ -22,7 +22,7 @@ from PIL import Image
 
 from vitral.data.sources import find_images
 from vitral.images import files as image_files
-from vitral.images.files import begins_like_a_picture, is_picture_name
+from vitral.images.files import IMAGE, kind_of_content
 from vitral.images.picture import open_image
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
@@ -159,7 +159,7 @@ def test_known_formats_are_known_by_their_content(kind: str, tmp_path: Path) -> 
     file = tmp_path / "picture"
     file.write_bytes(encoded(picture(), kind))
     assert open_image(file).size == (32, 24)
-    assert begins_like_a_picture(str(file))
+    assert kind_of_content(str(file)) == IMAGE
     assert find_images([str(tmp_path)]).files == [str(file)]
 
 
@@ -201,8 +201,12 @@ def test_heic_is_read_and_upright_where_its_package_is_installed() -> None:
 
 
 def test_suffixes_in_any_case() -> None:
-    assert all(map(is_picture_name, ["a.JPE", "b.mpo", "c.JFIF", "d.apng", "e.pbm", "f.jpx"]))
-    assert not any(map(is_picture_name, ["a.txt", "b", "c.eps", "d.svg", "e.pdf"]))
+    assert {kind_of_content(name) for name in ("a.JPE", "b.mpo", "c.JFIF", "d.apng", "e.pbm", "f.jpx")} == {
+        IMAGE
+    }
+    others = ["a.TXT", "b.eps", "c.svg", "d.pdf"]
+    assert [kind_of_content(name) for name in others] == [".txt", ".eps", ".svg", ".pdf"]
+    assert kind_of_content("there is no such file") == "without a suffix"
 
 
 # --- Regular files -------------------------------------------------------------------------------

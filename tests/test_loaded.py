@@ -602,11 +602,11 @@ def test_a_head_that_transformers_has_no_class_for_is_said_to_be_one(tmp_path: P
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"embed_dim": 10**9}, "embed_dim is 1000000000; it is from 1 to 65,536"),
-        ({"img_size": 1_000_000}, "height and width are from 1 to 16,384"),
-        ({"num_layers": 10**6}, "num_layers is 1000000; it is from 1 to 4,096"),
-        ({"mlp_ratio": float("nan")}, "mlp_ratio is nan; it is a plain number"),
-        ({"embedding": {"register_tokens": 10**8}}, "register_tokens is 100000000; it is from 0"),
+        ({"embed_dim": 10**9}, "embed_dim is 1000000000; it must be from 1 to 65,536"),
+        ({"img_size": 1_000_000}, "height and width must be from 1 to 16,384"),
+        ({"num_layers": 10**6}, "num_layers is 1000000; it must be from 1 to 4,096"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio is nan; it must be a finite number"),
+        ({"embedding": {"register_tokens": 10**8}}, "register_tokens is 100000000; it must be from 0"),
         ({"norm": {"eps": -1.0}}, "norm.eps is -1.0"),
     ],
 )

@@ -599,15 +599,15 @@ def test_autocast_keeps_tokens_in_float32_between_layers(options: dict[str, Any]
         ({"embed_dim": -1}, "embed_dim is -1; it must be at least 1"),
         ({"num_layers": 0}, "num_layers is 0; it must be at least 1"),
         ({"num_heads": 0}, "num_heads is 0; it must be at least 1"),
-        ({"img_size": 8192, "patch_size": 4}, "has 4,194,304 patches of 4 pixels; a model takes 262,144"),
+        ({"img_size": 8192, "patch_size": 4}, "gives 4,194,304 patches of 4 pixels; a model takes 262,144"),
         ({"mlp_ratio": 0}, "hidden_dim is 0; it must be at least 1"),
-        ({"num_classes": -1}, "num_classes is -1; 0 gives features, more a head"),
-        ({"dropout": 1.0}, "dropout is 1.0; it is a probability below 1"),
-        ({"drop_path": -0.1}, "drop_path is -0.1; it is a probability below 1"),
-        ({"pooling": "max"}, "pooling is 'max'; it is one of class, mean"),
+        ({"num_classes": -1}, "num_classes is -1; it must be 0 "),
+        ({"dropout": 1.0}, "dropout is 1.0; it must be from 0 to below 1"),
+        ({"drop_path": -0.1}, "drop_path is -0.1; it must be from 0 to below 1"),
+        ({"pooling": "max"}, "pooling is 'max'; it must be one of class, mean"),
         (
             {"position": "rotary"},
-            "position is 'rotary'; it is one of learned, sinusoidal, sinusoidal_2d, none",
+            "position is 'rotary'; it must be one of learned, sinusoidal, sinusoidal_2d, none",
         ),
     ],
 )
@@ -619,10 +619,10 @@ def test_config_refuses(options: dict[str, Any], text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"num_heads": 7}, "num_heads 7 does not divide embed_dim 44"),
+        ({"num_heads": 7}, "num_heads is 7; it must divide embed_dim 44"),
         ({"img_size": (20, 30)}, "img_size is 20x30, which patch_size 4 does not divide"),
-        ({"stem": (17, 19, 23)}, "patch_size 4 is no multiple of 8, the reduction of the 3-stage stem"),
-        ({"position": "sinusoidal_2d", "embed_dim": 55}, "embed_dim % 4 == 0; it is 55"),
+        ({"stem": (17, 19, 23)}, "patch_size is 4; it must be a multiple of 8, by which the 3-stage stem"),
+        ({"position": "sinusoidal_2d", "embed_dim": 55}, "embed_dim is 55; for 2-D"),
     ],
 )
 def test_model_refuses_numbers_that_do_not_fit_each_other(options: dict[str, Any], text: str) -> None:

@@ -236,9 +236,10 @@ def test_the_fused_kernel_stays_on_and_one_head_at_most_is_kept(monkeypatch: pyt
     looked = inside("relative")
     looked.attention(picture(), layers=[0, 1, 2])
     assert len(calls) == 3
-    assert {tuple(shape) for shape in shapes} == {(1, 1, 1, 16)}
+    assert {tuple(shape) for shape in shapes} == {(1, 3, 1, 16)}
+    shapes.clear()
     looked.attention(picture(), layers=[1], queries=["mean"])
-    assert {tuple(shape[:2]) for shape in shapes} == {(1, 1)}
+    assert {tuple(shape) for shape in shapes} == {(1, 1, 15, 16)}
 
 
 def test_what_a_model_lacks_is_named() -> None:

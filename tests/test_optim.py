@@ -1,19 +1,21 @@
 """Optimizers do what their papers say, and schedules what their names say."""
 
+import ast
 import math
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import vitral
 from vitral.model.vit import VisionTransformer
+from vitral.recipes.optimizers import OPTIMIZERS
 from vitral.recipes.packaged import read
-from vitral.recipes.resolve import _SCRATCH_WITH, _TUNING_WITH
 from vitral.recipes.schema import OptimizerName, ScheduleName
 from vitral.runtime.devices import Placement
 from vitral.training.optimizers import (
-    _OPTIMIZERS,
     ChainedOptimizer,
     Muon,
     build_optimizer,
@@ -32,17 +34,48 @@ def tiny(**options: Any) -> Any:
 
 
 def built_for(model: Any, name: OptimizerName, **settings: Any) -> ChainedOptimizer:
-    groups = {"layer_decay": 1.0, "weight_decay": settings.pop("weight_decay", 0.1)}
-    return build_optimizer(name, parameter_groups(model, orthogonal=name == "muon", **groups), **settings)
+    groups = parameter_groups(
+        model,
+        layer_decay=1.0,
+        weight_decay=settings.pop("weight_decay", 0.1),
+        orthogonal=OPTIMIZERS[name].takes_matrices,
+    )
+    return build_optimizer(name, groups, **settings)
 
 
 def test_every_name_of_the_schema_has_its_rows() -> None:
-    names = set(get_args(OptimizerName))
-    assert names == _OPTIMIZERS.keys()
+    assert set(get_args(OptimizerName)) == OPTIMIZERS.keys()
     assert set(get_args(ScheduleName)) == _COURSES.keys()
-    # Rates that go with it; "small" and "finetune" give their own optimizer's.
-    assert names == _SCRATCH_WITH.keys() | {read("small")["optimizer"]}
-    assert names == _TUNING_WITH.keys() | {read("finetune")["optimizer"]}
+
+
+def test_a_row_has_the_rates_that_the_packaged_recipes_do_not_give() -> None:
+    # Muon's updates are as large as AdamW's, whose rate `finetune` has.
+    for name, row in OPTIMIZERS.items():
+        assert ("learning_rate" in row.from_scratch) == (name != read("small")["optimizer"]), name
+        assert ("learning_rate" in row.tuning) == (name not in {read("finetune")["optimizer"], "muon"}), name
+
+
+def test_nothing_but_its_row_asks_for_an_optimizers_name() -> None:
+    """A new optimizer is one row: no module compares the name with another."""
+    source = Path(vitral.__file__).parent
+    compared = [
+        f"{path.relative_to(source)}, line {node.lineno}"
+        for path in sorted(source.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Compare | ast.MatchValue)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and part.value in OPTIMIZERS
+    ]
+    assert not compared
+
+
+def test_an_optimizer_that_keeps_its_average_says_so() -> None:
+    # What takes its average is a method of its own, `eval`, which torch's optimizers have not.
+    for name, row in OPTIMIZERS.items():
+        if package := {"lion": "lion_pytorch", "schedule_free": "schedulefree"}.get(name):
+            pytest.importorskip(package)
+        built = built_for(tiny(), name)
+        assert built.keeps_average == row.keeps_average == any(hasattr(part, "eval") for part in built.parts)
 
 
 def with_gradients(model: nn.Module, seed: int = 1) -> None:

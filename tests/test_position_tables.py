@@ -56,7 +56,7 @@ def test_a_shorter_sequence_takes_the_first_positions(tokens: Tensor) -> None:
 
 
 def test_a_longer_sequence_is_refused(tokens: Tensor) -> None:
-    with pytest.raises(ValueError, match="the sequence has 13 tokens; this encoding has 12"):
+    with pytest.raises(ValueError, match="the sequence has 13 tokens; this encoding takes 12"):
         PositionalEncoding(DIM, TOKENS - 1)(tokens)
 
 
@@ -96,7 +96,7 @@ def test_2d_encoding_at_another_grid_is_that_of_the_grid() -> None:
 
 
 def test_2d_encoding_needs_a_width_of_fours() -> None:
-    with pytest.raises(ValueError, match="embed_dim % 4 == 0; it is 35"):
+    with pytest.raises(ValueError, match="embed_dim is 35; for 2-D"):
         PositionalEncoding2d(DIM, (ROWS, COLUMNS))
 
 

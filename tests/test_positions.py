@@ -427,7 +427,7 @@ def test_rotating_half_precision_is_done_in_the_angles_float32() -> None:
 
 
 def test_a_head_that_cannot_be_split_in_four_is_refused() -> None:
-    with pytest.raises(ValueError, match="divisible by 4; it is 18"):
+    with pytest.raises(ValueError, match="a head is 18 channels wide; for rotary"):
         RotaryPositions(18, HEADS, 0, RotaryOptions())
 
 
@@ -509,5 +509,5 @@ def test_a_local_start_looks_at_one_neighbour_a_head() -> None:
 
 
 def test_a_grid_with_fewer_neighbours_than_heads_is_refused() -> None:
-    with pytest.raises(ValueError, match="more than the neighbours"):
+    with pytest.raises(ValueError, match="needs a neighbour of its own, and a grid of 1x2 patches has 2"):
         RelativeBias((1, 2), 4, "geometric", "local").reset_parameters()

@@ -6,9 +6,11 @@ import sys
 from importlib.metadata import PackageNotFoundError
 
 import pytest
+import torch
 
 import vitral
-from vitral.runtime.process import keep_freed_memory, set_threads, threads_as_they_come
+from vitral.runtime.process import keep_freed_memory
+from vitral.runtime.threads import set_how_threads_wait, thread_count, threads_wait_as_they_come
 from vitral.runtime.version import vitral_version
 
 
@@ -27,7 +29,7 @@ def test_threads_spin_for_a_moment_unless_the_user_says_how(
         monkeypatch.delenv(name, raising=False)
     for name, value in before.items():
         monkeypatch.setenv(name, value)
-    set_threads()
+    set_how_threads_wait()
     assert os.environ.get("GOMP_SPINCOUNT") == after
 
 
@@ -36,9 +38,15 @@ def test_another_process_gets_what_the_user_set_and_not_what_we_did(
     value: str, inside: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOMP_SPINCOUNT", value)
-    with threads_as_they_come():
+    with threads_wait_as_they_come():
         assert os.environ.get("GOMP_SPINCOUNT") == inside
     assert os.environ["GOMP_SPINCOUNT"] == value
+
+
+def test_the_user_decides_how_many_threads_compute_then_the_run_then_torch() -> None:
+    assert thread_count(3, began_with=2) == 3
+    assert thread_count(0, began_with=2) == 2
+    assert thread_count(None, None) == torch.get_num_threads()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the page faults that Linux reports")

@@ -841,8 +841,8 @@ def test_a_run_keeps_to_its_threads_unless_told(data: ImageData, recipe: Recipe,
     train(data, folder, Recipe(), resume=True, listeners=[kept, StopAt(4)])
     assert kept.counts == {2}
     assert kept.messages == [
-        f"computes with 2 threads, as {folder} began, rather than the 1 of this process, which would change "
-        "the bits; threads=1 takes them"
+        "this run computes with 2 threads, as it began, not with the 1 of this process, which would change "
+        "its results in the last digits; threads=1 takes 1"
     ]
     train(data, folder, Recipe(threads=1), resume=True, listeners=[told])
     assert told.counts == {1}

@@ -14,9 +14,10 @@ from vitral.checkpoints.dtypes import STORABLE
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.cli import app as cli
 from vitral.data.split import SPLITS
+from vitral.explain.faithfulness.removal import Fill
 from vitral.explain.pictures import Look
 from vitral.images.preprocess import Preprocess
-from vitral.inference.classifier import Augmentation
+from vitral.inference.classifier import TestTimeAugmentation
 from vitral.model.config import Pooling, ViTConfig
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.schema import FIELDS
@@ -182,7 +183,7 @@ WRONG_SETTINGS = [
     ("learning_rate=-inf", "learning_rate=-inf: it is a number from 1e-12 on"),
     ("optimizer=adam", "optimizer='adam': input should be 'adamw', 'muon', 'lion'"),
     ("architecture.depth=3", "there is no setting 'depth'"),
-    ("architecture.num_heads=5 model=ViT-B/16", "num_heads 5 does not divide embed_dim 768"),
+    ("architecture.num_heads=5 model=ViT-B/16", "num_heads is 5; it must divide embed_dim 768"),
     ("architecture=3", "architecture=3: "),
     ("model=nothing", "model=nothing is no checkpoint"),
     ("batch_size=17", "batch_size=17 is more than the 16 training images; set batch_size=8, as Vitral would"),
@@ -198,17 +199,17 @@ def test_a_setting_that_cannot_be_meant_is_one_line(
 
 
 WRONG_ARCHITECTURES = [
-    ("info ViT-B/16 img_size=1000000 --no-measure", "img_size is (1000000, 1000000); height and width are"),
-    (f"info ViT-B/16 embed_dim={10**9} --no-measure", "embed_dim is 1000000000; it is from 1 to"),
-    ("info ViT-B/16 num_heads=5 --no-measure", "num_heads 5 does not divide embed_dim 768"),
-    ("info ViT-B/16 num_layers=1000000 --no-measure", "num_layers is 1000000; it is from 1 to"),
+    ("info ViT-B/16 img_size=1000000 --no-measure", "img_size is (1000000, 1000000); height and width"),
+    (f"info ViT-B/16 embed_dim={10**9} --no-measure", "embed_dim is 1000000000; it must be from 1 to"),
+    ("info ViT-B/16 num_heads=5 --no-measure", "num_heads is 5; it must divide embed_dim 768"),
+    ("info ViT-B/16 num_layers=1000000 --no-measure", "num_layers is 1000000; it must be from 1 to"),
     ("info ViT-B/16 num_heads=true --no-measure", "num_heads=true: this takes no true or false"),
     ("info ViT-B/16 dropout=nan --no-measure", "dropout=nan: it is a finite number"),
     ("info Conv+ViT-Ti/2@16384 --no-measure", "patches of 2 pixels; a model takes 262,144 at most"),
-    ("info ViT-B/16@99999999 --no-measure", "height and width are from 1 to 16,384"),
+    ("info ViT-B/16@99999999 --no-measure", "height and width must be from 1 to 16,384"),
     (f"train photos --out run model=ViT-Pico/4 architecture.embed_dim={10**9}", "embed_dim is 1000000000"),
     ("bench infer ViT-Ti/4 img_size=1000000", "img_size is (1000000, 1000000)"),
-    ("convert model out num_heads=5", "num_heads 5 does not divide embed_dim 16"),
+    ("convert model out num_heads=5", "num_heads is 5; it must divide embed_dim 16"),
 ]  # fmt: skip
 
 
@@ -273,9 +274,10 @@ def test_what_options_may_be_is_what_the_library_takes() -> None:
     kinds: list[tuple[tuple[str, ...], Any]] = [
         (limits.DEVICES, get_args(devices.Device)),
         (limits.PRECISIONS, get_args(devices.Precision)),
-        (limits.TTA, get_args(Augmentation)),
+        (limits.TTA, get_args(TestTimeAugmentation)),
         (limits.SPLITS, (*SPLITS, "all")),
         (limits.FEATURES, get_args(Pooling)),
+        (limits.FILLS, get_args(Fill)),
         (limits.LOOKS, get_args(Look)),
         (limits.BENCHMARKS, (*_OF_MODELS, "kernels")),
         (limits.LAYOUTS, LAYOUTS),

@@ -17,7 +17,8 @@ from torch import Tensor
 from vitral.bench.rounds import Call, Elsewhere, read_clock, synchronizer
 from vitral.bench.steps import Begin, Contender, Task, prepare, reason
 from vitral.runtime.errors import VitralError
-from vitral.runtime.process import keep_freed_memory, threads_as_they_come
+from vitral.runtime.process import keep_freed_memory
+from vitral.runtime.threads import threads_wait_as_they_come
 
 _SECONDS_TO_END = 10
 
@@ -46,7 +47,7 @@ class _Process(Elsewhere):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, contender, task), daemon=True)
-        with nullcontext() if _is_ours(contender) else threads_as_they_come():
+        with nullcontext() if _is_ours(contender) else threads_wait_as_they_come():
             self.process.start()
         theirs.close()
 

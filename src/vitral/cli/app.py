@@ -30,9 +30,9 @@ from vitral.cli.commands import (
 )
 from vitral.cli.console import warn
 from vitral.runtime.errors import VitralError
-from vitral.runtime.process import set_threads
 from vitral.runtime.stopping import Interrupted, ending_on_signals
 from vitral.runtime.streams import OutputLost, command_streams
+from vitral.runtime.threads import set_how_threads_wait
 from vitral.runtime.version import vitral_version
 
 app = typer.Typer(
@@ -70,7 +70,7 @@ app.add_typer(recipe.app, name="recipe")
 
 def main() -> None:
     """The entry point: what a user can get wrong ends in one line."""
-    set_threads()
+    set_how_threads_wait()
     with command_streams(), ending_on_signals():
         status = _status()
     sys.exit(status)

@@ -92,7 +92,7 @@ def _plain(cell: "str | Text") -> "Text":
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(description: str, things: str = "images") -> Iterator[Callable[[int, int], None]]:
     """Show a bar on a terminal, a line every half minute elsewhere; gives a function of (done, total)."""
     from rich.console import Console
     from rich.progress import Progress
@@ -107,7 +107,7 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
             progress.update(task, completed=done, total=total)
             if not console.is_terminal and time.monotonic() - told_at >= PLAIN_LINE_SECONDS:
                 told_at = time.monotonic()
-                console.print(f"vitral: {description}: {done:,} of {total:,} images", highlight=False)
+                console.print(f"vitral: {description}: {done:,} of {total:,} {things}", highlight=False)
 
         yield tell
 

@@ -33,12 +33,13 @@ def choice(values: tuple[str, ...], about: str = "", *, panel: str | None = None
     return typer.Option(callback=one_of(values), help=f"{listed}{about or '.'}", rich_help_panel=panel)
 
 
-def one_of(values: tuple[str, ...]) -> Callable[[str | None], str | None]:
-    """What gives back one of the words, and refuses others."""
+def one_of(values: tuple[str, ...]) -> Callable[[Any], Any]:
+    """What gives back one of the words, or several, and refuses others."""
 
-    def checked(value: str | None) -> str | None:
-        if value is not None and value not in values:
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(values)}{meant(value, values)}")
+    def checked(value: Any) -> Any:
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if one is not None and one not in values:
+                raise typer.BadParameter(f"{one!r} is not one of {', '.join(values)}{meant(one, values)}")
         return value
 
     return checked

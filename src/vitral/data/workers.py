@@ -1,7 +1,7 @@
 """The worker processes that load batches: how many there are, and what happens when they cannot go on.
 
-Every process of ours that loads images is begun here, with one thread of its own; how many threads compute is
-`runtime.devices.computing_threads`. `Classifier.predict` alone decodes in threads of this process.
+Every process of ours that loads images is begun here, with one thread of its own. How many threads compute
+says `runtime/threads.py`. `Classifier.predict` alone decodes in threads of this process.
 
 Every batch is a function of its keys, so that a batch which a worker did not deliver is loaded here to
 the same bits: losing a worker process costs speed alone.
@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.signal_handling import _remove_worker_pids
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from vitral.runtime.devices import cpu_count
 from vitral.runtime.stopping import StopSignal
+from vitral.runtime.threads import compute_in_one_thread, cpu_count
 
 _PREFETCHED = 2  # batches of each worker that wait to be taken; DataLoader's default
 _SECONDS_BETWEEN_LOOKS = 1.0  # at whether the workers live
@@ -240,7 +240,7 @@ def _begin_worker(_: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    torch.set_num_threads(1)
+    compute_in_one_thread()
 
 
 @contextmanager

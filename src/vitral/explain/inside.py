@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitral.data.image_data import DataSource
+from vitral.explain.attention import Query, look
 from vitral.explain.attribution.asking import POSITIVE, asking, each_positive
 from vitral.explain.attribution.attribute import attribute, joined
 from vitral.explain.attribution.method import Method, Settings
@@ -16,15 +17,10 @@ from vitral.explain.attribution.methods import DEFAULT, find
 from vitral.explain.faithfulness.record import Faithfulness
 from vitral.explain.faithfulness.score import methods_to_score, score
 from vitral.explain.maps import AttentionMaps, Relevance
-from vitral.explain.observe import SeenAttention, observe
 from vitral.explain.target import Target
 from vitral.images.picture import ImageSource
 from vitral.inference.classifier import Classifier, loaded
 from vitral.model.config import Grid
-from vitral.runtime.errors import VitralError
-
-# "class": the class token. "mean": all patches alike. (row, column): one patch.
-Query = str | tuple[int, int]
 
 _BATCH_SIZE = 8  # images; attention of one head is (T, T) for each
 
@@ -74,25 +70,9 @@ class Inside:
             ImageError: if an image cannot be read.
             VitralError: if the model has no such layer, head or token.
         """
-        chosen = [self._layer(layer) for layer in layers]
-        wanted = self._heads(heads)
-        asked = self._queries(queries)
-        tokens = list(asked.values())
-        read = self.model.num_tokens_read or 0
-        only_read = all(token is not None and token < read for token in tokens)
-        parts: list[dict[int, _Rows]] = []
-        for images_BCHW in self.classifier.batches(images, batch_size):
-            with self.classifier.placement.autocast():
-                seen = observe(
-                    self.model,
-                    images_BCHW,
-                    lambda _, seen: _rows(seen, wanted, tokens, self._prefix),
-                    layers=chosen,
-                    all_queries=not only_read,
-                    keep_outputs=False,
-                )
-            parts.append(seen.taken)
-        return self._maps(parts, chosen, wanted, tuple(asked))
+        looking = look(self.model, self.grid, layers, heads, queries)
+        batches = self.classifier.batches(images, batch_size)
+        return looking.maps([looking.rows(self.classifier, batch) for batch in batches], self.grid)
 
     def relevance(
         self,
@@ -158,7 +138,7 @@ class Inside:
 
         Args:
             data: labelled images, as `open_data` takes them.
-            methods: names in `vitral.explain.attribution.methods.METHODS`. None: all that take at most 250
+            methods: names in `vitral.explain.attribution.methods.METHODS`. None: all that take at most 100
                 forward passes an image. The controls are always there.
             settings: as `vitral.explain.faithfulness.score.score` takes them: ``images=400``,
                 ``fill=("drop", "mean")``, ``split``, ``seed``, ``steps``, ``workers``, ``cache``, ``warn``,
@@ -175,92 +155,3 @@ class Inside:
         height, width = self.classifier.preprocess.img_size
         patch_size = self.model.config.patch_size
         return height // patch_size, width // patch_size
-
-    @property
-    def _prefix(self) -> int:
-        return self.model.config.num_prefix_tokens
-
-    def _maps(
-        self,
-        parts: Sequence[dict[int, "_Rows"]],
-        layers: Sequence[int],
-        heads: Sequence[int],
-        queries: tuple[str, ...],
-    ) -> AttentionMaps:
-        values_BLAQT = torch.stack(
-            [torch.cat([part[layer].weights_BAQT for part in parts]) for layer in layers], dim=1
-        )
-        return AttentionMaps(
-            values=values_BLAQT[..., self._prefix :].unflatten(-1, self.grid),
-            prefix=values_BLAQT[..., : self._prefix],
-            layers=tuple(layers),
-            heads=tuple(heads),
-            queries=queries,
-            grid=self.grid,
-            certificate=tuple(max(part[layer].certificate for part in parts) for layer in layers),
-        )
-
-    def _layer(self, layer: int) -> int:
-        depth = len(self.model.layers)
-        if not -depth <= layer < depth:
-            raise VitralError(
-                f"there is no layer {layer}; this model has 0 to {depth - 1}, or -1 for the last"
-            )
-        return layer % depth
-
-    def _heads(self, heads: Sequence[int] | None) -> list[int]:
-        count = self.model.config.num_heads
-        wanted = list(range(count) if heads is None else heads)
-        for head in wanted:
-            if not 0 <= head < count:
-                raise VitralError(f"there is no head {head}; this model has 0 to {count - 1}")
-        if not wanted:
-            raise VitralError(f"no heads are asked for; this model has 0 to {count - 1}")
-        return wanted
-
-    def _queries(self, queries: Sequence[Query] | None) -> dict[str, int | None]:
-        """Names, and the token of each; None for the mean of the patches."""
-        if queries is None:
-            queries = ["class" if self.model.config.class_token else "mean"]
-        return dict(self._query(query) for query in queries)
-
-    def _query(self, query: Query) -> tuple[str, int | None]:
-        if query == "class":
-            if not self.model.config.class_token:
-                raise VitralError('this model has no class token; ask for queries=["mean"], or patches')
-            return "class", 0
-        if query == "mean":
-            return "mean", None
-        if isinstance(query, str):
-            raise VitralError(f'queries={query!r}: it is "class", "mean" or (row, column) of a patch')
-        row, column = query
-        grid = self.grid
-        if not (0 <= row < grid[0] and 0 <= column < grid[1]):
-            raise VitralError(
-                f"there is no patch {query}; rows are 0 to {grid[0] - 1}, columns 0 to {grid[1] - 1}"
-            )
-        return f"{row},{column}", self._prefix + row * grid[1] + column
-
-
-class _Rows(NamedTuple):
-    weights_BAQT: Tensor
-    certificate: float
-
-
-def _rows(seen: SeenAttention, heads: Sequence[int], tokens: Sequence[int | None], prefix: int) -> _Rows:
-    """The rows of some queries, head by head."""
-    by_head = [_rows_of_head(seen, slice(head, head + 1), tokens, prefix) for head in heads]
-    rows_BAQT = torch.cat([weights for weights, _ in by_head], dim=1).cpu()
-    return _Rows(rows_BAQT, max(certificate for _, certificate in by_head))
-
-
-def _rows_of_head(
-    seen: SeenAttention, head: slice, tokens: Sequence[int | None], prefix: int
-) -> tuple[Tensor, float]:
-    rows, certificates = [], []
-    for token in tokens:
-        queries = slice(prefix, None) if token is None else slice(token, token + 1)
-        weights_B1QT = seen.weights(head, queries)
-        certificates.append(seen.difference(weights_B1QT, head, queries))
-        rows.append(weights_B1QT.mean(dim=2, keepdim=True))
-    return torch.cat(rows, dim=2), max(certificates)

@@ -18,6 +18,8 @@ from vitral.model.config import Grid
 from vitral.model.positions.relation import Relation
 from vitral.model.vit import VisionTransformer
 
+Heads = slice | list[int]
+
 
 class SeenAttention(NamedTuple):
     """What one layer's attention computed for a batch: queries, keys, values and the values they mixed."""
@@ -32,7 +34,7 @@ class SeenAttention(NamedTuple):
     def num_heads(self) -> int:
         return self.q_BAQK.shape[1]
 
-    def weights(self, heads: slice = slice(None), queries: slice = slice(None)) -> Tensor:
+    def weights(self, heads: Heads = slice(None), queries: slice = slice(None)) -> Tensor:
         """Computes A of eq. 6 in float32 for some heads and queries: (B, A', Q', T), rows sum to 1."""
         q, k = self.q_BAQK[:, heads, queries], self.k_BATK[:, heads]
         bias = self.bias_ATT
@@ -41,7 +43,7 @@ class SeenAttention(NamedTuple):
         return attention_weights(q.detach().float(), k.detach().float(), bias)
 
     def gradient(
-        self, of_mixed_BAQK: Tensor, heads: slice = slice(None), queries: slice = slice(None)
+        self, of_mixed_BAQK: Tensor, heads: Heads = slice(None), queries: slice = slice(None)
     ) -> Tensor:
         """The gradient of A, that of O times V^T: (B, A', Q', T) in float32.
 
@@ -54,11 +56,11 @@ class SeenAttention(NamedTuple):
         return of_mixed_BAQK[:, heads, queries].float() @ v.transpose(-2, -1)
 
     def difference(
-        self, weights_BAQT: Tensor, heads: slice = slice(None), queries: slice = slice(None)
-    ) -> float:
+        self, weights_BAQT: Tensor, heads: Heads = slice(None), queries: slice = slice(None)
+    ) -> Tensor:
         """The largest |A V - O|, which certifies that these are the weights that the kernel mixed by."""
         mixed = self.mixed_BAQK[:, heads, queries].detach().float()
-        return float((weights_BAQT @ self.v_BATK[:, heads].detach().float() - mixed).abs().max())
+        return (weights_BAQT @ self.v_BATK[:, heads].detach().float() - mixed).abs().max()
 
     def each_head(self) -> Iterator[slice]:
         """Heads one by one, so that one (T, T) an image is alive."""

@@ -1,7 +1,7 @@
 """Maps of many images as files: for each image one picture for people and one array for programs."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -22,6 +22,8 @@ from vitral.runtime.files import write_atomically
 
 # How maps are drawn: between patches too, each patch a square, or one beside the other.
 Look = Literal["smooth", "patches", "both"]
+
+Progress = Callable[[float], None]
 
 _TOP = 3  # labels above a picture
 _BATCH_SIZE = 8
@@ -71,8 +73,8 @@ class Asked(Protocol):
     def refuse(self, classifier: Classifier) -> None:
         """Raises VitralError for what the model cannot be asked, before the first image."""
 
-    def maps(self, inside: Inside, pictures: list[Image.Image]) -> list[list[Map]]:
-        """Computes the maps of each picture."""
+    def maps(self, inside: Inside, pictures: list[Image.Image], progress: Progress) -> list[list[Map]]:
+        """Computes the maps of each picture; `progress` is told how many are done, such as 2.4."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +97,19 @@ class Attribution:
             for target in self.classes or self._targets(classifier, row):
                 asking(classifier, row, target, self.against)
 
-    def maps(self, inside: Inside, pictures: list[Image.Image]) -> list[list[Map]]:
+    def maps(self, inside: Inside, pictures: list[Image.Image], progress: Progress) -> list[list[Map]]:
         found: list[list[Map]] = [[] for _ in pictures]
-        for name in self.methods:
-            row = METHODS[name]
-            for target in self._targets(inside.classifier, row):
-                against = self.against if row.of_class else None
-                given = inside.relevance(pictures, method=name, target=target, against=against)
-                for place, image in enumerate(given.images):
-                    found[image].append(_of_relevance(given, place))
+        rows = [METHODS[name] for name in self.methods]
+        asked = [(row, target) for row in rows for target in self._targets(inside.classifier, row)]
+        for before, (row, target) in enumerate(asked):
+
+            def tell(done: float, before: int = before) -> None:
+                progress((before * len(pictures) + done) / len(asked))
+
+            against = self.against if row.of_class else None
+            given = inside.relevance(pictures, method=row.name, target=target, against=against, progress=tell)
+            for place, image in enumerate(given.images):
+                found[image].append(_of_relevance(given, place))
         return found
 
     def _targets(self, classifier: Classifier, method: Method) -> tuple[Target, ...]:
@@ -146,9 +152,10 @@ class Heads:
     def refuse(self, classifier: Classifier) -> None:
         pass
 
-    def maps(self, inside: Inside, pictures: list[Image.Image]) -> list[list[Map]]:
+    def maps(self, inside: Inside, pictures: list[Image.Image], progress: Progress) -> list[list[Map]]:
         layers = range(len(inside.model.layers)) if self.layers is None else self.layers
         seen = inside.attention(pictures, layers=layers, heads=self.heads)
+        progress(len(pictures))
         [query] = seen.queries
         who = "the class token" if query == "class" else "the patches, their mean,"
         found: list[list[Map]] = []
@@ -175,6 +182,7 @@ class Drawing:
     out: Path
     look: Look | None = None  # None: "both" of a single map, else "smooth"
     batch_size: int = _BATCH_SIZE
+    on_images: Callable[[float, int], None] = lambda *_: None  # told how many are done, of how many
 
 
 def explain_images(
@@ -199,7 +207,11 @@ def explain_images(
         paths = images[start : start + drawing.batch_size]
         opened = [_open(inside.classifier, path) for path in paths]
         pictures = [picture for picture in opened if isinstance(picture, Image.Image)]
-        found = iter(asked.maps(inside, pictures) if pictures else ())
+
+        def tell(done: float, start: int = start) -> None:
+            drawing.on_images(start + done, len(images))
+
+        found = iter(asked.maps(inside, pictures, tell) if pictures else ())
         for path, picture in zip(paths, opened, strict=True):
             name = next(names)
             if isinstance(picture, ImageError):

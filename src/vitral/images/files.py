@@ -1,4 +1,4 @@
-"""Which files are pictures, decided once: their names and formats, what they may cost, which way up they are.
+"""Which files count as images: their names and formats, what they may cost, which way up they are.
 
 Whoever opens an encoded picture does so by `opened`, which reads its header alone and refuses what is no
 regular file, of no known format, or worth more memory or time than any photograph. What a picture is once
@@ -45,6 +45,9 @@ _SUFFIXES = frozenset(
 )
 _HEIF_SUFFIXES = frozenset([".heic", ".heif", ".hif"])
 _HEIF_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"])
+# What systems and archives leave behind, beside all that begins with a dot.
+_LEFT_BEHIND = frozenset(["__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found", "$recycle.bin"])
+IMAGE, HEIC = "image", "HEIC"
 HEIF_ADVICE = "install pillow-heif: pip install 'vitral[heif]'"
 
 # What decoding takes at its peak, in all threads of a process together: enough for the largest picture that
@@ -68,19 +71,30 @@ def heif_is_there() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def is_picture_name(name: str) -> bool:
-    """Whether the suffix is one of pictures that can be opened here."""
-    suffix = Path(name).suffix.lower()
-    return suffix in _SUFFIXES or (suffix in _HEIF_SUFFIXES and heif_is_there())
+def is_overlooked(name: str) -> bool:
+    """Whether a file or folder is not even counted: it is hidden, or a system or an archive left it there."""
+    return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
 
-def needs_heif(name: str) -> bool:
-    """Whether it is a picture by its suffix that pillow-heif, which is not installed, would open."""
-    return Path(name).suffix.lower() in _HEIF_SUFFIXES and not heif_is_there()
+def kind_of_content(file: str) -> str:
+    """What a regular file of a folder counts as, by its suffix, and without one by its first bytes.
+
+    Returns:
+        `IMAGE`; `HEIC`, an image that needs a package which is not installed; or what it is instead, as a
+        message names it: another suffix, or "without a suffix".
+    """
+    suffix = Path(file).suffix.lower()
+    if suffix in _SUFFIXES:
+        return IMAGE
+    if suffix in _HEIF_SUFFIXES:
+        return IMAGE if heif_is_there() else HEIC
+    if suffix:
+        return suffix
+    return IMAGE if _begins_like_an_image(file) else "without a suffix"
 
 
-def begins_like_a_picture(file: str) -> bool:
-    """Whether a regular file's first bytes are those of a known format."""
+def _begins_like_an_image(file: str) -> bool:
+    """Whether the first bytes are those of a known format."""
     try:
         with Path(file).open("rb") as opened_file:
             prefix = opened_file.read(16)

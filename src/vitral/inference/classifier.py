@@ -26,11 +26,10 @@ from vitral.runtime.devices import Device, Placement, Precision
 from vitral.runtime.errors import ImageError, VitralError
 from vitral.runtime.limits import BATCH, LABELS
 from vitral.runtime.ranges import refuse_beyond
-
-_DECODING_THREADS = 4
+from vitral.runtime.threads import DECODING_THREADS
 
 # "flip": probabilities are the mean over the image and its mirror.
-Augmentation = Literal["none", "flip"]
+TestTimeAugmentation = Literal["none", "flip"]
 
 
 @dataclass(frozen=True)
@@ -72,13 +71,15 @@ class Classifier:
     placement: Placement
     metadata: dict = field(default_factory=dict)
     temperature: float = 1.0  # probabilities are softmax(logits / temperature)
-    tta: Augmentation = "none"  # what is averaged over, test-time augmentation
+    tta: TestTimeAugmentation = "none"  # what is averaged over, test-time augmentation
     multi_label: bool = False  # an image shows any number of the labels: sigmoid in softmax's place
     notes: tuple[str, ...] = ()  # what no file of the source states, and what was taken
 
     def __post_init__(self) -> None:
-        if self.tta not in get_args(Augmentation):
-            raise VitralError(f"tta={self.tta}: it is one of {', '.join(get_args(Augmentation))}")
+        if self.tta not in get_args(TestTimeAugmentation):
+            raise VitralError(
+                f"tta={self.tta}: it must be one of {', '.join(get_args(TestTimeAugmentation))}"
+            )
 
     def __repr__(self) -> str:
         return f"<Classifier: {'; '.join(f'{name} {value}' for name, value in self._facts())}>"
@@ -201,7 +202,7 @@ class Classifier:
         self, images: Iterable[ImageSource], batch_size: int
     ) -> Iterator[tuple[list[str], list[Tensor | ImageError]]]:
         """Names and preprocessed images, the next batch being read while the caller computes."""
-        pool = ThreadPoolExecutor(_DECODING_THREADS)
+        pool = ThreadPoolExecutor(DECODING_THREADS)
         try:
             numbered = enumerate(images)
 
@@ -247,7 +248,7 @@ def load(
     patch_size: int | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    tta: Augmentation = "none",
+    tta: TestTimeAugmentation = "none",
     **options: Any,
 ) -> Classifier:
     """A `Classifier` from a checkpoint of any known layout.
@@ -285,7 +286,9 @@ def loaded(model: str | PathLike | Classifier) -> Classifier:
     return model if isinstance(model, Classifier) else load(model)
 
 
-def as_classifier(checkpoint: Checkpoint, placement: Placement, tta: Augmentation = "none") -> Classifier:
+def as_classifier(
+    checkpoint: Checkpoint, placement: Placement, tta: TestTimeAugmentation = "none"
+) -> Classifier:
     return Classifier(
         placement.place(checkpoint.model).eval(),
         checkpoint.preprocess,

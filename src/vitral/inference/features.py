@@ -80,25 +80,11 @@ def pooled(model: VisionTransformer, images_BCHW: Tensor, layers: Sequence[int])
     of its `get_intermediate_layers`).
     """
     outputs = model.features(images_BCHW, layers).layers
-    return {layer: _pooled_tokens(model, model.norm(outputs[layer]), layer) for layer in layers}
-
-
-def _pooled_tokens(model: VisionTransformer, tokens_BTD: Tensor, layer: int) -> Tensor:
-    others_BTD = (
-        tokens_BTD if model.config.head.pool_prefix else tokens_BTD[:, model.config.num_prefix_tokens :]
-    )
-    vectors = []
-    for pooling in poolings(model, layer):
-        match pooling:
-            case "class":
-                vector_BD = tokens_BTD[:, 0]
-            case "mean":
-                vector_BD = others_BTD.mean(dim=1)
-            case _:
-                assert model.attention_pool is not None
-                vector_BD = model.attention_pool(others_BTD)
-        vectors.append(model.pooled_norm(vector_BD))
-    return torch.cat(vectors, dim=1)
+    vectors = {}
+    for layer in layers:
+        tokens_BTD = model.norm(outputs[layer])
+        vectors[layer] = torch.cat([model.pool(tokens_BTD, kind) for kind in poolings(model, layer)], dim=1)
+    return vectors
 
 
 def extract(

@@ -1,4 +1,4 @@
-"""Multi-head self-attention (the paper, appendix A, eq. 5 to 8). Axes are those of `embedding`; Q queries."""
+"""Multi-head self-attention (the paper, appendix A, eq. 5 to 8). Axes are those of `embedding`."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from vitral.model.positions.relation import NO_RELATION, Relation, rotate
 
 
 class MultiHeadAttention(HasKernels):
-    """What queries take from tokens, by several heads (eq. 5 to 8): (B, Q, D), (B, T, D) -> (B, Q, D).
+    """Mixes tokens for queries, by several heads (eq. 5 to 8): (B, Q, D), (B, T, D) -> (B, Q, D).
 
     In self-attention the queries are the tokens: `attention(tokens, tokens)`. Dropout follows the output
     projection only, as in the paper (appendix B.1), not the weights.
@@ -36,7 +36,7 @@ class MultiHeadAttention(HasKernels):
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
-            raise ValueError(f"num_heads {num_heads} does not divide embed_dim {embed_dim}")
+            raise ValueError(f"num_heads is {num_heads}; it must divide embed_dim {embed_dim}")
         self.num_heads = num_heads
         self.needs_places = options.rotary is not None or options.relative_bias != "none"
         # One product for all three; rows ordered q, k, v and then by head.
@@ -63,7 +63,7 @@ class MultiHeadAttention(HasKernels):
             relation: what attention knows of the places of both.
 
         Raises:
-            ValueError: if attention depends on places, and no relation says them.
+            ValueError: if attention depends on places, and the relation does not give them.
         """
         q_BAQK, k_BATK, v_BATK = self.queries_keys_values(queries_BQD, tokens_BTD, relation)  # eq. 5
         mixed_BAQK = attend(q_BAQK, k_BATK, v_BATK, relation.bias_ATT, self.kernels.attention)  # eq. 6, 7
@@ -72,7 +72,7 @@ class MultiHeadAttention(HasKernels):
         return self.dropout(self.out(self.norm(mixed_BAQK.transpose(1, 2).flatten(2))))  # eq. 8
 
     def weights(self, queries_BQD: Tensor, tokens_BTD: Tensor, relation: Relation = NO_RELATION) -> Tensor:
-        """Computes A of eq. 6, the probabilities that `forward` mixes by: (B, A, Q, T), rows sum to 1."""
+        """Computes eq. 6, the weights by which `forward` mixes values: (B, A, Q, T), rows sum to 1."""
         q_BAQK, k_BATK, _ = self.queries_keys_values(queries_BQD, tokens_BTD, relation)
         return attention_weights(q_BAQK, k_BATK, relation.bias_ATT)
 
@@ -117,7 +117,7 @@ def attention_weights(q_BAQK: Tensor, k_BATK: Tensor, bias_ATT: Tensor | None = 
 def attend(
     q_BAQK: Tensor, k_BATK: Tensor, v_BATK: Tensor, bias_ATT: Tensor | None = None, kernel: str = "fused"
 ) -> Tensor:
-    """A v of eq. 7, values mixed by the attention weights: (B, A, Q, K)."""
+    """Computes eq. 7, values mixed by the attention weights: (B, A, Q, K)."""
     # The fused kernels have no gradient for a bias: torch would fall back to a slower explicit form.
     learned_bias = bias_ATT is not None and bias_ATT.requires_grad
     if learned_bias or kernel == "explicit":

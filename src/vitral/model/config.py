@@ -32,11 +32,11 @@ Resize = Literal[
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
-    """``224`` and ``(224, 224)`` name the same size; the answer is always (height, width)."""
+    """Gives (height, width) of ``224``, which is short for ``(224, 224)``, or of a pair."""
     if isinstance(size, int):
         return size, size
     if len(size) != 2:
-        raise ValueError(f"img_size is {size}; give one number or (height, width)")
+        raise ValueError(f"img_size is {size}; it must be one number or (height, width)")
     height, width = size
     return height, width
 
@@ -194,55 +194,59 @@ class ViTConfig:
         self._check_numbers()
         self._check_sizes()
         if self.num_classes < 0:
-            raise ValueError(f"num_classes is {self.num_classes}; 0 gives features, more a head")
+            raise ValueError(f"num_classes is {self.num_classes}; it must be 0 (features, no head) or more")
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a probability below 1")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to below 1")
         for name, choices in (("position", get_args(Position)), ("pooling", get_args(Pooling))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(choices)}")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
         self._check_tokens()
 
     def _check_numbers(self) -> None:
         for name, value in _numbers(self):
             if not math.isfinite(value) or abs(value) > _LARGEST:
-                raise ValueError(f"{name} is {value}; it is a plain number")
+                raise ValueError(f"{name} is {value}; it must be a finite number, {_LARGEST:g} at most")
         if self.norm.eps < 0:
-            raise ValueError(f"norm.eps is {self.norm.eps}; it is added to variances, so not below 0")
+            raise ValueError(f"norm.eps is {self.norm.eps}; it must be 0 or more")
 
     def _check_sizes(self) -> None:
         if min(height_and_width(self.img_size)) < 1:
             raise ValueError(f"img_size is {self.img_size}; height and width must be at least 1")
         if max(height_and_width(self.img_size)) > _MOST_PIXELS:
-            raise ValueError(f"img_size is {self.img_size}; height and width are from 1 to {_MOST_PIXELS:,}")
+            raise ValueError(
+                f"img_size is {self.img_size}; height and width must be from 1 to {_MOST_PIXELS:,}"
+            )
         for name, most in _MOST.items():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
             if getattr(self, name) > most:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is from 1 to {most:,}")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 1 to {most:,}")
         if self.embed_dim % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}")
+            raise ValueError(f"num_heads is {self.num_heads}; it must divide embed_dim {self.embed_dim}")
         height, width = (side // self.patch_size for side in height_and_width(self.img_size))
         if height * width > _MOST_PATCHES:
             raise ValueError(
-                f"img_size {self.img_size} has {height * width:,} patches of {self.patch_size} pixels; "
+                f"img_size {self.img_size} gives {height * width:,} patches of {self.patch_size} pixels; "
                 f"a model takes {_MOST_PATCHES:,} at most"
             )
         registers = self.embedding.register_tokens
         if not 0 <= registers <= _MOST["embed_dim"]:
             raise ValueError(
-                f"embedding.register_tokens is {registers}; it is from 0 to {_MOST['embed_dim']:,}"
+                f"embedding.register_tokens is {registers}; it must be from 0 to {_MOST['embed_dim']:,}"
             )
 
     def _check_tokens(self) -> None:
         if self.pooling in ("class", "class_mean") and not self.class_token:
-            raise ValueError(f"pooling is {self.pooling!r} but embedding.class_token is off; it needs one")
+            raise ValueError(
+                f"pooling is {self.pooling!r}, which needs a class token, and embedding.class_token is off"
+            )
         if self.head.distillation_head and not (
             self.pooling == "class" and self.embedding.distillation_token
         ):
-            raise ValueError("a distillation head goes with pooling='class' and a distillation token")
+            raise ValueError("a distillation head needs pooling='class' and a distillation token")
         if self.layer.attention.relative_bias != "none" and self.num_prefix_tokens != 1:
-            raise ValueError("relative biases go with a class token and no other token before the patches")
+            raise ValueError("relative biases need a class token, and no other token before the patches")
 
     @property
     def class_token(self) -> bool:
@@ -269,7 +273,7 @@ class ViTConfig:
 
 
 _LARGEST = 1e9  # of any number in a config
-# Several times what anyone has built; more is a slip of the keyboard, and takes the machine's memory.
+# Several times what anyone has built; more is a typing error, and takes the machine's memory.
 _MOST_PIXELS = 16_384
 _MOST_PATCHES = 2**18
 _MOST = {
@@ -294,7 +298,7 @@ def _changed(options: Any, change: Any) -> Any:
     fields = {}
     for name, value in change.items():
         if name not in vars(options):
-            raise ValueError(f"{name!r} is no part of {type(options).__name__}: {', '.join(vars(options))}")
+            raise ValueError(f"{type(options).__name__} has no {name!r}; it has {', '.join(vars(options))}")
         old = getattr(options, name)
         if old is None and isinstance(value, Mapping):
             old = RotaryOptions()

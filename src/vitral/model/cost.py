@@ -75,7 +75,7 @@ def patch_costs(config: ViTConfig, seconds_an_image: Callable[[ViTConfig], float
 
 
 def _can_be_built(config: ViTConfig) -> bool:
-    """Not if the patch divides no image or the stem no patch, or a head has no neighbour to begin with."""
+    """False if the patch does not divide the image, the stem the patch, or heads outnumber neighbours."""
     try:
         _on_meta(config)
     except ValueError:

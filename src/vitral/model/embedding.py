@@ -2,9 +2,10 @@
 
 A tensor's name ends in its axes, here and in every file of this folder:
 
-    B batch    C channels    H W image height and width in pixels    P pixels of one patch (C * p * p)
-    N patches  T tokens (class, distillation and register tokens, if any, then the N patches)
-    D width    A attention heads    K width of one head (D / A)    L classes
+    B batch    C channels    H W image height and width in pixels    P numbers of one patch (C * p * p)
+    N patches  E tokens before the patches (class, distillation, registers)    T all tokens (E + N)
+    D width    A attention heads    K width of one head (D / A)    Q queries, the tokens that are computed
+    L classes  M rows of a table    S the images of a batch that take part in a branch
 """
 
 from functools import partial
@@ -40,7 +41,7 @@ class PatchEmbedding(HasKernels):
         embed_dim: D.
 
     Raises:
-        ValueError: if the patch does not divide an image, or the channels are others.
+        ValueError: if the patch does not divide an image, or the number of channels is another.
     """
 
     def __init__(
@@ -91,8 +92,8 @@ class ConvStem(nn.Module):
     transformers (Hassani et al., arXiv:2104.05704, §3.3): the locality that a small data set
     cannot teach a plain ViT. The paper's own hybrid uses a ResNet-50 here.
 
-    The maximum is taken first, which is the same function for a quarter of the ReLU's work, and on
-    images with the channels last in memory, where pooling is three times as fast (docs/log.md, 2026-11-25).
+    The maximum comes before the ReLU: the same function, with a quarter of the ReLU's work. The channels are
+    last in memory, where pooling is three times as fast (docs/log.md, 2026-11-25).
     """
 
     def __init__(self, in_channels: int, channels: tuple[int, ...]) -> None:
@@ -134,7 +135,8 @@ class ViTEmbedding(nn.Module):
         norm: the kind of those norms.
 
     Raises:
-        ValueError: if the patch does not divide an image, or the stem the patch, or the channels are others.
+        ValueError: if the patch does not divide an image, the stem does not divide the patch, or the number
+            of channels is another.
     """
 
     def __init__(  # noqa: PLR0913 - the paper's five, and what is chosen of each part
@@ -157,8 +159,8 @@ class ViTEmbedding(nn.Module):
         reduction = 2 ** len(stem)
         if patch_size % reduction:
             raise ValueError(
-                f"patch_size {patch_size} is no multiple of {reduction}, the reduction of the "
-                f"{len(stem)}-stage stem"
+                f"patch_size is {patch_size}; it must be a multiple of {reduction}, by which the "
+                f"{len(stem)}-stage stem reduces the image"
             )
         self.stem = ConvStem(in_channels, stem) if stem else nn.Identity()
         side = patch_size // reduction
@@ -203,10 +205,13 @@ class ViTEmbedding(nn.Module):
                 return PositionalEncoding2d(embed_dim, self.grid_size)
             case "none":
                 return NoPositions()
-        raise ValueError(f"position is {position!r}; it is one of {', '.join(get_args(Position))}")
+        raise ValueError(f"position is {position!r}; it must be one of {', '.join(get_args(Position))}")
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Three steps, between which patches can be masked, dropped or merged.
+        """Computes eq. 1, with its sum in another order.
+
+        Positions are added to the patches, then to the tokens before them, and then both are joined: the
+        result is the same, and patches can be masked, dropped or merged between the steps.
 
         Raises:
             ValueError: if the images do not fit (`grid_of`).
@@ -226,12 +231,12 @@ class ViTEmbedding(nn.Module):
         return self.patch_norm(self.patches(self.stem(images_BCHW)))
 
     def prepend_tokens(self, patches_BND: Tensor) -> Tensor:
-        """Puts the other tokens and their positions before the patches; dropout: (B, N, D) -> (B, T, D)."""
+        """Puts x_class and the like before the patches, with their positions: (B, N, D) -> (B, T, D)."""
         tokens_BTD = patches_BND
         if tokens := self._prefix_tokens():
-            prefix_1PD = self.positions.of_prefix(torch.cat(tokens, dim=1))
+            prefix_1ED = self.positions.of_prefix(torch.cat(tokens, dim=1))
             # shape[0], as len() would fix the batch size of an exported graph.
-            tokens_BTD = torch.cat([prefix_1PD.expand(patches_BND.shape[0], -1, -1), patches_BND], dim=1)
+            tokens_BTD = torch.cat([prefix_1ED.expand(patches_BND.shape[0], -1, -1), patches_BND], dim=1)
         return self.norm(self.dropout(tokens_BTD))
 
 

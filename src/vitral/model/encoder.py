@@ -135,32 +135,32 @@ class EncoderLayer(nn.Module):
         """(B, T, D) -> (B, T, D), or (B, Q, D) for the queries that the relation asks for.
 
         Raises:
-            ValueError: if attention depends on places, and no relation says them.
+            ValueError: if attention depends on places, and the relation does not give them.
         """
         z_BTD = self.residual(z_BTD, lambda z: self.msa(self.attention_norm(z), relation))  # eq. 2
         return self.residual(z_BTD, lambda z: self.mlp(self.feed_forward_norm(z)))  # eq. 3
 
     def msa(self, z_BTD: Tensor, relation: Relation) -> Tensor:
-        """Multi-head self-attention, for the tokens that ask: (B, T, D) -> (B, Q, D)."""
+        """Computes multi-head self-attention for the queries: (B, T, D) -> (B, Q, D)."""
         return self.attention_scale(self.attention(relation.queries(z_BTD), z_BTD, relation))
 
     def mlp(self, z_BTD: Tensor) -> Tensor:
         return self.feed_forward_scale(self.feed_forward(z_BTD))
 
     def residual(self, z_BTD: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """The sum branch(z) + z, in training for some of the images only: stochastic depth by subset.
+        """Computes branch(z) + z; in training for some of the images only (stochastic depth by subset).
 
-        A random share `1 - drop_path` of the batch goes through the branch and counts for all, as in
-        DINOv2's code: the same mean as dropping image by image, and what is dropped is not computed.
+        Only a random share `1 - drop_path` of the images goes through the branch, as in DINOv2's code. Its
+        output is scaled up, so that the expected value stays the same.
         """
         if not (self.training and self.drop_path):
             branch_BQD = branch(z_BTD)
             return (z_BTD[:, : branch_BQD.shape[1]] + branch_BQD).to(z_BTD.dtype)
         batch = z_BTD.shape[0]
         kept = torch.randperm(batch, device=z_BTD.device)[: max(round(batch * (1 - self.drop_path)), 1)]
-        branch_KQD = branch(z_BTD[kept])
-        z_BQD = z_BTD[:, : branch_KQD.shape[1]]
-        return z_BQD.index_add(0, kept, branch_KQD.to(z_BTD.dtype), alpha=batch / len(kept))
+        branch_SQD = branch(z_BTD[kept])
+        z_BQD = z_BTD[:, : branch_SQD.shape[1]]
+        return z_BQD.index_add(0, kept, branch_SQD.to(z_BTD.dtype), alpha=batch / len(kept))
 
 
 class PostNormLayer(EncoderLayer):

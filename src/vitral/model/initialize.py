@@ -13,7 +13,7 @@ from vitral.model.config import Grid
 
 # Of tokens, tables and linear maps, truncated normal: timm's ViT and DeiT (arXiv:2012.12877).
 INIT_STD = 0.02
-# What is further away than a few patches has no weight in any case, and may be learnt from there.
+# Farther patches start with almost no weight, exp(-12). Without the cap they could not be learned.
 _FARTHEST_SQUARED = 12
 # Added to variances, of pixels that deviate by about 0.5: directions that hold only noise are not blown up.
 _WHITENING_FLOOR = 0.01
@@ -93,5 +93,8 @@ def local_bias(grid: Grid, num_heads: int) -> Tensor:
     places = -steps
     nearest = places[places.norm(dim=1).argsort(stable=True)][1 : num_heads + 1]
     if len(nearest) < num_heads:
-        raise ValueError(f"{num_heads} heads are more than the neighbours that {rows}x{columns} patches have")
+        raise ValueError(
+            f"num_heads is {num_heads}; with relative_start='local' each head needs a neighbour of its own, "
+            f"and a grid of {rows}x{columns} patches has {len(nearest)}"
+        )
     return -torch.cdist(places, nearest).square().clamp(max=_FARTHEST_SQUARED)

@@ -1,6 +1,6 @@
-"""Which of two equal computations is faster: a value, chosen when a model is placed on a device.
+"""How a model computes fastest on a device: choices that are made when it is placed there.
 
-A new model computes by the portable choice, which any device, `torch.export` and quantization can take.
+A new model has the portable choices, which work on any device, and with `torch.export` and quantization.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,15 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Kernels:
-    """One of each pair of equal computations; the defaults are portable."""
+    """Choices of speed; the defaults are portable.
+
+    The first three each name one of two computations of the same function. `stream` also rounds the tokens.
+    """
 
     patches: Literal["convolution", "product"] = "convolution"
     attention: Literal["fused", "explicit"] = "fused"
     relative_bias: Literal["index", "products"] = "index"
-    # What the sum that runs through the layers is kept in while training; None: as the embedding gives it.
+    # Type of the residual stream in training; None: as the embedding gives it.
     stream: torch.dtype | None = None
 
 

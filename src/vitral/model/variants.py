@@ -105,7 +105,7 @@ def configure(name: str, overrides: Mapping[str, Any]) -> ViTConfig:
 
 
 def names() -> tuple[str, ...]:
-    """The names worth listing; every size goes with every patch size."""
+    """Gives the names worth listing; every size goes with every patch size."""
     return (*PUBLISHED, "Conv+ViT-Pico/4", "Conv+ViT-Ti/8")
 
 
@@ -142,5 +142,5 @@ def _likeness(name: str, known: str) -> float:
 def _stem(patch_size: int) -> tuple[int, ...]:
     halvings = patch_size.bit_length() - 1
     if patch_size != 2**halvings or halvings == 0:
-        raise ValueError(f"a Conv+ model's patch size is a power of two from 2; it is {patch_size}")
+        raise ValueError(f"the patch size is {patch_size}; for a Conv+ model it must be 2, 4, 8 and so on")
     return tuple(max(_STEM_CHANNELS >> (halvings - 1 - stage), 16) for stage in range(halvings))

@@ -35,7 +35,7 @@ from vitral.model.positions.rotary import RotaryPositions
 
 @dataclass(frozen=True)
 class Features:
-    """What the encoder knows of each image; tokens after the final norm, layers as they left the block."""
+    """Tokens of each image, after the final norm if that is on tokens; `layers`: outputs of single layers."""
 
     class_token: Tensor | None  # (B, D), or None for a model without one
     distillation_token: Tensor | None  # (B, D), or None for a model without one
@@ -153,7 +153,7 @@ class VisionTransformer(HasKernels):
         if self.training and self.kernels.stream is not None:
             z_BTD = z_BTD.to(self.kernels.stream)
         *relations, last = self.relations_of_layers(z_BTD, self.embedding.grid_of(images_BCHW))
-        # Of twelve layers' work, most of the last one's is on tokens that no class token's head sees.
+        # The class token's head reads that token alone, so the last layer computes no other.
         last = last._replace(num_queries=self.num_tokens_read)
         z_BQD = self._through_layers(z_BTD, [*relations, last])  # eq. 2 and 3
         return self.classify(self.norm(z_BQD))  # eq. 4
@@ -198,14 +198,28 @@ class VisionTransformer(HasKernels):
     def relations_of_layers(self, x_BTD: Tensor, grid: Grid | None = None) -> list[Relation]:
         """What the attention of each layer knows of places."""
         found = [relation(grid or self.embedding.grid_size, x_BTD.device) for relation in self.relations]
-        return found if len(found) > 1 else (found or [NO_RELATION]) * len(self.layers)
+        match len(found):
+            case 0:
+                return [NO_RELATION] * len(self.layers)
+            case 1:  # all layers share it
+                return found * len(self.layers)
+            case _:
+                return found
 
-    def pool(self, tokens_BTD: Tensor) -> Tensor:
-        """Makes one vector of each image, y of eq. 4 for "class": (B, D), or (B, 2 D) for "class_mean"."""
+    def pool(self, tokens_BTD: Tensor, pooling: Pooling | None = None) -> Tensor:
+        """Makes one vector of each image, y of eq. 4 for "class": (B, D), or (B, 2 D) for "class_mean".
+
+        Args:
+            tokens_BTD: encoded tokens.
+            pooling: None: the model's own.
+
+        Raises:
+            ValueError: if it is "map", which the model has not learned.
+        """
         others_BTD = (
             tokens_BTD if self.config.head.pool_prefix else tokens_BTD[:, self.config.num_prefix_tokens :]
         )
-        match self.config.pooling:
+        match pooling or self.config.pooling:
             case "class":
                 pooled = tokens_BTD[:, 0]
             case "mean":
@@ -213,7 +227,8 @@ class VisionTransformer(HasKernels):
             case "class_mean":
                 pooled = torch.cat([tokens_BTD[:, 0], others_BTD.mean(dim=1)], dim=1)
             case "map":
-                assert self.attention_pool is not None
+                if self.attention_pool is None:
+                    raise ValueError("pooling is 'map', and this model has no attention pooling")
                 pooled = self.attention_pool(others_BTD)
         return self.pooled_norm(pooled)
 

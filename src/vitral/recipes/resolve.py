@@ -16,8 +16,9 @@ from vitral.images.preprocess import Preprocess
 from vitral.model.config import height_and_width
 from vitral.model.variants import configure, parse
 from vitral.model.vit import VisionTransformer
+from vitral.recipes.optimizers import OPTIMIZERS
 from vitral.recipes.recipe import Recipe
-from vitral.recipes.schema import BUDGET, RECIPES, OptimizerName, Resolved, Start
+from vitral.recipes.schema import BUDGET, RECIPES, Resolved, Start
 from vitral.runtime.devices import compiles
 from vitral.runtime.errors import VitralError
 from vitral.runtime.settings import nested, read_toml
@@ -45,27 +46,12 @@ _FEW_IMAGES = 5000
 # Adapters and heads learn at a higher rate than all weights: 75 % at 1.5e-3, 71 at 1.5e-4 (docs/log.md,
 # 2026-11-26).
 _FEWER_WEIGHTS_FASTER = 7.5
-# What goes with an optimizer that is not the packaged recipe's. Lion's rate is a tenth of AdamW's
-# (arXiv:2302.06675, §5), SGD's and its lack of decay are the paper's (table 4); a schedule-free average takes
-# the place of a fall (arXiv:2405.15682). One without a row takes the packaged recipe's numbers.
-_SCRATCH_WITH: dict[OptimizerName, dict[str, Any]] = {
-    "adamw": {"learning_rate": 2e-3, "schedule": "cosine"},
-    "lion": {"learning_rate": 2e-4, "schedule": "cosine"},
-    "sgd": {"learning_rate": 0.1, "schedule": "cosine", "weight_decay": 5e-4},
-    "schedule_free": {"learning_rate": 4e-3, "schedule": "constant"},
-}
-_TUNING_WITH: dict[OptimizerName, dict[str, Any]] = {
-    "muon": {},  # its updates are as large as AdamW's
-    "lion": {"learning_rate": 1.5e-5},
-    "sgd": {"learning_rate": 0.03, "weight_decay": 0.0},
-    "schedule_free": {"learning_rate": 3e-4, "schedule": "constant"},
-}
 # Before the name of a class, as `model` of a recipe: a module that is passed in Python.
 MODULE = "module:"
 # What goes with one, where nothing is known of its matrices and its patches, nor whether it can be compiled.
 _WITH_MODULE: dict[str, Any] = {
     "optimizer": "adamw",
-    **_SCRATCH_WITH["adamw"],
+    **OPTIMIZERS["adamw"].from_scratch,
     "whiten": False,
     "small_images": 0.0,
     "compile": False,
@@ -162,8 +148,11 @@ def _refuse_misfits(recipe: Recipe, data: ImageData, base: Checkpoint | None) ->
 def _refuse_ours(recipe: Recipe) -> None:
     """Raises VitralError for what a module of the user's own cannot be asked, or if its size is unknown."""
     name = recipe.get("model").removeprefix(MODULE)
-    if recipe.get("optimizer") == "muon":
-        raise VitralError(f"optimizer=muon does not know which matrices of a {name} are hidden; take adamw")
+    optimizer = recipe.get("optimizer")
+    if optimizer is not None and OPTIMIZERS[optimizer].takes_matrices:
+        raise VitralError(
+            f"optimizer={optimizer} does not know which matrices of a {name} are hidden; take adamw"
+        )
     for setting, nothing in _OF_OUR_MODEL.items():
         if (value := recipe.given.get(setting, nothing)) != nothing:
             raise VitralError(f"{setting}={value} is for Vitral's models, not for a {name}; leave it out")
@@ -215,7 +204,8 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
     if asked("trained") not in (None, "all"):
         choices["learning_rate"] *= _FEWER_WEIGHTS_FASTER
     if asked("optimizer") not in (None, choices["optimizer"]):
-        choices |= (_TUNING_WITH if base else _SCRATCH_WITH).get(asked("optimizer"), {})
+        row = OPTIMIZERS[asked("optimizer")]
+        choices |= row.tuning if base else row.from_scratch
     wanted = None if asked("compile") == "auto" else asked("compile")
     if asked("teacher") or compiles(asked("device"), wanted=wanted):
         # The teacher's patches may not divide them; to compile for each size takes longer than it saves.

@@ -1,8 +1,6 @@
 """Where a computation runs and in which precision; what differs by machine is chosen here."""
 
-import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -117,21 +115,3 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         # Without them bfloat16 is emulated, and slower than float32.
         return torch.cpu._is_avx512_bf16_supported()
     return False
-
-
-@contextmanager
-def computing_threads(count: int) -> Iterator[None]:
-    """Share a computation inside among so many threads of the CPU."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def cpu_count() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from vitral.runtime.devices import Placement, cpu_count
+from vitral.runtime.devices import Placement
+from vitral.runtime.threads import cpu_count, thread_count
 
 
 def describe_machine(placement: Placement) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def describe_machine(placement: Placement) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_name(),
         "cores": cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": thread_count(),
         "gpu": torch.cuda.get_device_name(placement.device) if on_gpu else None,
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -1,34 +1,10 @@
-"""What is set for a whole process, its threads and its memory; imports nothing that is slow to load."""
+"""What is set of a whole process's memory; imports nothing that is slow to load."""
 
 import ctypes
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
-# A thread that waits for work by spinning takes its neighbours' time, and one that sleeps is slow to wake;
-# 5,000 turns lose little of either (docs/log.md, 2026-11-22 and 25).
-_THREADS = {"GOMP_SPINCOUNT": "5000"}
 # M_MMAP_MAX: no blocks of their own. M_TRIM_THRESHOLD: nothing is given back (glibc's malloc.h).
 _GLIBC_KEEPS = ((-4, 0), (-1, -1))
-
-
-def set_threads() -> None:
-    """Set how threads wait, unless the user has said; to be called before torch is loaded."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        for name, value in _THREADS.items():
-            os.environ.setdefault(name, value)
-
-
-@contextmanager
-def threads_as_they_come() -> Iterator[None]:
-    """Start processes inside with none of what `set_threads` set."""
-    ours = {name: value for name, value in _THREADS.items() if os.environ.get(name) == value}
-    for name in ours:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(ours)
 
 
 def return_freed_memory() -> None:

@@ -20,8 +20,9 @@ from vitral.model.embedding import ConvStem
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import load_base, resolve, start
 from vitral.recipes.schema import BUDGET, Resolved
-from vitral.runtime.devices import Placement, cpu_count
+from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
+from vitral.runtime.threads import cpu_count, thread_count
 from vitral.training.adapt import choose_trained
 from vitral.training.listeners import Listeners
 from vitral.training.optimizers import Group
@@ -139,7 +140,7 @@ def resumed(
     else:
         _take_up(run, saved, saved_recipe)
         _tell_changes(run, contents)
-    record = files.record or Record.of(recipe, torch.get_num_threads(), contents)
+    record = files.record or Record.of(recipe, thread_count(), contents)
     # A start is made again as a whole.
     files.go_on(replace(record, contents=contents), recipe, data.source, run.state.step or -1)
     if saved and saved.can_go_on:
@@ -148,18 +149,16 @@ def resumed(
 
 
 def threads_of(recipe: Resolved, files: RunFolder) -> int:
-    """As many as the run began with, unless the recipe says otherwise or a GPU computes."""
-    here = torch.get_num_threads()
+    """Gives the threads of a resumed run; says so if they are not those of this process."""
+    wanted, here = recipe.machine.threads, thread_count()
     on_cpu = _placement(recipe).device.type == "cpu"
-    if recipe.machine.threads or files.record is None or not on_cpu:
-        return recipe.machine.threads or here
-    began = files.record.threads
-    if began != here:
+    began = files.record.threads if files.record is not None and on_cpu else None
+    if began not in (None, here) and not wanted:
         files.tell(
-            f"computes with {began} threads, as {files.path} began, rather than the {here} of this process, "
-            f"which would change the bits; threads={here} takes them"
+            f"this run computes with {began} threads, as it began, not with the {here} of this process, "
+            f"which would change its results in the last digits; threads={here} takes {here}"
         )
-    return began
+    return thread_count(wanted, began)
 
 
 def _placement(recipe: Resolved) -> Placement:

@@ -20,9 +20,9 @@ from vitral.data.image_data import ImageData
 from vitral.data.split import Split
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import resolve, start
-from vitral.runtime.devices import cpu_count
 from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import Interrupted
+from vitral.runtime.threads import cpu_count
 from vitral.training import loop
 from vitral.training.events import Evaluated, Event, Listener, StepDone
 from vitral.training.listeners import Listeners, Progress

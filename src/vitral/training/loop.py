@@ -10,16 +10,15 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from vitral.data.batches import Batch
 from vitral.data.image_data import ImageData
 from vitral.data.randomness import Sampling
 from vitral.recipes.recipe import Recipe
-from vitral.runtime.devices import computing_threads
 from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import Stopped, StopSignal, stop_signal
+from vitral.runtime.threads import computing_threads, thread_count
 from vitral.training.adapt import put_into
 from vitral.training.begin import begin, resumed, threads_of
 from vitral.training.conclude import conclude, unfinished
@@ -73,7 +72,7 @@ def train(
     with deterministic(), stop_signal() as stop, files.claimed():
         if not resume:
             files.refuse_to_begin(data, recipe)
-            with computing_threads(recipe.get("threads") or torch.get_num_threads()):
+            with computing_threads(thread_count(recipe.get("threads"))):
                 run = begin(data, files, recipe, tell, parts)
                 run.budget.spend(spent)
                 return _carry_out_new(run, stop, world)
@@ -87,7 +86,7 @@ def train(
 def _carry_out_new(run: Run, stop: StopSignal, world: World) -> Summary:
     """Nothing of a new run is left if it fails before its first step."""
     try:
-        run.files.begin(run.recipe, run.data, torch.get_num_threads())
+        run.files.begin(run.recipe, run.data, thread_count())
         return _carry_out(run, stop, world)
     except Exception:
         if not run.state.step:
@@ -167,7 +166,7 @@ def _watch(run: Run, loss: Tensor) -> None:
     """Takes a step's loss, where it means the same from step to step."""
     recipe = run.recipe
     grows = recipe.mixing.mix_passes or recipe.batches.small_images
-    if run.is_tuning and not grows and recipe.optimization.optimizer != "schedule_free":
+    if run.is_tuning and not grows and not run.optimizer.keeps_average:
         run.loss_watch.add(loss)
 
 

@@ -1,19 +1,16 @@
 """How weights change: groups of parameters, and the optimizers over them."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitral.model.vit import VisionTransformer
+from vitral.recipes.optimizers import OPTIMIZERS, Group
 from vitral.recipes.schema import OptimizerName
 from vitral.runtime.devices import multiplies_bfloat16
-from vitral.runtime.errors import VitralError
-
-Group = dict[str, Any]
-
 
 # --- Groups of parameters ------------------------------------------------------------------------
 
@@ -92,12 +89,18 @@ class ChainedOptimizer:
         device: of the parameters.
         capturable: whether rates are kept in tensors on the device, so that a step can be recorded as a
             CUDA graph.
+        keeps_average: whether one of them averages the weights itself (`average`).
     """
 
     def __init__(
-        self, parts: Iterable[torch.optim.Optimizer], device: torch.device, *, capturable: bool = False
+        self,
+        parts: Iterable[torch.optim.Optimizer],
+        device: torch.device,
+        *,
+        capturable: bool = False,
+        keeps_average: bool = False,
     ) -> None:
-        self.parts, self.capturable = list(parts), capturable
+        self.parts, self.capturable, self.keeps_average = list(parts), capturable, keeps_average
         self._scales_G = torch.tensor([group["scale"] for group in self.param_groups], device=device)
         self._rates_G = torch.zeros_like(self._scales_G)
         self._tie_rates()
@@ -166,7 +169,7 @@ def build_optimizer(
     """An optimizer over `parameter_groups`.
 
     Args:
-        name: "muon" takes the orthogonal groups, and AdamW the others.
+        name: of a row of `OPTIMIZERS`; Muon takes the orthogonal groups.
         groups: with "scale", "weight_decay" and "orthogonal".
         betas: of Adam and Lion; SGD's momentum is the first.
         muon_momentum: Nesterov's.
@@ -176,60 +179,13 @@ def build_optimizer(
     """
     matrices = [group for group in groups if group["orthogonal"]]
     others = [group for group in groups if not group["orthogonal"]]
-    kind = _OPTIMIZERS[name]
-    parts: list[torch.optim.Optimizer] = [kind.build(others, betas)] if others else []
+    row = OPTIMIZERS[name]
+    parts: list[torch.optim.Optimizer] = [row.build(others, betas)] if others else []
     if matrices:
         parts.append(Muon(matrices, momentum=muon_momentum))
     device = groups[0]["params"][0].device
-    return ChainedOptimizer(parts, device, capturable=device.type == "cuda" and kind.capturable)
-
-
-def _adamw(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
-
-
-def _sgd(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """Coupled weight decay, as the paper's fine-tuning (which has none) and torch's SGD."""
-    return torch.optim.SGD(groups, lr=0.0, momentum=betas[0], fused=True)
-
-
-def _lion(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optimizer:
-    try:
-        from lion_pytorch import Lion
-    except ImportError:
-        raise _missing("lion") from None
-    return Lion(groups, lr=1.0, betas=betas)  # it refuses a rate of 0; the schedule sets it
-
-
-def _schedule_free(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """AdamW whose average takes the schedule's place (The Road Less Scheduled, arXiv:2405.15682)."""
-    try:
-        from schedulefree import AdamWScheduleFree
-    except ImportError:
-        raise _missing("schedule_free") from None
-    optimizer = AdamWScheduleFree(groups, lr=1.0, betas=betas)
-    optimizer.train()
-    return optimizer
-
-
-def _missing(optimizer: str) -> VitralError:
-    return VitralError(
-        f"optimizer={optimizer} needs the 'optimizers' extra: pip install 'vitral[optimizers]'"
-    )
-
-
-class _Kind(NamedTuple):
-    build: Callable[[list[Group], tuple[float, float]], torch.optim.Optimizer]  # of groups and betas
-    capturable: bool  # whether it takes the rate as a tensor, so that a step can be a CUDA graph
-
-
-_OPTIMIZERS: dict[OptimizerName, _Kind] = {
-    "adamw": _Kind(_adamw, capturable=True),
-    "muon": _Kind(_adamw, capturable=True),  # for what is no hidden matrix
-    "sgd": _Kind(_sgd, capturable=True),
-    "lion": _Kind(_lion, capturable=False),
-    "schedule_free": _Kind(_schedule_free, capturable=False),
-}
+    capturable = device.type == "cuda" and row.capturable
+    return ChainedOptimizer(parts, device, capturable=capturable, keeps_average=row.keeps_average)
 
 
 class Muon(torch.optim.Optimizer):

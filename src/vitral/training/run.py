@@ -20,6 +20,7 @@ from vitral.data.workers import Loading
 from vitral.evaluation.task import SINGLE_LABEL, Task, task_of
 from vitral.images.augment import batch_mixer
 from vitral.model.vit import VisionTransformer
+from vitral.recipes.optimizers import OPTIMIZERS
 from vitral.recipes.schema import Resolved
 from vitral.runtime.devices import Placement, compiles
 from vitral.runtime.stopping import StopSignal
@@ -112,11 +113,9 @@ class Run:
         compiled = compiles(recipe.machine.device, wanted=recipe.machine.compile_wanted)
         # A loss of the user's own may ask the device for a number, which no recording takes.
         captured = compiled and self.optimizer.capturable and self.parts.loss is None
-        # A schedule-free optimizer keeps the average itself; see `complete_average`.
-        follows = how.optimizer != "schedule_free"
         self._update = Step(
             self.model,
-            self.average if follows else None,
+            None if self.optimizer.keeps_average else self.average,  # see `complete_average`
             self.objective,
             self.task.hits,
             self.optimizer,
@@ -242,11 +241,11 @@ class Run:
     def complete_average(self) -> None:
         """Copy what steps leave out of the average: buffers, such as a batch norm's statistics.
 
-        And the average that a schedule-free optimizer keeps itself; the weights stay to the bit.
+        And the average that an optimizer keeps itself; the weights stay to the bit.
         """
         for average, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
             average.copy_(buffer)
-        if self.recipe.optimization.optimizer != "schedule_free":
+        if not self.optimizer.keeps_average:
             return
         weights: list[Tensor] = list(self.model.parameters())
         before = [weight.clone() for weight in weights]
@@ -261,7 +260,7 @@ def groups_by_recipe(model: VisionTransformer, recipe: Resolved) -> list[Group]:
         model,
         layer_decay=recipe.optimization.layer_decay,
         weight_decay=recipe.optimization.weight_decay,
-        orthogonal=recipe.optimization.optimizer == "muon",
+        orthogonal=OPTIMIZERS[recipe.optimization.optimizer].takes_matrices,
     )
 
 

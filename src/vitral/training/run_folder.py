@@ -47,10 +47,10 @@ from vitral.recipes.packaged import RUN_FILE
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.schema import BUDGET, Resolved, default, missing
 from vitral.runtime import settings as config
-from vitral.runtime.devices import cpu_count
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import remove_leftovers, write_atomically
 from vitral.runtime.lock import LockedError, locked
+from vitral.runtime.threads import cpu_count
 from vitral.training.history import History, read_history, whole_lines
 from vitral.training.state import TENSORS, Record, RunState, Saved, Summary, elsewhere
 

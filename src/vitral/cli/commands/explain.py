@@ -1,6 +1,7 @@
-"""`vitral explain`: what a model looks at, as pictures and arrays."""
+"""`vitral explain`: what an answer rests on, how far to believe it, and the papers' figures."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +9,7 @@ import typer
 
 from vitral.cli import options, usage
 from vitral.cli.classifier import load_classifier
-from vitral.cli.console import print_table, warn
+from vitral.cli.console import print_lines, print_table, progress_bar, say, warn
 from vitral.runtime import limits
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import refuse_filled
@@ -16,34 +17,39 @@ from vitral.runtime.plainjson import to_json
 from vitral.runtime.streams import shown
 
 if TYPE_CHECKING:
-    from vitral.explain.inside import Inside
-    from vitral.explain.pictures import Asked, Drawing, Explained
-    from vitral.explain.target import Target
+    from vitral.explain.faithfulness.record import Faithfulness
+    from vitral.explain.pictures import Asked, Attribution, Explained, Heads
     from vitral.inference.classifier import Classifier
     from vitral.model.config import ViTConfig
 
 _PICTURES, _ATTENTION = "Maps of images", "Attention itself, rather than an attribution"
-_MAPS, _LIST = "maps of images", "--list"
-_USUAL = "ViT-B/16"  # whose costs are listed where no model is named
-# The tasks that an option belongs to; one that is not named belongs to all.
+_SCORES, _PAPER = "How far to believe each method, on DATA", "The papers' figures of MODEL, or of two"
+
+# What the command can be asked for. An option that is not named here belongs to all.
+_MAPS, _SCORE, _FIGURES, _LIST = "maps of images", "--score", "--figures", "--list"
 _BELONGS = {
-    "out": {_MAPS},
-    "method": {_MAPS},
-    "classes": {_MAPS},
-    "against": {_MAPS},
-    "look": {_MAPS},
-    "layers": {_MAPS},
-    "heads": {_MAPS},
-    "batch_size": {_MAPS},
-    "words": {_MAPS},
+    **{name: {_MAPS} for name in ("out", "classes", "against", "look", "layers", "heads", "batch_size")},
+    **{name: {_SCORE} for name in ("fill", "split", "workers", "cache")},
+    "renormalise": {_FIGURES},
+    **{name: {_SCORE, _FIGURES} for name in ("images", "seed")},
+    "method": {_MAPS, _SCORE},
+    **{name: {_MAPS, _SCORE, _FIGURES} for name in ("words", "device", "precision")},
 }
+_FILLS = {"drop": "patches left out", "mean": "patches of the mean colour"}
+_PROGRESS_SECONDS = 10.0  # between two lines
+_USUAL = "ViT-B/16"  # whose costs are listed where no model is named
 
 _Model = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="As for `vitral predict`; --list alone needs none.")
 ]
 _Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="IMAGE...", callback=options.given, help="Files, folders or patterns."),
+    typer.Argument(
+        metavar="IMAGE...|DATA",
+        callback=options.given,
+        help=f"Files, folders or patterns; for --score and --figures {limits.DATA}. For --figures a second "
+        "MODEL may stand before it, and it may be left out.",
+    ),
 ]
 _Out = Annotated[Path | None, options.folder("New folder, for a .png and a .npy an image.", panel=_PICTURES)]
 _Method = Annotated[
@@ -77,6 +83,54 @@ _Look = Annotated[
 _Layers = Annotated[
     str | None, options.name("LIST", "Such as -1 (the last, by default), 0,5,11 or all.", panel=_ATTENTION)
 ]
+_BatchSize = Annotated[int, options.number(limits.BATCH, "Images at a time.", panel=_PICTURES)]
+_Score = Annotated[
+    bool,
+    typer.Option("--score", help="Deletion, insertion and more for each method.", rich_help_panel=_SCORES),
+]
+_Images = Annotated[
+    int | None,
+    options.number(limits.IMAGES, "Of DATA at most; by default 400, for --figures 128.", panel=_SCORES),
+]
+_Seed = Annotated[int, options.number(limits.SEED, "Of which images are drawn.", panel=_SCORES)]
+_Workers = Annotated[
+    int | None,
+    options.number(limits.WORKERS, "Processes that load images; by default as suits.", panel=_SCORES),
+]
+_Figures = Annotated[
+    Path | None,
+    options.folder(
+        "New folder, for a page with filters, positions, attention distance, entropy, norms and more, each "
+        "as .png and .csv; most of them need DATA.",
+        panel=_PAPER,
+    ),
+]
+_Renormalise = Annotated[
+    bool,
+    typer.Option(
+        "--renormalise",
+        help="Attention distance over the patches alone, not as the paper's authors did.",
+        rich_help_panel=_PAPER,
+    ),
+]
+_List = Annotated[bool, typer.Option("--list", help="Print the methods, what they show, need and cost.")]
+_Fill = Annotated[
+    list[str] | None,
+    options.choice(
+        limits.FILLS,
+        ": patches are left out, or in their place is the mean colour. By default both, sorted by the first.",
+        panel=_SCORES,
+    ),
+]
+_Split = Annotated[str | None, options.choice(limits.SPLITS, "; by default test, else val.", panel=_SCORES)]
+_Cache = Annotated[
+    Path | None,
+    options.folder(
+        "Folder for what is computed, by which a stopped run goes on; by default in $VITRAL_CACHE or "
+        "~/.cache/vitral.",
+        panel=_SCORES,
+    ),
+]
 _Heads = Annotated[str | None, options.name("LIST", "Such as 0,3; by default all.", panel=_ATTENTION)]
 
 
@@ -89,47 +143,52 @@ def explain(  # noqa: PLR0913 - a command's options
     classes: _Classes = None,
     against: _Against = None,
     look: _Look = None,
+    batch_size: _BatchSize = 8,
     layers: _Layers = None,
     heads: _Heads = None,
-    batch_size: Annotated[int, options.number(limits.BATCH, "Images at a time.", panel=_PICTURES)] = 8,
-    list_methods: Annotated[
-        bool, typer.Option("--list", help="Print the methods, what they show, need and cost.")
-    ] = False,
+    score: _Score = False,
+    images: _Images = None,
+    seed: _Seed = 0,
+    fill: _Fill = None,
+    split: _Split = None,
+    cache: _Cache = None,
+    workers: _Workers = None,
+    figures: _Figures = None,
+    renormalise: _Renormalise = False,
+    list_methods: _List = False,
     json_output: options.Json = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
-    """Which parts of an image a model's answer rests on, as pictures and arrays.
+    """Which parts of an image a model's answer rests on, and how far to believe it.
 
     \b
     vitral explain runs/photos new/*.jpg --out maps
     vitral explain runs/photos cat.jpg --class lynx --against cat --out why
     vitral explain runs/photos cat.jpg --layers -1 --heads 0,3 --out heads
+    vitral explain runs/photos photos/ --score
+    vitral explain runs/photos photos/ --figures figures
     vitral explain --list
     """
-    if _task(ctx, {_LIST: list_methods}) == _LIST:
+    task = _task(ctx, {_SCORE: score, _FIGURES: figures is not None, _LIST: list_methods})
+    if task == _LIST:
         print_methods(model, as_json=json_output)
         return
-    if model is None or not words:
-        raise typer.BadParameter("name a model and images", param_hint="MODEL IMAGE...")
-    if out is None:
-        raise typer.BadParameter("name a new folder for the maps", param_hint="--out")
-    layers_heads = _attention_of(layers, heads, others=bool(method or classes or against))
-    refuse_filled(out)
-    from vitral.explain.inside import Inside
-    from vitral.explain.pictures import Attribution, Drawing, Heads
-
-    classifier = load_classifier(model, device, precision)
-    if layers_heads:
-        asked: Asked = Heads(*layers_heads)
+    name, given = _required(task, model, words)
+    drawn: dict[str, Any] = {"seed": seed} | ({"images": images} if images else {})
+    if figures is not None:
+        wanted = {**drawn, "renormalise": renormalise}
+        _figures([name, *given], figures, (device, precision), wanted, as_json=json_output)
+    elif score:
+        wanted = {**drawn, "methods": method, "split": split, "cache": cache, "workers": workers}
+        wanted |= {"fill": tuple(fill)} if fill else {}
+        _score(load_classifier(name, device, precision), _one(given), name, wanted, as_json=json_output)
     else:
-        targets = _targets(classifier, [*(classes or ()), *([against] if against else ())])
-        methods = {"methods": tuple(method)} if method else {}
-        asked = Attribution(
-            **methods, classes=targets[: len(classes or ())], against=targets[-1] if against else None
-        )
-    drawing = Drawing(out, look, batch_size)  # type: ignore[arg-type]
-    _explain_images(Inside(classifier), words, asked, drawing, as_json=json_output)
+        attention = _attention_of(layers, heads, others=bool(method or classes or against))
+        folder = _new(out)
+        classifier = load_classifier(name, device, precision)
+        asked = attention or _attribution(classifier, method, classes or [], against)
+        _draw(classifier, given, asked, (folder, look, batch_size), as_json=json_output)
 
 
 def _task(ctx: Any, wanted: dict[str, bool]) -> str:
@@ -146,20 +205,40 @@ def _task(ctx: Any, wanted: dict[str, bool]) -> str:
     return tasks[0]
 
 
-_Numbers = tuple[int, ...] | None
+def _required(task: str, model: str | None, words: list[str] | None) -> tuple[str, list[str]]:
+    """The model and the words after it, which figures alone can do without."""
+    if model is None or not (words or task == _FIGURES):
+        what, hint = {_SCORE: ("a model and data", "MODEL DATA"), _FIGURES: ("a model", "MODEL")}.get(
+            task, ("a model and images", "MODEL IMAGE...")
+        )
+        raise typer.BadParameter(f"name {what}", param_hint=hint)
+    return model, words or []
 
 
-def _attention_of(layers: str | None, heads: str | None, *, others: bool) -> tuple[_Numbers, _Numbers] | None:
+# --- Maps of images --------------------------------------------------------------------------------
+
+
+def _new(out: Path | None) -> Path:
+    if out is None:
+        raise typer.BadParameter("name a new folder for the maps", param_hint="--out")
+    refuse_filled(out)
+    return out
+
+
+def _attention_of(layers: str | None, heads: str | None, *, others: bool) -> "Heads | None":
     """Which layers and heads attention is shown of; None if an attribution is asked for."""
     if not (layers or heads):
         return None
     if others:
         text = "shows attention itself, and goes without --method, --class and --against"
         raise typer.BadParameter(text, param_hint="--layers" if layers else "--heads")
-    return _numbers(layers or "-1", "--layers"), _numbers(heads or "all", "--heads")
+    chosen = _numbers(layers or "-1", "--layers"), _numbers(heads or "all", "--heads")
+    from vitral.explain.pictures import Heads
+
+    return Heads(*chosen)
 
 
-def _numbers(text: str, option: str) -> _Numbers:
+def _numbers(text: str, option: str) -> tuple[int, ...] | None:
     """Whole numbers between commas; None for all."""
     if text == "all":
         return None
@@ -170,26 +249,57 @@ def _numbers(text: str, option: str) -> _Numbers:
         raise typer.BadParameter(problem, param_hint=option) from None
 
 
-def _targets(classifier: "Classifier", names: list[str]) -> "tuple[Target, ...]":
-    """Classes by name, or by number where the model has no names."""
-    return tuple(int(name) if name.isdecimal() and not classifier.labels else name for name in names)
+def _attribution(
+    classifier: "Classifier", methods: list[str] | None, classes: list[str], against: str | None
+) -> "Attribution":
+    """What is asked of the methods; classes by name, or by number where the model has no names."""
+    from vitral.explain.pictures import Attribution
+
+    def target(name: str) -> str | int:
+        return int(name) if name.isdecimal() and not classifier.labels else name
+
+    return Attribution(
+        **({"methods": tuple(methods)} if methods else {}),
+        classes=tuple(map(target, classes)),
+        against=None if against is None else target(against),
+    )
 
 
-def _explain_images(
-    inside: "Inside", words: Sequence[str], asked: "Asked", drawing: "Drawing", *, as_json: bool
+def _draw(
+    classifier: "Classifier",
+    words: list[str],
+    asked: "Asked",
+    drawing: tuple[Path, str | None, int],
+    *,
+    as_json: bool,
 ) -> None:
     from vitral.data.sources import find_images
-    from vitral.explain.pictures import explain_images
+    from vitral.explain.inside import Inside
+    from vitral.explain.pictures import Drawing, explain_images
 
     found = find_images(words)
     for note in (*found.notes, *found.failures):
         warn(note)
     failed = 0
-    for explained in explain_images(inside, found.files, asked, drawing):
+    how = Drawing(*drawing, on_images=_slow_progress())  # type: ignore[arg-type]
+    for explained in explain_images(Inside(classifier), found.files, asked, how):
         failed += explained.error is not None
         _print_explained(explained, as_json=as_json)
     if failed or found.failures:
         raise VitralError(found.summary(failed))
+
+
+def _slow_progress() -> Callable[[float, int], None]:
+    """Tells how far slow methods are; no bar, which would take what is printed on standard output."""
+    told_at = time.monotonic()
+
+    def tell(done: float, total: int) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= _PROGRESS_SECONDS:
+            told_at = time.monotonic()
+            warn(f"explaining: {done:.1f} of {total:,} images")
+
+    return tell
 
 
 def _print_explained(explained: "Explained", *, as_json: bool) -> None:
@@ -202,8 +312,79 @@ def _print_explained(explained: "Explained", *, as_json: bool) -> None:
         warn(f"{explained.image}: {explained.error}")
 
 
+# --- Scores, figures and the list ------------------------------------------------------------------
+
+
+def _one(words: list[str]) -> str:
+    if len(words) > 1:
+        raise typer.BadParameter(f"{words[1]!r} is one too many; --score takes one", param_hint="DATA")
+    return words[0]
+
+
+def _score(classifier: "Classifier", data: str, model: str, wanted: dict[str, Any], *, as_json: bool) -> None:
+    from vitral.explain.inside import Inside
+
+    with progress_bar("scoring") as bar:
+        found = Inside(classifier).faithfulness(data, warn=warn, on_images=bar, **wanted)
+    if as_json:
+        print(to_json(found.to_dict()))
+    else:
+        print_scores(found, f"{model} on {data}, split {found.split} ({classifier.placement})")
+
+
+def print_scores(found: "Faithfulness", title: str) -> None:
+    """Print the methods, the most faithful first, a table for each fill; then what can be said of them.
+
+    Intervals are of 95 %.
+    """
+    from vitral.explain.faithfulness.redrawn import HALF
+
+    say(f"{title}: {found.n:,} images")
+    headings = ("method", "SRG", "interval", "group", "deletion", "insertion", "SaCo", "redrawn")
+    for fill in found.fills:
+        rows = []
+        for scored in found.methods:
+            of = scored.fills[fill]
+            interval = f"{of.srg.low:+.2f} to {of.srg.high:+.2f}"
+            areas = (f"{area.mean:.2f}" for area in (of.deletion, of.insertion))
+            redrawn = f"{scored.redrawn[HALF].mean:+.2f}" if HALF in scored.redrawn else "-"
+            saco = f"{of.saco.mean:+.2f}"
+            rows.append((scored.method, f"{of.srg.mean:+.2f}", interval, of.group, *areas, saco, redrawn))
+        print_table(_FILLS[fill], headings, rows, set(headings[1:]))
+    for sentence in found.conclusions():
+        say(sentence)
+
+
+def _figures(
+    words: list[str], folder: Path, where: tuple[str, str], wanted: dict[str, Any], *, as_json: bool
+) -> None:
+    from vitral.explain.figures.draw import (
+        PAGE,
+        measure_figures,
+        refuse_undrawable,
+        save_figures,
+        split_words,
+    )
+
+    refuse_undrawable(folder)
+    names, data = split_words(words)
+    models = [load_classifier(name, *where) for name in names]
+    with progress_bar("measuring") as bar:
+        found = measure_figures(models, data, names=names, warn=warn, on_images=bar, **wanted)
+    with progress_bar("drawing", "figures") as bar:
+        save_figures(found, folder, bar)
+    missing = found.not_drawn()
+    if as_json:
+        kinds = [next(iter(kind.values())).name for kind in found.kinds()]
+        print(to_json({"page": str(folder / PAGE), "figures": kinds, "not_drawn": dict(missing)}))
+        return
+    for title, reason in missing:
+        say(f"not drawn: {title}: {reason}")
+    print_lines(shown(f"page: {folder / PAGE}"))
+
+
 def print_methods(model: str | None, *, as_json: bool) -> None:
-    """Print the table of methods, with what an image costs this model, or ViT-B/16 at 224 pixels."""
+    """Print the methods, with what an image costs this model or ViT-B/16, then what they show."""
     from vitral.explain.attribution.method import Settings
     from vitral.explain.attribution.methods import DEFAULT, METHODS
 
@@ -226,17 +407,18 @@ def print_methods(model: str | None, *, as_json: bool) -> None:
         return
     rows = [
         (
-            f"{row['method']}{' (default)' if row['default'] else ''}",
+            f"{row['method']}{' *' if row['default'] else ''}",
             "yes" if row["of_class"] else "no",
             f"{row['forwards']:,.3g}",
             row["needs"],
-            "; ".join(part for part in (row["shows"], row["limits"], row["reference"]) if part),
         )
         for row in methods
     ]
-    headings = ("method", "of a class", "forward passes", "needs", "what it shows; limits; reference")
-    title = f"methods of attribution, and the forward passes that an image of {model or _USUAL} takes"
-    print_table(title, headings, rows, {"forward passes"}, lines=True)
+    title = f"methods of attribution (* the default), and forward passes for an image of {model or _USUAL}"
+    print_table(title, ("method", "of a class", "passes", "needs"), rows, {"passes"})
+    for row in methods:
+        limits = f"; {row['limits']}" if row["limits"] else ""
+        say(f"{row['method']}: {row['shows']}{limits} ({row['reference']})")
 
 
 def _config_of(model: str) -> "ViTConfig":

@@ -1,7 +1,8 @@
 """Decides what a folder, a file or a Dataset means as data, one file a kind; `find` reads what a path names.
 
-`tree` owns which files of a folder are pictures and what is passed over, also for `vitral predict`; `folder`
-what folders are classes and splits; `parquet` and `labels` what columns mean; `dataset` a torch Dataset.
+`tree` walks folders, also for `vitral predict`; `folder` decides which folders are classes and splits;
+`parquet` and `labels` what columns mean; `dataset` what a torch Dataset is. `images/files.py` decides which
+files count as images.
 """
 
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Folders of pictures, each real folder once, with all that stands there and is no picture counted."""
+"""Walks folders of images, each real folder once, and counts what stands there and is no image.
+
+Which files count as images, `images/files.py` decides.
+"""
 
 import glob
 import os
@@ -10,18 +13,15 @@ from pathlib import Path
 
 from vitral.data.split import shortened
 from vitral.images.files import (
+    HEIC,
     HEIF_ADVICE,
-    begins_like_a_picture,
-    is_picture_name,
+    IMAGE,
+    is_overlooked,
+    kind_of_content,
     kind_of_file,
-    needs_heif,
     why_not_list,
 )
 from vitral.runtime.errors import VitralError
-
-# What systems and archives leave behind, beside all that begins with a dot.
-_LITTER = frozenset(["__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found", "$recycle.bin"])
-_HEIC = "HEIC"
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Passed:
         notes = []
         if self.kinds:
             parts = [f"{count:,} {kind}" for kind, count in self.kinds.most_common()]
-            advice = f"; to open HEIC, {HEIF_ADVICE}" if self.kinds[_HEIC] else ""
+            advice = f"; to open HEIC, {HEIF_ADVICE}" if self.kinds[HEIC] else ""
             notes.append(f"passed over what is no picture: {shortened(parts)}{advice}")
         if self.links:
             notes.append(f"passed over links to folders that stand elsewhere: {shortened(self.links)}")
@@ -110,7 +110,7 @@ def _list(folder: Folder, passed: Passed) -> list[tuple[bool, Path]]:
     inner = []
     try:
         with os.scandir(folder.path) as entries:
-            visible = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _LITTER]
+            visible = [entry for entry in entries if not is_overlooked(entry.name)]
     except OSError as error:
         passed.closed.append(f"{folder.path} {why_not_list(error)}")
         return []
@@ -119,17 +119,17 @@ def _list(folder: Folder, passed: Passed) -> list[tuple[bool, Path]]:
         kind = _kind(entry)
         if kind == "folder":
             inner.append((entry.is_symlink(), path))
-        elif kind == "picture":
+        elif kind == IMAGE:
             folder.pictures.append(path)
         else:
-            folder.heic += kind == _HEIC
+            folder.heic += kind == HEIC
             passed.kinds[kind] += 1
     folder.pictures.sort()
     return inner
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """Folder, picture, or what it is instead, as a message names it."""
+    """Folder, image, or what it is instead, as a message names it."""
     try:
         if entry.is_dir():
             return "folder"
@@ -137,7 +137,7 @@ def _kind(entry: os.DirEntry) -> str:
             return _irregular(entry)
     except OSError:  # links in a circle
         return "link to nowhere"
-    return _kind_of_name(entry.path)
+    return kind_of_content(entry.path)
 
 
 def _irregular(entry: os.DirEntry) -> str:
@@ -145,18 +145,6 @@ def _irregular(entry: os.DirEntry) -> str:
         return kind_of_file(entry.stat().st_mode).removeprefix("a ")
     except OSError:
         return "link to nowhere"
-
-
-def _kind_of_name(file: str) -> str:
-    name = os.path.basename(file)
-    if is_picture_name(name):
-        return "picture"
-    if needs_heif(name):
-        return _HEIC
-    suffix = os.path.splitext(name)[1].lower()
-    if suffix:
-        return suffix
-    return "picture" if begins_like_a_picture(file) else "without a suffix"
 
 
 # --- Pictures to predict ---------------------------------------------------------------------------
@@ -212,7 +200,7 @@ def _found(word: str) -> tuple[list[str], Passed]:
     files = []
     for file in sorted(glob.glob(word, recursive=True)):
         kind = _kind_of_match(file)
-        if kind == "picture":
+        if kind == IMAGE:
             files.append(file)
         elif kind != "folder":
             passed.kinds[kind] += 1
@@ -226,4 +214,4 @@ def _kind_of_match(file: str) -> str:
         return "link to nowhere"
     if stat.S_ISDIR(mode):
         return "folder"
-    return _kind_of_name(file) if stat.S_ISREG(mode) else kind_of_file(mode).removeprefix("a ")
+    return kind_of_content(file) if stat.S_ISREG(mode) else kind_of_file(mode).removeprefix("a ")

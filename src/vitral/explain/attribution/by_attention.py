@@ -101,7 +101,8 @@ def _row_of_gradients(
             for layer, of_mixed_BAQK in zip(reversed(layers), reversed(gradients), strict=True)
         )
         row_BT = _row_of_product(subject, seen, matrices, normalized=normalized)
-        certificate = max(layer.difference(layer.weights(slice(1)), slice(1)) for layer in layers)
+        differences = [layer.difference(layer.weights(slice(1)), slice(1)) for layer in layers]
+        certificate = float(torch.stack(differences).max())
     return Found(row_BT, seen.logits_BL.detach(), certificate)
 
 
@@ -143,7 +144,7 @@ def _head_of(subject: Subject, tokens_BTD: Tensor) -> Tensor:
 
 def _mean_attention(layer: SeenAttention) -> tuple[Tensor, float]:
     """A, mean over heads, (B, Q, T); and its certificate."""
-    differences: list[float] = []
+    differences: list[Tensor] = []
 
     def heads() -> Iterator[Tensor]:
         for head in layer.each_head():
@@ -151,7 +152,8 @@ def _mean_attention(layer: SeenAttention) -> tuple[Tensor, float]:
             differences.append(layer.difference(weights_B1QT, head))
             yield weights_B1QT[:, 0]
 
-    return _mean(heads()), max(differences)
+    mean_BQT = _mean(heads())
+    return mean_BQT, float(torch.stack(differences).max())
 
 
 def _products(layer: SeenAttention, of_mixed_BAQK: Tensor) -> Iterator[Tensor]:

@@ -7,13 +7,14 @@ from functools import cached_property
 from time import monotonic
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vitral.explain.attribution.attribute import attribute
 from vitral.explain.attribution.method import Method, Settings
-from vitral.explain.faithfulness import curves
-from vitral.explain.faithfulness.perturb import Ends, Perturbed, ends, perturb
+from vitral.explain.faithfulness.curves import most_first
+from vitral.explain.faithfulness.perturb import Curves, Ends, ends, saco, take_away
 from vitral.explain.faithfulness.redrawn import redrawn
 from vitral.explain.faithfulness.removal import Fill, Removal
 from vitral.explain.faithfulness.store import Store
@@ -74,12 +75,36 @@ class Block:
         """The maps of the same classes with weights redrawn, (B, N)."""
         return self._maps(["redrawn map", other.stage, self.seed], method, lambda: other.classifier)
 
-    def perturbed(self, method: Method, fill: Fill) -> tuple[Perturbed, float]:
-        """What the maps of a method do, and the seconds that it took to see."""
-        about = ["perturbed", fill, self.steps, self.seed, method.name, self.key]
-        found = self.store.get(about, lambda: self._perturbed(self.maps(method), fill))
-        numbers = {name: of.numpy() for name, of in found.items() if name != "seconds"}
-        return Perturbed(**numbers), float(found["seconds"])
+    def curves(self, method: Method, fill: Fill) -> tuple[Curves, float]:
+        """What the maps of a method do to the scores, and the seconds that it took to see."""
+
+        def compute() -> dict[str, Tensor]:
+            order_BN, shared = self._order(method), self._shared(fill)
+            started_at = monotonic()
+            found = take_away(self.removal, fill, order_BN, shared, self.steps)
+            seconds = torch.tensor(monotonic() - started_at, dtype=torch.float64)
+            return {name: torch.from_numpy(of) for name, of in vars(found).items()} | {"seconds": seconds}
+
+        found = self.store.get(["curves", fill, self.steps, self.seed, method.name, self.key], compute)
+        seconds = float(found.pop("seconds"))
+        return Curves(**{name: of.numpy() for name, of in found.items()}), seconds
+
+    def saco(self, method: Method, fill: Fill) -> np.ndarray:
+        """SaCo of the maps of a method, (B,)."""
+
+        def compute() -> dict[str, Tensor]:
+            order_BN, shared = self._order(method), self._shared(fill)
+            return {"saco": torch.from_numpy(saco(self.removal, fill, self.maps(method), order_BN, shared))}
+
+        return self.store.get(["saco", fill, self.seed, method.name, self.key], compute)["saco"].numpy()
+
+    def _order(self, method: Method) -> Tensor:
+        return most_first(self.maps(method), self.seeds)
+
+    def _shared(self, fill: Fill) -> Ends:
+        if fill not in self._ends:
+            self._ends[fill] = ends(self.removal, fill)
+        return self._ends[fill]
 
     def _maps(self, about: list[Any], method: Method, classifier: Callable[[], Classifier]) -> Tensor:
         def compute() -> dict[str, Tensor]:
@@ -99,15 +124,6 @@ class Block:
 
         places_B = torch.arange(len(self), device=self.images_BCHW.device)
         return torch.cat([maps(part_B).flatten(1).float().cpu() for part_B in places_B.split(_MAPPED)])
-
-    def _perturbed(self, maps_BN: Tensor, fill: Fill) -> dict[str, Tensor]:
-        if fill not in self._ends:
-            self._ends[fill] = ends(self.removal, fill)
-        started_at = monotonic()
-        order_BN = curves.most_first(maps_BN, self.seeds)
-        found = perturb(self.removal, fill, maps_BN, order_BN, self._ends[fill], self.steps)
-        seconds = torch.tensor(monotonic() - started_at, dtype=torch.float64)
-        return {name: torch.from_numpy(of) for name, of in vars(found).items()} | {"seconds": seconds}
 
 
 class Redrawn:

@@ -49,12 +49,6 @@ class Removal:
     def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
 
-    @property
-    def can_be_empty(self) -> bool:
-        """Whether the head reads anything of an image whose every patch is left out."""
-        config = self.model.config
-        return config.pooling == "class" or (config.head.pool_prefix and self.prefix > 0)
-
     @torch.inference_mode()
     def scores(self, fill: Fill, images_R: Tensor, kept_RK: Tensor) -> Tensor:
         """Computes the scores of some images with some patches kept: (R,), float32 on the CPU.
@@ -66,7 +60,7 @@ class Removal:
             images_R: which image of the batch each row is of.
             kept_RK: the patches that stay, row by row, as many in each.
         """
-        if fill == "drop" and kept_RK.shape[1] == 0 and not self.can_be_empty:
+        if fill == "drop" and kept_RK.shape[1] == 0 and not can_be_empty(self.model):
             fill = "mean"
         tokens = self.prefix + (kept_RK.shape[1] if fill == "drop" else self.num_patches)
         budget = _TOKENS_A_PASS.get(self.images_BCHW.device.type, _TOKENS_A_PASS["cpu"])
@@ -117,3 +111,9 @@ class Removal:
 def all_but(order_RN: Tensor, places: slice) -> Tensor:
     """The patches of an order but those at some places: (R, N) -> (R, K)."""
     return torch.cat([order_RN[:, : places.start], order_RN[:, places.stop :]], dim=1)
+
+
+def can_be_empty(model: VisionTransformer) -> bool:
+    """Whether the head reads anything of an image whose every patch is left out."""
+    pools_prefix = model.config.head.pool_prefix and model.config.num_prefix_tokens > 0
+    return model.config.pooling == "class" or pools_prefix

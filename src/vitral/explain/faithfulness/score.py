@@ -20,14 +20,16 @@ from vitral.explain.attribution.method import Method, Settings
 from vitral.explain.attribution.methods import DEFAULT, METHODS, find
 from vitral.explain.faithfulness.block import Block, Redrawn
 from vitral.explain.faithfulness.curves import STEPS, removed_counts
-from vitral.explain.faithfulness.perturb import Perturbed
-from vitral.explain.faithfulness.record import Faithfulness, summarize
+from vitral.explain.faithfulness.perturb import Curves
+from vitral.explain.faithfulness.record import Faithfulness
 from vitral.explain.faithfulness.redrawn import STAGES, rank_correlation
-from vitral.explain.faithfulness.removal import Fill
+from vitral.explain.faithfulness.removal import Fill, can_be_empty
 from vitral.explain.faithfulness.store import Store
+from vitral.explain.faithfulness.summary import Found, summarize
 from vitral.inference.classifier import Classifier
 from vitral.inference.features import cache_folder, image_digest
 from vitral.model.config import ViTConfig
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 from vitral.runtime.ranges import Count, Images, Seed, Workers
 from vitral.runtime.settings import build, check
@@ -37,9 +39,9 @@ from vitral.runtime.settings import build, check
 _BLOCK = 32
 
 
-# Forward passes an image beyond which a method is only scored if it is named: on 400 images they would take
-# longer than all that is done with the maps of ten methods.
-_SLOW = 250
+# Forward passes an image beyond which a method is only scored if it is named: they would take longer than all
+# that is done with the maps of three others.
+_SLOW = 100
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,10 @@ def score(
         course.add(block)
     if store.read:
         warn(f"{store.read:,} of the parts were in {store.folder}")
-    if not course.perturbed:
+    if not course.done:
         raise VitralError("not one of the images could be read, so there is nothing to score")
-    return course.record(split=name, damaged=len(damage.reasons), default=DEFAULT)
+    about: dict[str, Any] = {"split": name, "damaged": len(damage.reasons), "default": DEFAULT}
+    return course.record(**about, notes=tuple(_notes(classifier.model)))
 
 
 def methods_to_score(names: Sequence[str] | None, config: ViTConfig) -> list[Method]:
@@ -151,6 +154,18 @@ def _blocks(
                 yield Block(classifier, images_BCHW, digests, store, steps=options.steps, seed=options.seed)
 
 
+def _notes(model: VisionTransformer) -> Iterator[str]:
+    if model.config.pooling != "class":
+        yield "the head pools patches: of an image with dropped ones it pools those that are left"
+    if not can_be_empty(model):
+        yield "with all patches dropped nothing is left to read; that point of the curves is the mean fill's"
+    if model.config.stem:
+        yield (
+            "the stem's convolutions see across patches: dropped ones are filled there too, and every image "
+            "is embedded anew for each set of patches, which costs time"
+        )
+
+
 @dataclass
 class _Course:
     """What was found so far."""
@@ -162,9 +177,15 @@ class _Course:
     done: int = 0
     num_patches: int = 0
     redrawn_images: int = 0
-    perturbed: dict[tuple[Fill, str], list[Perturbed]] = field(default_factory=lambda: defaultdict(list))
+    curves: dict[tuple[Fill, str], list[Curves]] = field(default_factory=lambda: defaultdict(list))
     seconds: dict[tuple[Fill, str], float] = field(default_factory=lambda: defaultdict(float))
+    saco: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     correlations: dict[str, dict[str, np.ndarray]] = field(default_factory=lambda: defaultdict(dict))
+
+    @property
+    def saco_fill(self) -> Fill:
+        """The mean fill is its paper's."""
+        return "mean" if "mean" in self.options.fill else self.options.fill[0]
 
     def add(self, block: Block) -> None:
         """Scores all methods on a block of images, the fills in turn."""
@@ -173,9 +194,10 @@ class _Course:
         self.num_patches = block.grid[0] * block.grid[1]
         for place, method in enumerate(self.methods.values()):
             for fill in self.options.fill:
-                found, seconds = block.perturbed(method, fill)
-                self.perturbed[fill, method.name].append(found)
+                found, seconds = block.curves(method, fill)
+                self.curves[fill, method.name].append(found)
                 self.seconds[fill, method.name] += seconds
+            self.saco[method.name].append(block.saco(method, self.saco_fill))
             self._tell(len(block) * (place + 1) // parts)
         if first:
             self._check(block, parts)
@@ -197,14 +219,19 @@ class _Course:
         self.on_images(self.done + more, self.total)
 
     def record(self, **about: Any) -> Faithfulness:
-        perturbed = {
-            fill: {name: _joined(self.perturbed[fill, name]) for name in self.methods}
-            for fill in self.options.fill
-        }
+        found = Found(
+            {
+                fill: {name: _joined(self.curves[fill, name]) for name in self.methods}
+                for fill in self.options.fill
+            },
+            {name: np.concatenate(parts) for name, parts in self.saco.items()},
+            self.correlations,
+            self.seconds,
+        )
         counts = removed_counts(self.num_patches, self.options.steps)
-        about |= {"redrawn_images": self.redrawn_images}
-        return summarize(self.methods, perturbed, self.seconds, self.correlations, counts, **about)
+        about |= {"redrawn_images": self.redrawn_images, "saco_fill": self.saco_fill}
+        return summarize(self.methods, found, counts, **about)
 
 
-def _joined(parts: list[Perturbed]) -> Perturbed:
-    return Perturbed(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+def _joined(parts: list[Curves]) -> Curves:
+    return Curves(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))

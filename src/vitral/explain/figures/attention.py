@@ -129,7 +129,7 @@ class AttentionEntropy(HeadNumbers):
         return (
             f"Of at most {self.most:.1f} bits the layers' means go from {means.min():.1f} to "
             f"{means.max():.1f}; the narrowest is {low}, {self.values_LA.min():.1f} bits, as of "
-            f"{2 ** self.values_LA.min():.0f} tokens alike."
+            f"{2 ** self.values_LA.min():.2g} tokens alike."
         )
 
     def reach(self) -> Reach:

@@ -21,7 +21,7 @@ from vitral.explain.figures.sample import Data, draw_sample
 from vitral.explain.figures.similarity import ModelSimilarity
 from vitral.inference.classifier import Classifier, loaded
 from vitral.runtime.errors import VitralError
-from vitral.runtime.files import new_folder, write_atomically
+from vitral.runtime.files import new_folder, refuse_filled, write_atomically
 from vitral.runtime.ranges import Count, Seed, Whole
 from vitral.runtime.settings import build
 
@@ -82,6 +82,7 @@ def measure_figures(
     models: Model | Sequence[Model],
     data: Data | None = None,
     *,
+    names: Sequence[str] | None = None,
     on_images: Callable[[int, int], None] = lambda *_: None,
     warn: Callable[[str], None] = lambda _: None,
     **options: Any,
@@ -91,6 +92,7 @@ def measure_figures(
     Args:
         models: one, or two to be set side by side.
         data: the images, as `sample.draw_sample` takes them; None: only what needs none.
+        names: of the models, such as the folders that classifiers were read from; None: their own.
         on_images: told how many images are done, of how many, of all models together.
         warn: told of damaged images, and what was passed over.
         options: fields of `FigureOptions`.
@@ -102,12 +104,12 @@ def measure_figures(
     classifiers = [loaded(model) for model in _listed(models)]
     for classifier in classifiers:
         classifier.refuse_others("figures")
-    names = _names(_listed(models))
+    short = _names(names or _listed(models))
     facts = tuple(facts_of(classifier) for classifier in classifiers)
     of_weights = [tuple(measure.of_weights(classifier.model)) for classifier in classifiers]
     if data is None:
         reason = NotDrawn(_OF_IMAGES, "they need images: name a folder of some")
-        return Figures(names, facts, "", 0, tuple(of_weights), reasons=(reason,))
+        return Figures(short, facts, "", 0, tuple(of_weights), reasons=(reason,))
     source, split = draw_sample(data, wanted.images, wanted.seed, warn)
     measured = _measured(classifiers, split, wanted, on_images, warn)
     pictured = [measure.of_pictures(classifier, split, wanted.shown) for classifier in classifiers]
@@ -116,7 +118,7 @@ def measure_figures(
         for weights, found, pictures in zip(of_weights, measured, pictured, strict=True)
     )
     across, reasons = _across(measured)
-    return Figures(names, facts, source, len(measured[0].rows), by_model, across, reasons)
+    return Figures(short, facts, source, len(measured[0].rows), by_model, across, reasons)
 
 
 def _measured(
@@ -161,43 +163,49 @@ def _across(measured: Sequence[measure.Measured]) -> tuple[tuple[Drawing, ...], 
 def draw_figures(
     models: Model | Sequence[Model], folder: str | os.PathLike, data: Data | None = None, **options: Any
 ) -> Figures:
-    """Draws the papers' figures into a new folder: PNG and CSV of each, and a page that explains them.
-
-    The folder appears when all of it is there: whoever stops before leaves nothing behind.
+    """Measures the papers' figures, and draws them into a new folder, as `save_figures` does.
 
     Args:
         models: one, or two to be set side by side, on shared scales.
         folder: which must not be there yet, or be empty.
         data: the images; see `measure_figures`.
-        options: `on_images`, `warn` and the options of `measure_figures`.
+        options: those of `measure_figures`; and `on_drawn`, told how many figures are drawn, of how many.
 
     Raises:
         VitralError: if a model, the data, an option or the folder cannot be used.
     """
-    refuse_without_matplotlib()
-    refuse_without_jinja()
+    on_drawn = options.pop("on_drawn", lambda *_: None)
     target = Path(folder)
-    refuse_used_folder(target)
+    refuse_undrawable(target)
     figures = measure_figures(models, data, **options)
-    try:
-        with new_folder(target) as staging:
-            write_figures(figures, staging)
-    except OSError as error:
-        raise VitralError(f"{target} cannot be written: {error.strerror}") from error
+    save_figures(figures, target, on_drawn)
     return figures
 
 
-def refuse_used_folder(folder: Path) -> None:
-    """Raises VitralError if a folder cannot be made there, or is not empty."""
-    if folder.is_dir() and any(folder.iterdir()):
-        raise VitralError(f"{folder} is not empty; name a new folder for the figures")
-    if folder.exists() and not folder.is_dir():
-        raise VitralError(f"{folder} is a file; name a new folder for the figures")
+def save_figures(figures: Figures, folder: Path, on_drawn: Callable[[int, int], None]) -> None:
+    """Draws PNG and CSV of each figure and a page that explains them into a new folder.
+
+    The folder appears when all of it is there: whoever stops before leaves nothing behind.
+
+    Raises:
+        VitralError: if the folder cannot be used, or a package is missing.
+    """
+    refuse_undrawable(folder)
+    try:
+        with new_folder(folder) as staging:
+            _write(page_of(figures, on_drawn), staging)
+    except OSError as error:
+        raise VitralError(f"{folder} cannot be written: {error.strerror}") from error
 
 
-def write_figures(figures: Figures, folder: Path) -> None:
-    """Writes PNG, CSV and the page into a folder."""
-    page = page_of(figures)
+def refuse_undrawable(folder: Path) -> None:
+    """Raises VitralError if a package is missing, or no folder can be made there, or it is not empty."""
+    refuse_without_matplotlib()
+    refuse_without_jinja()
+    refuse_filled(folder)
+
+
+def _write(page: Page, folder: Path) -> None:
     for entry in page.entries:
         for shot in entry.shots:
             (folder / shot.file).parent.mkdir(exist_ok=True)
@@ -207,23 +215,33 @@ def write_figures(figures: Figures, folder: Path) -> None:
     write_atomically(folder / PAGE, page.html().encode(errors="replace"))
 
 
-def page_of(figures: Figures) -> Page:
-    """Draws everything, for light and dark pages; models side by side share their scales."""
-    entries = []
-    for by_model in figures.kinds():
-        reach = shared_reach(by_model.values())
-        shots = [_shot(one, reach, name, figures) for name, one in by_model.items()]
+def page_of(figures: Figures, on_drawn: Callable[[int, int], None] = lambda *_: None) -> Page:
+    """Draws everything, for light and dark pages; models side by side share their scales.
+
+    Args:
+        figures: what was measured.
+        on_drawn: told how many figures are drawn, of how many, those of each model counted.
+    """
+    kinds, entries, done = list(figures.kinds()), [], 0
+    total = sum(map(len, kinds)) + len(figures.across)
+    for by_model in kinds:
+        reach, shots = shared_reach(by_model.values()), []
+        for name, drawing in by_model.items():
+            file = f"{name}/{drawing.name}" if len(figures.names) > 1 else drawing.name
+            shots.append(_shot(drawing, reach, name, file))
+            on_drawn(done := done + 1, total)
         entries.append(Entry.of(next(iter(by_model.values())), shots))
     for drawing in figures.across:
-        words = in_words(figures.names)
-        entries.append(Entry.of(drawing, [_shot(drawing, drawing.reach(), words, figures, own_folder=False)]))
+        entries.append(
+            Entry.of(drawing, [_shot(drawing, drawing.reach(), in_words(figures.names), drawing.name)])
+        )
+        on_drawn(done := done + 1, total)
     return Page(
         figures.names, figures.facts, figures.source, figures.count, tuple(entries), figures.not_drawn()
     )
 
 
-def _shot(drawing: Drawing, reach: Reach, model: str, figures: Figures, *, own_folder: bool = True) -> Shot:
-    file = f"{model}/{drawing.name}" if own_folder and len(figures.names) > 1 else drawing.name
+def _shot(drawing: Drawing, reach: Reach, model: str, file: str) -> Shot:
     return Shot(model, file, drawing.finding(), painted(drawing, reach), table(drawing))
 
 

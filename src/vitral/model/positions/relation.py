@@ -15,7 +15,7 @@ class Rotation(NamedTuple):
     halves: bool  # channel c turns with c + K/2, else with its neighbour
 
 
-# Called by attention with q (B, A, Q, K), k and v (B, A, T, K), and with A v of eq. 7, (B, A, Q, K).
+# Called by attention with q (B, A, Q, K), k and v (B, A, T, K), and the mixed values of eq. 7, (B, A, Q, K).
 Observer = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 

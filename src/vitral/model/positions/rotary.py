@@ -22,7 +22,9 @@ class RotaryPositions(KeepsLearned):
     def __init__(self, head_dim: int, num_heads: int, num_prefix_tokens: int, options: RotaryOptions) -> None:
         super().__init__()
         if head_dim % 4:
-            raise ValueError(f"rotary positions need heads of a width divisible by 4; it is {head_dim}")
+            raise ValueError(
+                f"a head is {head_dim} channels wide; for rotary positions it must be a multiple of 4"
+            )
         self.head_dim, self.num_prefix_tokens, self.options = head_dim, num_prefix_tokens, options
         # Of the first and the second coordinate, for each head and pair of channels.
         shape = (2, num_heads, head_dim // 2)

@@ -25,14 +25,16 @@ def sinusoidal_table(positions: Tensor, embed_dim: int) -> Tensor:
 
 
 def places_on_cpu(count: int) -> Tensor:
-    """On the CPU whatever device a model is built on: MPS has no float64, and no file fills a meta table."""
+    """On the CPU for a model on any device: MPS has no float64, and nothing would fill a table on meta."""
     return torch.arange(count, device="cpu")
 
 
 def sinusoidal_table_2d(grid: tuple[int, int], embed_dim: int) -> Tensor:
     """Row-major (rows * columns, D): half the channels encode the row, the other half the column."""
     if embed_dim % 4:
-        raise ValueError(f"2-D sine/cosine positions need embed_dim % 4 == 0; it is {embed_dim}")
+        raise ValueError(
+            f"embed_dim is {embed_dim}; for 2-D sine/cosine positions it must be a multiple of 4"
+        )
     rows, columns = torch.meshgrid(*(places_on_cpu(n) for n in grid), indexing="ij")
     halves = [sinusoidal_table(axis.flatten(), embed_dim // 2) for axis in (rows, columns)]
     return torch.cat(halves, dim=1)
@@ -59,7 +61,7 @@ class PositionalEncoding(nn.Module):
     def forward(self, tokens_BND: Tensor) -> Tensor:
         length, max_len = tokens_BND.shape[1], self.table.shape[0]
         if length > max_len:
-            raise ValueError(f"the sequence has {length} tokens; this encoding has {max_len}")
+            raise ValueError(f"the sequence has {length} tokens; this encoding takes {max_len} at most")
         return tokens_BND + self.table[:length].to(tokens_BND.device)
 
 
@@ -81,8 +83,8 @@ class SinusoidalPositions(nn.Module):
             table = _longer_table(length, embed_dim, patches_BND.device)
         return patches_BND + table[self.num_prefix_tokens : length].to(patches_BND.device)
 
-    def of_prefix(self, tokens_1PD: Tensor) -> Tensor:
-        return tokens_1PD + self.table[: self.num_prefix_tokens].to(tokens_1PD.device)
+    def of_prefix(self, tokens_1ED: Tensor) -> Tensor:
+        return tokens_1ED + self.table[: self.num_prefix_tokens].to(tokens_1ED.device)
 
 
 @computed_once
@@ -108,8 +110,8 @@ class PositionalEncoding2d(nn.Module):
             return patches_BND + self.table.to(patches_BND.device)
         return patches_BND + _other_table_2d(grid, patches_BND.shape[2], patches_BND.device)
 
-    def of_prefix(self, tokens_1PD: Tensor) -> Tensor:
-        return tokens_1PD
+    def of_prefix(self, tokens_1ED: Tensor) -> Tensor:
+        return tokens_1ED
 
 
 @computed_once
@@ -142,10 +144,10 @@ class LearnedPositions(KeepsLearned):
         table = self.table if grid == self.grid else self.made_once(self.table, self.resized, grid)
         return patches_BND + table[self.num_prefix_tokens :]
 
-    def of_prefix(self, tokens_1PD: Tensor) -> Tensor:
-        """Adds their vectors to the tokens before the patches, as far as there are any."""
-        without = tokens_1PD.shape[1] - self.num_prefix_tokens
-        return tokens_1PD + F.pad(self.table[: self.num_prefix_tokens], (0, 0, 0, without))
+    def of_prefix(self, tokens_1ED: Tensor) -> Tensor:
+        """Adds the first rows of the table to the tokens before the patches that have rows there."""
+        without = tokens_1ED.shape[1] - self.num_prefix_tokens
+        return tokens_1ED + F.pad(self.table[: self.num_prefix_tokens], (0, 0, 0, without))
 
     def resized(self, grid: Grid) -> Tensor:
         """The whole table, (T, D), for another grid of patches."""
@@ -161,5 +163,5 @@ class NoPositions(nn.Module):
     def forward(self, patches_BND: Tensor, grid: Grid | None = None) -> Tensor:  # noqa: ARG002 - as others
         return patches_BND
 
-    def of_prefix(self, tokens_1PD: Tensor) -> Tensor:
-        return tokens_1PD
+    def of_prefix(self, tokens_1ED: Tensor) -> Tensor:
+        return tokens_1ED
