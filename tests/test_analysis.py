@@ -94,6 +94,13 @@ def test_images_that_were_held_out_are_known_as_such(image_folder: Path) -> None
     learnt = training_images(classifier, image_folder)
     assert not set(learnt.names) & set(val.names)
     assert len(learnt) + len(val) == 36
+    # The model's own order of the classes, whatever that of the data is.
+    turned = training_images(tint_classifier("cat bee ant", **made), image_folder)
+    assert {name[:3]: label for name, label in zip(turned.names, turned.labels, strict=True)} == {
+        "ant": 2,
+        "bee": 1,
+        "cat": 0,
+    }
 
 
 def test_fewer_images_are_evenly_taken_and_too_many_answers_are_refused(

@@ -108,7 +108,7 @@ def state(folder: Path) -> dict[str, Any]:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text()) | {"seconds": 0}
+    return json.loads((folder / "summary.json").read_text()) | {"seconds": 0, "time": {}}
 
 
 def evaluated(folder: Path) -> list[tuple]:

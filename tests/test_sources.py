@@ -472,5 +472,5 @@ def test_the_shared_photographs_are_named_as_their_ids_say(shared: Path) -> None
 
 def test_evaluation_relabels_folders_of_wnids(tmp_path: Path) -> None:
     found = open_data(lay(tmp_path, *in_classes(".", 2, ("n01443537", "n02085620"))), val_fraction=0)
-    split = evaluation._relabelled(found.split("train"), found.classes, imagenet_labels())
+    split = evaluation.relabelled(found.split("train"), found.classes, imagenet_labels())
     assert split.labels.tolist() == [1, 1, 151, 151]

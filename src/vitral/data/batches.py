@@ -1,7 +1,8 @@
 """A batch of labelled images, how images are loaded into one, and what is done about damaged ones."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ class Batch:
     labels: Tensor
     damaged: tuple[tuple[str, str], ...]
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # (B,) of the split
+    seconds: tuple[float, float] = (0.0, 0.0)  # that decoding and altering took, where they are told apart
 
     @property
     def nbytes(self) -> int:
@@ -44,11 +46,11 @@ class Batch:
         return len(self.labels) + len(self.damaged)
 
     def pin_memory(self) -> "Batch":
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.damaged, self.rows)
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
     def share_memory(self) -> "Batch":
         """Moves it to memory that other processes see."""
-        return Batch(self.images.share_memory_(), self.labels.share_memory_(), self.damaged, self.rows)
+        return replace(self, images=self.images.share_memory_(), labels=self.labels.share_memory_())
 
 
 class ImageKey(NamedTuple):
@@ -68,13 +70,27 @@ class LoadedImage(NamedTuple):
     pixels: Tensor | None
     name: str = ""
     damage: str = ""
+    seconds: tuple[float, float] = (0.0, 0.0)  # as of `Batch`
 
 
 class ImageLoading(Dataset):
-    """Loads one image by its `ImageKey`: `load` takes the encoded image, and its move if it has one."""
+    """Loads one image by its `ImageKey`.
 
-    def __init__(self, split: Split, load: Callable[..., Tensor], seed: int) -> None:
-        self.split, self.load, self.seed = split, load, seed
+    Args:
+        split: the images.
+        load: takes the image, and its move if it has one.
+        seed: of all that is random about images.
+        decode: what comes before `load`, which then takes a picture rather than an encoded image.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        load: Callable[..., Tensor],
+        seed: int,
+        decode: Callable[[Any], Image.Image] | None = None,
+    ) -> None:
+        self.split, self.load, self.seed, self.decode = split, load, seed, decode
 
     def __len__(self) -> int:
         return len(self.split)
@@ -84,8 +100,14 @@ class ImageLoading(Dataset):
         label, seed = self.split.labels[row], (self.seed, epoch, row, copy)
         try:
             with seeded(*seed if copy else seed[:3]):
-                image = self.split.images[row]
-                return LoadedImage(row, label, self.load(image) if move is None else self.load(image, move))
+                begun = time.perf_counter()
+                image: Any = self.split.images[row]
+                if self.decode is not None:
+                    image = self.decode(image)
+                decoded = time.perf_counter()
+                pixels = self.load(image) if move is None else self.load(image, move)
+                seconds = decoded - begun, time.perf_counter() - decoded
+                return LoadedImage(row, label, pixels, seconds=seconds)
         except ImageError as error:
             return LoadedImage(row, label, None, self.split.names[row], str(error))
 
@@ -101,6 +123,7 @@ def collate(images: list[LoadedImage]) -> Batch:
         labels.to(torch.float32 if labels.ndim == 2 else torch.int64),
         damaged,
         np.array([image.row for image in sound], dtype=np.int64),
+        (sum(image.seconds[0] for image in sound), sum(image.seconds[1] for image in sound)),
     )
 
 

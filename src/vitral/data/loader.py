@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vitral.data.batches import (
@@ -106,9 +107,9 @@ class Loader:
         steps = sampling.steps(self.split.labels, batch_size, seed, first_step)
         if isinstance(alter, Augmentation) and alter.only_moves:
             return self._moved_batches(steps, alter, seed)
-        load = self._altered(alter)
         keys = ([ImageKey(step.epoch, *place) for place in _places(step)] for step in steps)
-        return self.loading.batches(ImageLoading(self._pictures, load, seed), keys, collate)
+        loaded = ImageLoading(self._pictures, self._altered(alter), seed, self._decode)
+        return self.loading.batches(loaded, keys, collate)
 
     def _moved_batches(
         self, steps: Iterator[Step], augmentation: Augmentation, seed: int
@@ -128,17 +129,22 @@ class Loader:
             for step, moves_B3 in decided
         )
         load = partial(_moved, self.preprocess, moves)
-        return self.loading.batches(ImageLoading(self._pictures, load, seed), keys, collate)
+        loaded = ImageLoading(self._pictures, load, seed, self._decode)
+        return self.loading.batches(loaded, keys, collate)
 
     def _altered(self, alter: Augmentation | Transform) -> Transform:
-        """An encoded image -> the altered tensor."""
+        """A picture -> the altered tensor."""
         if isinstance(alter, Augmentation):
-            from vitral.images.augment import training_transform  # and torchvision, which evaluation spares
+            from vitral.images.augment import alteration  # and torchvision, which evaluation spares
 
             assert isinstance(self.preprocess, Preprocess)
-            return training_transform(self.preprocess, alter)
-        opening = self.preprocess.open if isinstance(self.preprocess, Preprocess) else open_image
-        return partial(_composed, opening, alter)
+            return alteration(self.preprocess, alter)
+        return alter
+
+    @property
+    def _decode(self) -> Callable[[Any], Image.Image]:
+        """An encoded image -> the picture that is altered."""
+        return self.preprocess.open if isinstance(self.preprocess, Preprocess) else open_image
 
     @property
     def _pictures(self) -> Split:
@@ -153,10 +159,6 @@ def _places(step: Step) -> Iterator[tuple[int, int]]:
     return zip(step.rows.tolist(), step.copies.tolist(), strict=True)
 
 
-def _composed(opening: Callable[[Any], Any], transform: Transform, source: Any) -> Tensor:
-    return transform(opening(source))
-
-
-def _moved(preprocess: Preprocess, moves: Moves, source: Any, move: Move) -> Tensor:
-    pixels_HWC = np.asarray(preprocess.fit(preprocess.open(source)))
+def _moved(preprocess: Preprocess, moves: Moves, picture: Image.Image, move: Move) -> Tensor:
+    pixels_HWC = np.asarray(preprocess.fit(picture))
     return preprocess.normalize(moves.one(pixels_HWC, move))

@@ -257,7 +257,7 @@ def choose_split(
             "'all' takes every image"
         )
     images = _all_images(data) if name == "all" else data.split(name)
-    images = _relabelled(images, data.classes, classifier.labels)
+    images = relabelled(images, data.classes, classifier.labels)
     data.told(warn)
     for doubt in doubts:
         warn(doubt)
@@ -274,7 +274,7 @@ def _all_images(data: ImageData) -> Split:
     )
 
 
-def _relabelled(split: Split, classes: tuple[str, ...], labels: tuple[str, ...]) -> Split:
+def relabelled(split: Split, classes: tuple[str, ...], labels: tuple[str, ...]) -> Split:
     """The split with indices into the model's labels; ImageNet's folders are known by their ids too."""
     index = None if set(classes) <= set(labels) else imagenet.class_indices(classes, labels)
     unknown = [] if index else sorted(set(classes) - set(labels))

@@ -24,7 +24,12 @@ def training_transform(preprocess: Preprocess, augmentation: Augmentation) -> Ca
         preprocess: size, interpolation, mean and std of the result.
         augmentation: what is altered.
     """
-    steps: list[Callable] = [preprocess.open, _cropper(preprocess, augmentation)]
+    return v2.Compose([preprocess.open, alteration(preprocess, augmentation)])
+
+
+def alteration(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:
+    """Builds what `training_transform` does to a picture once it is opened."""
+    steps: list[Callable] = [_cropper(preprocess, augmentation)]
     if augmentation.flip:
         steps.append(v2.RandomHorizontalFlip())
     if augmentation.three_augment:

@@ -181,7 +181,7 @@ def _take_up(run: Run, saved: Saved, saved_recipe: Resolved) -> None:
     Raises:
         VitralError: if there is nothing to go on with.
     """
-    run.state = saved.state
+    run.state, run.clock.seconds = saved.state, dict(saved.state.time)
     run.budget.take_up(saved.state)
     folder, spent = run.files.path, run.budget.is_spent
     if run.files.finished and (spent or not saved.can_go_on):

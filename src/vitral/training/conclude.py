@@ -28,7 +28,8 @@ def conclude(run: Run, stop: StopSignal) -> Summary:
             keep_if_best(run, evaluate_split(run, "val", on_batch=on_batch))
         best = run.files.best()
         run.average = run.placement.place(best.model).eval()
-        calibration = _calibrate(run, on_batch)
+        with run.clock.of("evaluating"):
+            calibration = _calibrate(run, on_batch)
         temperature = calibration.temperature if calibration else 1.0
         run.files.save_best(replace(best, temperature=temperature))
         test = None
@@ -56,6 +57,7 @@ def unfinished(run: Run) -> Summary:
         seconds=state.seconds,
         best_step=state.best_step,
         test=None,
+        time=run.clock.record(),
         **run.task.summary_fields(state.best_score),
     )
 

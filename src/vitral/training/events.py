@@ -3,8 +3,8 @@
 A listener is a function of one event: the console, the file of metrics, a tracker, a notebook.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from vitral.evaluation.evaluation import Evaluation
@@ -42,6 +42,7 @@ class Evaluated:
     evaluation: Evaluation
     learning_rate: float
     is_best: bool
+    time: Mapping[str, float] = field(default_factory=dict)  # seconds by part so far, as `Clock.record`
 
     def record(self) -> dict[str, Any]:
         """Give the line of ``metrics.jsonl``."""
@@ -54,6 +55,7 @@ class Evaluated:
             "val_loss": self.evaluation.loss,
             **{f"val_{name}": value for name, value in self.evaluation.metrics.items()},
             "learning_rate": self.learning_rate,
+            "time": dict(self.time),
         }
 
 

@@ -21,6 +21,7 @@ from vitral.runtime.stopping import Stopped, StopSignal, stop_signal
 from vitral.runtime.threads import computing_threads, thread_count
 from vitral.training.adapt import put_into
 from vitral.training.begin import begin, resumed, threads_of
+from vitral.training.clock import LOADING
 from vitral.training.conclude import conclude, unfinished
 from vitral.training.determinism import deterministic
 from vitral.training.distributed import World
@@ -75,6 +76,7 @@ def train(
             with computing_threads(thread_count(recipe.get("threads"))):
                 run = begin(data, files, recipe, tell, parts)
                 run.budget.spend(spent)
+                run.clock.add("choosing", spent)
                 return _carry_out_new(run, stop, world)
         saved_recipe = files.recipe()
         settled = changed(saved_recipe, recipe)
@@ -117,10 +119,15 @@ def _carry_out(run: Run, stop: StopSignal, world: World) -> Summary:
 def _loop(run: Run, stop: StopSignal, world: World) -> bool:
     """Take steps until the budget is spent (True) or a signal comes (False)."""
     with closing(training_batches(run, stop)) as batches:
-        for batch in batches:
+        while True:
+            with run.clock.of("waiting"):
+                batch = next(batches)
             run.damage.add(batch)
             if len(batch.labels):
-                _watch(run, run.step(batch))
+                with run.clock.of("stepping"):
+                    _watch(run, run.step(batch))
+            for part, seconds in zip(LOADING, batch.seconds, strict=True):
+                run.clock.add(part, seconds)
             run.state.step += 1
             run.budget.tick()
             _tell_step(run)
@@ -132,7 +139,6 @@ def _loop(run: Run, stop: StopSignal, world: World) -> bool:
                 save(run)
             if verdict.stops:
                 return verdict.spent
-    raise AssertionError("training batches never end")
 
 
 def _tell_step(run: Run) -> None:

@@ -26,6 +26,7 @@ from vitral.runtime.devices import Placement, compiles
 from vitral.runtime.stopping import StopSignal
 from vitral.training.adapt import choose_trained, merged
 from vitral.training.budget import Budget
+from vitral.training.clock import Clock
 from vitral.training.listeners import Listeners
 from vitral.training.loss_watch import LossWatch
 from vitral.training.memory import MemoryNeed, advice_when_out_of_memory, memory_need
@@ -89,6 +90,7 @@ class Run:
         self.recent = RunningMean()
         self.loss_watch = LossWatch(steps_per_epoch, placement.device)
         self.told_of_chance = False
+        self.clock = Clock()
         self.loading = Loading(recipe.machine.workers, tell.message)
         self._loaders: dict[str, Loader] = {}
 
@@ -172,7 +174,8 @@ class Run:
         )
         if loader.in_memory and len(split) > _TOLD_IMAGES:
             self.tell.message(f"opening {len(split):,} images")
-        return loader.open(partial(self.tell.preparing, "opening"))
+        with self.clock.of("opening"):
+            return loader.open(partial(self.tell.preparing, "opening"))
 
     @property
     def _moves_alone(self) -> bool:

@@ -11,17 +11,18 @@ from vitral.training.validation import refuse_lost
 def save(run: Run) -> None:
     """Write the run's state, unless its loss is lost."""
     refuse_lost(run)
-    run.complete_average()
-    tensors = {
-        "model": run.model.state_dict(),
-        "average": run.average.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-    }
-    run.files.save(saved_of(run, tensors), run.averaged_checkpoint)
-    run.files.note_damaged(run.damage.reasons)
+    with run.clock.of("saving"):
+        run.complete_average()
+        tensors = {
+            "model": run.model.state_dict(),
+            "average": run.average.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+        }
+        run.files.save(saved_of(run, tensors), run.averaged_checkpoint)
+        run.files.note_damaged(run.damage.reasons)
 
 
 def saved_of(run: Run, tensors: dict[str, Any]) -> Saved:
     record = run.files.record
-    run.state.loss_watch = run.loss_watch.state_dict()
+    run.state.loss_watch, run.state.time = run.loss_watch.state_dict(), dict(run.clock.seconds)
     return Saved(run.state, tensors, description(run.checkpoint), record.id if record else None)

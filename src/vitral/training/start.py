@@ -21,7 +21,8 @@ def start_tuning(run: Run, stop: StopSignal) -> None:
         return
     with stop.raises():
         if run.recipe.tuning.probe_head:
-            _start_head(run)
+            with run.clock.of("starting"):
+                _start_head(run)
         # The start is the first candidate for the best weights, so that no run ends with worse.
         evaluation = validate(run)
     score = f"{evaluation.score_words} {evaluation.score:.1%}"

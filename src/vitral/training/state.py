@@ -34,6 +34,7 @@ class RunState:
     val_images: int = 0  # that each evaluation looks at, where time is the budget; 0: not known yet
     rate_share: float = 1.0  # of the schedule's learning rate, once the loss rose
     loss_watch: dict[str, Any] = field(default_factory=dict)  # `LossWatch.state_dict`
+    time: dict[str, float] = field(default_factory=dict)  # `Clock.seconds`
 
     def forget_best(self) -> None:
         fresh = RunState()
@@ -55,6 +56,7 @@ class Summary:
     val_top1: float | None = None  # None: multi-label
     val_mean_average_precision: float | None = None  # of multi-label data
     stopped_by: int | None = None  # the number of a signal that asked to stop
+    time: dict[str, float] | None = None  # `Clock.record`; None: of older runs
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ def validate(run: Run) -> Evaluation:
     run.complete_average()
     evaluation = evaluate_split(run, "val")
     is_best = keep_if_best(run, evaluation)
-    step, epoch, seconds = run.state.step, run.budget.epoch, run.state.seconds
-    run.tell(Evaluated(step, epoch, seconds, run.recent, evaluation, run.learning_rate, is_best))
+    step, epoch, seconds, rate = run.state.step, run.budget.epoch, run.state.seconds, run.learning_rate
+    run.tell(Evaluated(step, epoch, seconds, run.recent, evaluation, rate, is_best, time=run.clock.record()))
     run.recent = RunningMean()
     _tell_if_at_chance(run, evaluation)
     return evaluation
@@ -44,16 +44,19 @@ def keep_if_best(run: Run, evaluation: Evaluation) -> bool:
     if is_best:
         state.best_score, state.best_loss = evaluation.score, evaluation.loss
         state.best_merit, state.best_step = evaluation.merit, state.step
-        run.files.save_best(run.averaged_checkpoint)
+        with run.clock.of("saving"):
+            run.files.save_best(run.averaged_checkpoint)
     return is_best
 
 
 def refuse_lost(run: Run) -> None:
     """Raises VitralError if the loss is no number any more."""
-    if not math.isfinite(run.recent.loss):
+    with run.clock.of("stepping"):  # a GPU is waited for
+        loss = run.recent.loss
+    if not math.isfinite(loss):
         rounded = run.placement.precision != torch.float32
         raise VitralError(
-            f"the loss is {run.recent.loss} after step {run.state.step}; lower learning_rate "
+            f"the loss is {loss} after step {run.state.step}; lower learning_rate "
             f"(it is {run.recipe.rate.learning_rate})"
             f"{' or set precision=float32' if rounded else ''}, and start again"
         )
@@ -71,14 +74,15 @@ def evaluate_split(
     if limited:
         batches = _while_time_allows(run, batches)
     begun = time.monotonic()
-    evaluation = run.task.evaluate(
-        run.average,
-        batches,
-        run.data.classes,
-        run.placement,
-        on_batch or run.damage.add,
-        temperature=temperature,
-    )
+    with run.clock.of("evaluating"):
+        evaluation = run.task.evaluate(
+            run.average,
+            batches,
+            run.data.classes,
+            run.placement,
+            on_batch or run.damage.add,
+            temperature=temperature,
+        )
     if name == "val":  # judging the test images is no part of training
         run.budget.tick()
         run.budget.evaluation_seconds = time.monotonic() - begun

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitral.data.image_data import DataSource, open_data
 from vitral.data.split import Split, fingerprint
 from vitral.data.subsets import thinned
-from vitral.evaluation.evaluate import EvaluationOptions, choose_split, judge
+from vitral.evaluation.evaluate import EvaluationOptions, choose_split, judge, relabelled
 from vitral.evaluation.evaluation import Evaluation, distinct
 from vitral.evaluation.mistakes import Mistakes, find_mistakes
 from vitral.evaluation.outcomes import Outcomes
@@ -115,12 +115,15 @@ def answers_of(
 def training_images(classifier: Classifier, source: DataSource) -> Split:
     """Give the images of a source that the model learnt from, if the source is that of its training.
 
+    As of `Answers.split`, the labels are indices into the model's own.
+
     Raises:
-        VitralError: if the source cannot be used.
+        VitralError: if the source cannot be used, or has classes that the model lacks.
     """
     made_by = classifier.metadata
     options = {"val_fraction": made_by.get("val_fraction", 0.2), "seed": made_by.get("seed", 0)}
-    return open_data(source, **options).split("train")
+    data = open_data(source, **options)
+    return relabelled(data.split("train"), data.classes, classifier.labels)
 
 
 def _held_out(classifier: Classifier, name: str, split: Split) -> bool | None:
