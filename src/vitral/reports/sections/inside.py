@@ -129,7 +129,7 @@ def _table(methods: Sequence[Scored], fill) -> Table:
         rows.append(
             (
                 each.method, scores.srg.mean, (scores.srg.low, scores.srg.high), scores.group or None,
-                scores.deletion.mean, scores.insertion.mean, scores.saco.mean,
+                scores.deletion.mean, scores.insertion.mean, each.saco.mean,
                 redrawn.mean if redrawn else None, "control" if each.control else "method",
             )
         )  # fmt: skip
