@@ -1,6 +1,7 @@
 """Each method of attribution against another's code, or against plain autograd through explicit attention."""
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -406,6 +407,23 @@ def test_who_cannot_serve_names_who_can() -> None:
     assert found.targets == ("", "", "")
     assert found.scores.isnan().all()
     assert headless.relevance(photographs(), method="legrad", target=2).targets == ("2", "2", "2")
+
+
+@pytest.mark.parametrize("method", ["input_gradient", "integrated_gradients"])
+def test_without_captum_the_extra_is_named(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "captum", None)
+    with pytest.raises(VitralError, match=r"pip install 'vitral\[explain\]'; legrad does without"):
+        inside().relevance(photographs(), method=method)
+
+
+def test_one_patch_cannot_be_left_out() -> None:
+    torch.manual_seed(0)
+    model = CPU.place(VisionTransformer(4, 4, 3, 24, 2, 3, 2, 7)).eval()
+    looked = vitral.Inside(Classifier(model, Preprocess((4, 4)), tuple("abcdefg"), CPU))
+    for method in ("occlusion", "rise"):
+        with pytest.raises(VitralError, match="sees one patch, and nothing is left without it; legrad can"):
+            looked.relevance(photographs(1), method=method)
+    assert looked.relevance(photographs(1)).values.shape == (1, 1, 1)
 
 
 def test_weights_that_overflow_are_named() -> None:

@@ -15,9 +15,10 @@ def test_the_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VITRAL_CACHE", str(tmp_path / "cache"))
     found = [block for block in pages.blocks(PAGE.read_text()) if block.runs]
-    assert len(found) == 13
+    assert len(found) == 14
     names: dict[str, Any] = {"__name__": "page"}
     for block in found:
         pages.run(block, str(PAGE), names)
     assert torch.allclose(names["attention"].sum(-1), torch.ones(()), atol=1e-5)
+    assert names["maps"].against == ("8", "8")
     assert names["result"].n == len(names["data"].split("val"))

@@ -234,6 +234,49 @@ def test_rows_have_the_score_that_each_has_alone_and_in_any_order() -> None:
     assert_close(together_R, alone_R, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("fill", ["drop", "mean"])
+def test_a_curve_is_that_of_a_loop_over_images_and_counts(fill: Fill) -> None:
+    made, maps_BN = model(), drawn((BATCH, N))
+    found = curves_of(removal_of(made), fill, maps_BN, steps=4)
+    for image, map_N in enumerate(maps_BN):
+        falling = sorted(range(N), key=lambda patch: -float(map_N[patch]))
+        for point, count in enumerate([0, 4, 8, 11, 15]):
+            kept = falling[count:]
+            with torch.no_grad():
+                if fill == "drop":
+                    logits_L = masked_logits(made, images()[image][None], kept)
+                else:
+                    filled_CHW = images()[image].clone()
+                    for patch in falling[:count]:
+                        row, column = PATCH * (patch // COLUMNS), PATCH * (patch % COLUMNS)
+                        filled_CHW[:, row : row + PATCH, column : column + PATCH] = 0
+                    logits_L = made(filled_CHW[None])[0]
+            expected = float(logits_L[[5, 2][image]])
+            assert found.most_first_RS[image, point] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_deletion_by_mean_fill_is_the_pixel_flipping_of_quantus() -> None:
+    quantus = pytest.importorskip("quantus", reason="pip install quantus, and its scikit-image")
+    side, count = 4 * PATCH, 16
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        # Of several channels Quantus flips one value at a time, and not a patch.
+        made = VisionTransformer(side, PATCH, 1, 24, 2, 2, num_classes=CLASSES, dropout=0.0).eval()
+        images_BCHW = torch.randn(BATCH, 1, side, side)
+    maps_BN = drawn((BATCH, count))
+    found = curves_of(removal_of(made, images_BCHW), "mean", maps_BN, steps=count)
+    pixels_B1HW = (
+        maps_BN.unflatten(1, (4, 4))[:, None].repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
+    )
+    flipping = quantus.PixelFlipping(
+        features_in_step=PATCH**2, perturb_baseline=0.0, abs=False, normalise=False, disable_warnings=True
+    )
+    arrays = {"x_batch": images_BCHW.numpy(), "y_batch": np.array([5, 2]), "a_batch": pixels_B1HW.numpy()}
+    theirs_BS = np.array(flipping(model=made, device="cpu", softmax=False, **arrays))
+    np.testing.assert_allclose(found.most_first_RS[:, 1:], theirs_BS, rtol=1e-4, atol=1e-5)
+
+
 # --- Orders, areas, SaCo: worked by hand --------------------------------------------------------------
 
 

@@ -261,6 +261,18 @@ def test_several_labels_an_image_are_welcome(tmp_path: Path) -> None:
     assert found.n == 6
 
 
+def test_what_removing_means_for_the_model_is_said(data: Path, tmp_path: Path) -> None:
+    hybrid = made(pooling="mean", stem=(4,))
+    found = score(hybrid, data, METHODS[1:2], images=3, cache=tmp_path, **QUICK)
+    pools, empty, stem = found.conclusions()[-3:]
+    assert pools.startswith("the head pools patches")
+    assert empty.startswith("with all patches dropped nothing is left to read")
+    assert "embedded anew for each set of patches" in stem
+    # Both fills end in the same point there.
+    best = found["best"].fills
+    assert best["drop"].deletion_curve[-1] == pytest.approx(best["mean"].deletion_curve[-1], abs=1e-5)
+
+
 def test_inside_scores_methods_by_name_and_all_quick_ones_by_default(
     classifier: Classifier, data: Path
 ) -> None:

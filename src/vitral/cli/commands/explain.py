@@ -348,7 +348,7 @@ def print_scores(found: "Faithfulness", title: str) -> None:
             interval = f"{of.srg.low:+.2f} to {of.srg.high:+.2f}"
             areas = (f"{area.mean:.2f}" for area in (of.deletion, of.insertion))
             redrawn = f"{scored.redrawn[HALF].mean:+.2f}" if HALF in scored.redrawn else "-"
-            saco = f"{of.saco.mean:+.2f}"
+            saco = f"{scored.saco.mean:+.2f}"
             rows.append((scored.method, f"{of.srg.mean:+.2f}", interval, of.group, *areas, saco, redrawn))
         print_table(_FILLS[fill], headings, rows, set(headings[1:]))
     for sentence in found.conclusions():

@@ -92,8 +92,8 @@ class Faithfulness:
         ]
 
     def conclusions(self) -> list[str]:
-        """What the numbers say, in sentences."""
-        return Verdict(self.n, self.methods, self.pairs, self.default).sentences()
+        """What the numbers say, in sentences; then what removing patches means for such a model."""
+        return [*Verdict(self.n, self.methods, self.pairs, self.default).sentences(), *self.notes]
 
 
 def _interval(of: Estimate) -> tuple[str, str]:
