@@ -47,7 +47,6 @@ def train(
     from vitral.evaluation.task import task_of
     from vitral.recipes import packaged as recipes
     from vitral.recipes.recipe import Recipe
-    from vitral.reports.train import write_if_asked
     from vitral.training.begin import groups_of
     from vitral.training.choose import train as run_training
     from vitral.training.run_folder import RunFolder, changed
@@ -73,11 +72,16 @@ def train(
         raise typer.Exit(exit_status(summary.stopped_by) if summary.stopped_by else 1)
     _print_summary(summary, task_of(images))
     print(f"model: {out}; try: vitral predict {shlex.quote(str(out))} IMAGE...")
-    if written := write_if_asked(data, out, warn):
-        print(f"report: {written}")
-    else:
-        command = shlex.join(["vitral", "report", str(out), data, "--out", "report.html"])
-        print(f"report: {command}")
+    _report(data, out)
+
+
+def _report(data: str, out: Path) -> None:
+    """Write the run's report if its recipe asks for it, or name the command that does."""
+    from vitral.reports.train import write_if_asked
+
+    written = write_if_asked(data, out, warn)
+    command = shlex.join(["vitral", "report", str(out), data, "--out", "report.html"])
+    print(f"report: {written or command}")
 
 
 def _print_summary(summary: "Summary", task: "Task") -> None:
