@@ -296,7 +296,7 @@ WRONG_USAGE = [
     ("explain model photos --score --fill grey", "--fill: 'grey' is not one of drop, mean"),
     ("explain --list --out maps", "--out: is for maps of images, and --list goes without it"),
     ("explain model photos --list", "IMAGE...|DATA: is for --figures and --score and maps of images"),
-    ("explain model photos --out maps --batch-size 0", "--batch-size: 0 is no whole number"),
+    ("explain model photos --out maps --batch-size 0", "--batch-size: 0 is not a whole number"),
     ("explain model photos --out maps --classes ant", "no option --classes; did you mean '--class'?"),
 ]  # fmt: skip
 
