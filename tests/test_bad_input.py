@@ -114,15 +114,15 @@ BAD_SETTINGS = {
     "epoch=3": "there is no setting 'epoch'; did you mean 'epochs'?",
     "lerning_rate=1": "did you mean 'learning_rate'?",
     "epochs=abc": "epochs='abc': input should be a valid number",
-    "batch_size=0": "batch_size=0: it is a whole number from 1 to 1,048,576",
+    "batch_size=0": "batch_size=0: it must be a whole number from 1 to 1,048,576",
     "batch_size=999": "batch_size=999 is more than the 30 training images",
     "device=tpu": "device='tpu': input should be 'auto', 'cpu', 'cuda' or 'mps'",
     "crop=middle": "crop='middle': input should be 'padded', 'resized', 'simple' or 'none'",
-    "epochs": "'epochs' is no setting; write key=value, for example epochs=20",
+    "epochs": "'epochs' is not a setting; write key=value, for example epochs=20",
     "model=ViT-C/16": "there is no model 'ViT-C/16'; did you mean 'ViT-",
     "model=vit-b/16": "did you mean 'ViT-B/16'?",
     "img_size=33": "img_size is 33x33, which patch_size 4 does not divide",
-    "val_fraction=1": "val_fraction=1: it is a number from 0 to below 1",
+    "val_fraction=1": "val_fraction=1: it must be a number from 0 to below 1",
 }
 
 
@@ -183,7 +183,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut config": (lambda folder: cut(folder / "config.json"), "config.json is not JSON"),
     "a list": (
         lambda folder: (folder / "config.json").write_text("[]"),
-        "is no config of a model; it holds a list",
+        "is not the config of a model; it holds a list",
     ),
     "an empty config": (
         lambda folder: (folder / "config.json").write_text("{}"),
@@ -264,8 +264,8 @@ def test_eval_stops_at_too_many_damaged_images(
 
 DAMAGED = {
     "2.jpg": "cannot be decoded: image file is truncated",
-    "5.jpg": "not an image, or of a kind that is not read (JPEG",
-    "8.jpg": "not an image, or of a kind that is not read (JPEG",
+    "5.jpg": "not an image, or of a format that Vitral does not read (JPEG",
+    "8.jpg": "not an image, or of a format that Vitral does not read (JPEG",
 }
 
 

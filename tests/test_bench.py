@@ -326,7 +326,10 @@ def test_the_report_is_json_and_names_the_machine(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["infer", "ViT-Q/16"], "ViT-Q/16 is no checkpoint, and there is no model 'ViT-Q/16'; did you mean"),
+        (
+            ["infer", "ViT-Q/16"],
+            "ViT-Q/16 is not a checkpoint, and there is no model 'ViT-Q/16'; did you mean",
+        ),
         (["infer", "ViT-Ti/4", "img_sise=32"], "ViT-Ti/4: there is no setting 'img_sise'; did you mean"),
         (["train", "ViT-Ti/4", "img_size=30"], "ViT-Ti/4: img_size is 30x30, which patch_size 4 does not"),
         (
@@ -335,7 +338,7 @@ def test_the_report_is_json_and_names_the_machine(
         ),
         (["train", "batch_size=many"], "batch_size='many': "),
         (["infer", "num_classes=0"], "ViT-S/16 has no head to compare; add num_classes=1000"),
-        (["kernels", "ViT-Ti/4"], "bench kernels takes no model and no setting; it was given 'ViT-Ti/4'"),
+        (["kernels", "ViT-Ti/4"], "bench kernels takes no model and no setting; you gave 'ViT-Ti/4'"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(vitral: Vitral, words: list[str], line: str) -> None:
@@ -370,5 +373,5 @@ def test_only_the_named_peers_compete() -> None:
 
 
 def test_an_unknown_peer_is_named() -> None:
-    with pytest.raises(VitralError, match=r"peer=tim: it is one of timm, transformers"):
+    with pytest.raises(VitralError, match=r"peer=tim: it must be one of timm, transformers"):
         run("train", TINY, Settings(CPU, peers=("tim",)))

@@ -233,7 +233,7 @@ def test_a_pickle_in_place_of_the_weights_is_not_opened(tmp_path: Path) -> None:
     [
         (b"{", "is not JSON"),
         (b"\xff\xfe\x00", "is not JSON"),
-        (b"[1, 2]", "is no config of a model"),
+        (b"[1, 2]", "is not the config of a model"),
         (b"{}", "cannot be used: it has no 'architecture'"),
     ],
 )

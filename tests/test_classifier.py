@@ -159,7 +159,7 @@ def test_a_damaged_image_gives_its_error_and_the_others_their_labels(
     batch_size: int, folder: Path, classifier: Classifier, files: list[str]
 ) -> None:
     found = classifier.predict(files, batch_size=batch_size, top=7)
-    assert str(found[2].error).startswith("not an image, or of a kind that is not read (JPEG")
+    assert str(found[2].error).startswith("not an image, or of a format that Vitral does not read (JPEG")
     assert found[2].top == ()
     for number in (0, 1, 3, 4, 5, 6, 7):
         assert found[number].error is None

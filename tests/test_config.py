@@ -56,7 +56,9 @@ def test_the_later_word_wins() -> None:
 
 
 def test_a_word_without_equals_is_no_setting() -> None:
-    with pytest.raises(VitralError, match=r"'epochs' is no setting; write key=value, for example epochs=20"):
+    with pytest.raises(
+        VitralError, match=r"'epochs' is not a setting; write key=value, for example epochs=20"
+    ):
         parse_overrides(["epochs"])
 
 
@@ -167,7 +169,7 @@ def test_a_recipe_refuses_what_no_run_can_do(key: str, value: Any) -> None:
     [
         ({"degrees": True}, "degrees=true: this takes no true or false"),
         ({"tray": [True, 3]}, "tray=.*: this takes no true or false"),
-        ({"rack": float("nan")}, "rack=nan: it is a finite number"),
+        ({"rack": float("nan")}, "rack=nan: it must be a finite number"),
         ({"fan": 1}, None),
     ],
 )
@@ -182,22 +184,26 @@ def test_truth_values_and_what_is_no_number_are_no_numbers(values: dict[str, Any
 @pytest.mark.parametrize(
     ("kind", "values", "text"),
     [
-        (Recipe, {"epochs": 1e308}, "epochs=1e+308: it is a number from 0.001 to 1,000,000"),
-        (Recipe, {"mixup": True}, "mixup=true: it is a number from 0 to 100"),
-        (Recipe, {"mixup": 1e-320}, "mixup=1e-320: it is 0 (off), or a number from 0.001 on"),
-        (Recipe, {"repeats": 10**20}, f"repeats={10**20}: it is a whole number from 1 to 1,000"),
-        (Recipe, {"img_size": 1_000_000}, "img_size=1000000: it is a whole number from 1 to 8,192"),
-        (Recipe, {"max_damaged": float("nan")}, "max_damaged=nan: it is a number from 0 to below 1"),
+        (Recipe, {"epochs": 1e308}, "epochs=1e+308: it must be a number from 0.001 to 1,000,000"),
+        (Recipe, {"mixup": True}, "mixup=true: it must be a number from 0 to 100"),
+        (Recipe, {"mixup": 1e-320}, "mixup=1e-320: it must be 0 (off), or a number of 0.001 or more"),
+        (Recipe, {"repeats": 10**20}, f"repeats={10**20}: it must be a whole number from 1 to 1,000"),
+        (Recipe, {"img_size": 1_000_000}, "img_size=1000000: it must be a whole number from 1 to 8,192"),
+        (Recipe, {"max_damaged": float("nan")}, "max_damaged=nan: it must be a number from 0 to below 1"),
         (
             Recipe,
             {"crop": "square"},
             "crop='square': input should be 'padded', 'resized', 'simple' or 'none'",
         ),
         (Recipe, {"architecture": {"norm": {"eps": float("inf")}}}, "architecture={'norm': {'eps': inf}}: "),
-        (ProbeOptions, {"seed": -1}, "seed=-1: it is a whole number from 0 to 4,294,967,295"),
-        (ProbeOptions, {"limit": 0}, "limit=0: it is a whole number from 1 to 1,000,000,000"),
-        (ProbeOptions, {"max_damaged": float("nan")}, "max_damaged=nan: it is a number from 0 to 1"),
-        (ProbeOptions, {"layers": (10**9,)}, "layers=(1000000000,): it is a whole number from -1,000 to 999"),
+        (ProbeOptions, {"seed": -1}, "seed=-1: it must be a whole number from 0 to 4,294,967,295"),
+        (ProbeOptions, {"limit": 0}, "limit=0: it must be a whole number from 1 to 1,000,000,000"),
+        (ProbeOptions, {"max_damaged": float("nan")}, "max_damaged=nan: it must be a number from 0 to 1"),
+        (
+            ProbeOptions,
+            {"layers": (10**9,)},
+            "layers=(1000000000,): it must be a whole number from -1,000 to 999",
+        ),
     ],
     ids=str,
 )

@@ -106,8 +106,8 @@ def test_what_was_found_is_described(tmp_path: Path) -> None:
     found = open_data(lay(tmp_path, *numbered("ant", 10), *numbered("bee", 20)), val_fraction=0.2)
     first, second, third, doubles = found.describe().splitlines()
     assert first == f"{tmp_path}: 30 images in 2 classes (ant, bee)"
-    assert second == "splits: train 24, val 6, val held out by class"
-    assert third == "        training images a class: 8 to 16; typical size 2x3"
+    assert second == "splits: train 24, val 6, val taken from each class and not trained on"
+    assert third == "        training images per class: 8 to 16; typical size 2x3"
     assert doubles.startswith("6 of the val images are in train too, such as ant/")
 
 
@@ -218,7 +218,7 @@ def test_an_empty_cell_is_one_damaged_image(tmp_path: Path, cell: Any) -> None:
     split = open_data(f"{tmp_path}/a.parquet", val_fraction=0).split("train")
     (batch,) = Loader(split, opened).evaluation_batches(2)
     assert batch.labels.tolist() == [0]
-    assert batch.damaged == (("train row 1", "the image's cell is empty"),)
+    assert batch.damaged == (("train row 1", "its cell is empty"),)
     assert split.typical_sizes.tolist() == [[2, 3]]
 
 
@@ -334,7 +334,7 @@ def test_sizes_pass_over_what_cannot_be_read(tmp_path: Path, monkeypatch: pytest
 
 
 def test_no_readable_image_is_an_error() -> None:
-    with pytest.raises(VitralError, match="not one of the images could be read, for example image 0"):
+    with pytest.raises(VitralError, match="none of the images could be read, for example image 0"):
         image_sizes(split_of(b"text", b""), 10)
 
 
@@ -416,7 +416,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     source = Path(write_parquet(tmp_path / "a.parquet", [0, 1]))
     for content in (source.read_bytes()[:-20], b"text", b""):
         source.write_bytes(content)
-        assert_refused(source, "a.parquet is no parquet file that can be read")
+        assert_refused(source, "a.parquet cannot be read as a parquet file")
 
 
 def test_parquet_files_of_different_columns(tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def test_only_the_labels_that_the_classes_lack_are_named(tmp_path: Path, label: 
 
 def test_empty_label_cells(tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "a.parquet", ["ant", "bee", None])
-    assert_refused(source, "the label column has empty cells; every image needs a label")
+    assert_refused(source, "the label column has empty cells; each image needs a label")
 
 
 @pytest.mark.parametrize(

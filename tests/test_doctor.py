@@ -581,7 +581,7 @@ def test_damaged_images_are_named_counted_and_left_out(
 def test_damaged_images_alone_are_refused(image_folder: Path) -> None:
     for path in image_folder.rglob("*.png"):
         path.write_bytes(b"no picture")
-    with pytest.raises(VitralError, match="not one of the images could be read"):
+    with pytest.raises(VitralError, match="none of the images could be read"):
         diagnose(tint(50), str(image_folder))
 
 
@@ -597,7 +597,7 @@ def test_a_model_without_labels_is_refused(image_folder: Path) -> None:
 
 
 def test_no_images_are_refused(image_folder: Path) -> None:
-    with pytest.raises(VitralError, match="limit=0: it is a whole number from 1"):
+    with pytest.raises(VitralError, match="limit=0: it must be a whole number from 1"):
         diagnose(tint(50), str(image_folder), limit=0)
 
 

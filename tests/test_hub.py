@@ -226,9 +226,9 @@ def test_what_was_downloaded_once_needs_no_connection(
     [
         ("hf://org/gated", r"is gated: accept its terms on the model's page, then run hf auth login"),
         ("hf://org/missing", "is not on the hub, or private: check the name, or run hf auth login"),
-        ("hf://name", "is no model on the hub; write hf://org/name or hf://org/name@revision"),
-        ("hf://a/b/c", "is no model on the hub; write hf://org/name"),
-        ("hf:///b", "is no model on the hub"),
+        ("hf://name", "does not name a model on the hub; write hf://org/name or hf://org/name@revision"),
+        ("hf://a/b/c", "does not name a model on the hub; write hf://org/name"),
+        ("hf:///b", "does not name a model on the hub"),
     ],
 )
 def test_refusals_are_one_line_that_helps(reference: str, text: str, server: type[Hub]) -> None:
@@ -517,7 +517,7 @@ def test_labels_cannot_break_the_table() -> None:
 
 
 def test_only_a_model_folder_of_ours_is_pushed(tmp_path: Path) -> None:
-    with pytest.raises(VitralError, match=r"is no model folder of Vitral's; write one with: vitral convert"):
+    with pytest.raises(VitralError, match=r"is not a model folder of Vitral; write one with: vitral convert"):
         push.push(tmp_path, "hf://me/new")
 
 

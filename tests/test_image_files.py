@@ -149,7 +149,9 @@ def test_postscript_called_jpg_starts_no_program(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(subprocess, "Popen", lambda *words, **_: started.append(words))
     for name in ("photo.jpg", "photo.eps"):
         (tmp_path / name).write_bytes(POSTSCRIPT)
-        with pytest.raises(ImageError, match=r"not an image, or of a kind that is not read \(JPEG"):
+        with pytest.raises(
+            ImageError, match=r"not an image, or of a format that Vitral does not read \(JPEG"
+        ):
             open_image(tmp_path / name)
     assert not started
 
@@ -178,13 +180,13 @@ def test_heic_without_its_package_says_what_to_install(
     (tmp_path / "a.heic").write_bytes(HEIC_START)
     (tmp_path / "b.jpg").write_bytes(HEIC_START)
     (tmp_path / "c.png").write_bytes(encoded(picture(), "PNG"))
-    with pytest.raises(ImageError, match=r"HEIC picture; .* pip install 'vitral\[heif\]'"):
+    with pytest.raises(ImageError, match=r"HEIC image; .* pip install 'vitral\[heif\]'"):
         open_image(tmp_path / "b.jpg")
     found = find_images([str(tmp_path)])
     assert [Path(file).name for file in found.files] == ["b.jpg", "c.png"]
     (note,) = found.notes
     assert note == (
-        "passed over what is no picture: 1 HEIC; to open HEIC, install pillow-heif: "
+        "skipped files that are not images: 1 HEIC; to open HEIC, install pillow-heif: "
         "pip install 'vitral[heif]'"
     )
 
@@ -238,7 +240,7 @@ def test_irregular_files_in_a_folder_are_passed_over_and_counted(irregular: dict
     for word in (str(root), f"{root}/*"):
         found = find_images([word])
         assert found.files == [str(root / "good.png")]
-        assert found.notes[0].startswith("passed over what is no picture: ")
+        assert found.notes[0].startswith("skipped files that are not images: ")
         assert {"1 named pipe", "1 socket", "1 device"} <= set(re.split(": |, ", found.notes[0]))
 
 

@@ -453,19 +453,19 @@ def test_the_held_out_images_are_known_after_every_conversion(
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda c: c["preprocess"].update(mean=[float("nan")] * 3), "NaN is no number"),
+        (lambda c: c["preprocess"].update(mean=[float("nan")] * 3), "NaN is not a number"),
         (lambda c: c["preprocess"].update(mean=[1e300] * 3), "plain numbers"),
         (lambda c: c["preprocess"].update(std=[1e-320] * 3), "above 0"),
         (lambda c: c["preprocess"].update(mean=[0.5], std=[0.5]), "is of 1 channels, the model takes 3"),
         (lambda c: c["preprocess"].update(img_size=[100_000, 100_000]), "more than Vitral computes at once"),
-        (lambda c: c["architecture"]["norm"].update(eps=float("inf")), "Infinity is no number"),
+        (lambda c: c["architecture"]["norm"].update(eps=float("inf")), "Infinity is not a number"),
         (lambda c: c["architecture"]["norm"].update(eps=-1.0), "eps is -1.0"),
         (lambda c: c["architecture"].update(mlp_ratio=1e300), "mlp_ratio"),
         (lambda c: c.update(temperature=1e-300), "temperature is 1e-300"),
-        (lambda c: c.update(labels=["a", "b", None]), "label 2 is None; a label is text"),
+        (lambda c: c.update(labels=["a", "b", None]), "label 2 is None; it must be text"),
         (lambda c: c.update(labels=["a", "b", "a"]), "labels hold 'a' twice"),
         (lambda c: c.update(labels=["a", "b"]), "2 labels for 3 classes"),
-        (lambda c: c.update(labels="abc"), "they are a list of names"),
+        (lambda c: c.update(labels="abc"), "they must be a list of names"),
         (lambda c: c["metadata"].update(val_fraction="x"), "val_fraction is 'x'"),
         (lambda c: c["metadata"].update(seed=-1), "seed is -1"),
         (lambda c: c["architecture"].update(position="sinusoidal", img_size=16_000), "4,000,000 patches"),
@@ -479,7 +479,7 @@ def test_a_field_that_cannot_be_is_named(change: Callable, text: str, tmp_path: 
 @pytest.mark.parametrize(
     ("names", "text"),
     [
-        ({"0": "a", "1": None, "2": "c"}, "label 1 is None; a label is text"),
+        ({"0": "a", "1": None, "2": "c"}, "label 1 is None; it must be text"),
         ({"0": "a", "1": "b"}, "id2label names 2 classes, its head has 3"),
     ],
 )
@@ -495,7 +495,9 @@ def test_weights_that_overflow_give_no_answer_and_no_certificate(tmp_path: Path)
         for parameter in layer.parameters():
             nn.init.constant_(parameter, 1e30)
     save_checkpoint(tmp_path / "a", found)
-    with pytest.raises(VitralError, match="the model's answers are no numbers: its weights overflow"):
+    with pytest.raises(
+        VitralError, match="the model's outputs are not finite numbers: its weights are damaged"
+    ):
         vitral.load(tmp_path / "a", device="cpu").predict(picture())
     with pytest.raises(VitralError, match=r"answers otherwise|refuses it"):
         convert(str(tmp_path / "a"), tmp_path / "b", "timm")
@@ -561,7 +563,7 @@ def test_a_layer_that_needs_places_does_not_do_without(attention: dict[str, Any]
 
 
 def test_a_network_of_another_kind_is_called_that() -> None:
-    with pytest.raises(ValueError, match="'resnet50' is no plain Vision Transformer"):
+    with pytest.raises(ValueError, match="'resnet50' is not a plain Vision Transformer"):
         vitral.create("resnet50")
     with pytest.raises(ValueError, match=r"there is no model 'pineapple'\. Known"):
         vitral.create("pineapple")

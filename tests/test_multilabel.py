@@ -1,4 +1,4 @@
-"""Several classes an image, from parquet to probabilities, against hand-worked numbers and libraries."""
+"""Several classes per image, from parquet to probabilities, against hand-worked numbers and libraries."""
 
 import copy
 import io
@@ -141,8 +141,16 @@ BAD = {
     "a null list beside names": ([[0, 1], None], CLASSES, "train row 1 has no list of labels"),
     "a class without images": ([[0], []], CLASSES, "no images of bee in 'train'"),
     "one class": ([["ant"], []], None, "has one class only, 'ant'"),
-    "lists of lists": ([[["ant"]], [["bee"]]], None, "the labels are list<.*; they are numbers, text, or"),
-    "a record": ([{"a": 1}, {"a": 2}], None, "the labels are struct<.*; they are numbers, text, or lists"),
+    "lists of lists": (
+        [[["ant"]], [["bee"]]],
+        None,
+        "labels are list<.*; they must be numbers, text, or",
+    ),
+    "a record": (
+        [{"a": 1}, {"a": 2}],
+        None,
+        "labels are struct<.*; they must be numbers, text",
+    ),
 }
 
 
@@ -195,8 +203,8 @@ def test_every_class_keeps_an_image_to_learn_from(tmp_path: Path) -> None:
 def test_what_is_found_is_described(tmp_path: Path) -> None:
     rows = rows_of({("a",): 6, ("a", "b"): 3, (): 1})
     described = open_data(write_rows(tmp_path / "a.parquet", rows), val_fraction=0).describe()
-    assert "10 images in 2 classes, 1.2 an image (a, b)" in described
-    assert "training images a class: 3 to 9" in described
+    assert "10 images in 2 classes, 1.2 per image (a, b)" in described
+    assert "training images per class: 3 to 9" in described
 
 
 def test_a_balanced_draw_shows_each_class_its_share(tmp_path: Path) -> None:
@@ -446,7 +454,7 @@ def test_a_folder_of_before_is_of_one_class_an_image(model: Path) -> None:
 def test_a_flag_that_is_none_is_refused(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"multi_label": "yes"}))
-    with pytest.raises(VitralError, match="multi_label is 'yes'; it is true or false"):
+    with pytest.raises(VitralError, match="multi_label is 'yes'; it must be true or false"):
         load_checkpoint(model)
 
 
@@ -461,7 +469,7 @@ def test_the_loss_is_chosen_from_the_data(squares: str, image_folder: Path) -> N
 
 @pytest.mark.parametrize("setting", [{"loss": "cross_entropy"}, {"teacher": "runs/teacher"}])
 def test_settings_for_one_class_an_image_are_refused(squares: str, setting: dict[str, Any]) -> None:
-    with pytest.raises(VitralError, match=r"is for one class an image, and .* has lists of labels"):
+    with pytest.raises(VitralError, match=r"is for one class per image, and .* has lists of labels"):
         settled(open_data(squares), Recipe(**setting))
 
 
@@ -570,21 +578,21 @@ def test_a_model_of_one_class_is_not_for_lists_of_labels(
     vitral: Vitral, squares: str, single: Path, command: str
 ) -> None:
     said = one_line(vitral(command, single, squares, "--device", "cpu"))
-    assert "has any number of classes an image, and the model was trained for one class an image" in said
+    assert "has any number of classes per image, and the model was trained for one class per image" in said
 
 
 def test_a_multi_label_model_is_not_for_one_class_an_image(
     vitral: Vitral, model: Path, image_folder: Path
 ) -> None:
     said = one_line(vitral("eval", model, image_folder, "--device", "cpu"))
-    assert "has one class an image, and the model was trained for any number of classes an image" in said
+    assert "has one class per image, and the model was trained for any number of classes per image" in said
 
 
 def test_doctor_and_probe_say_that_they_take_one_class_an_image(
     vitral: Vitral, model: Path, squares: str
 ) -> None:
     assert "this one is multi-label" in one_line(vitral("doctor", model, squares, "--device", "cpu"))
-    assert "a probe takes one class an image" in one_line(vitral("probe", model, squares, "--device", "cpu"))
+    assert "a probe takes one class per image" in one_line(vitral("probe", model, squares, "--device", "cpu"))
 
 
 def test_an_evaluation_says_which_figures_it_has(squares: str, model: Path) -> None:

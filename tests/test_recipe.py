@@ -216,7 +216,7 @@ def test_the_batch_that_is_advised_instead_is_taken(count: int) -> None:
 @pytest.mark.parametrize("name", ["ViT-X/16", "runs/none"])
 def test_an_unknown_model_is_answered_with_the_nearest(name: str) -> None:
     with pytest.raises(
-        VitralError, match=rf"model={name} is no checkpoint, and .* (did you mean 'ViT-|Known: ViT-)"
+        VitralError, match=rf"model={name} is not a checkpoint, and .* (did you mean 'ViT-|Known: ViT-)"
     ):
         resolved(pictures(), model=name)
 

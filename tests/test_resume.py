@@ -24,7 +24,7 @@ from vitral.runtime.errors import VitralError
 from vitral.training.loop import train
 from vitral.training.run import Run
 
-# Four steps of seven images an epoch, two images left over; a checkpoint every three steps.
+# Four steps of seven images per epoch, two images left over; a checkpoint every three steps.
 STEPS, STEPS_PER_EPOCH, CHECKPOINT_STEPS = 14, 4, 3
 ALL_THAT_IS_RANDOM: dict[str, Any] = {
     "mixup": 0.3,

@@ -392,8 +392,8 @@ def test_best_weights_that_are_gone_are_told(data: ImageData, stopped: Path) -> 
     (stopped / "model.safetensors").unlink()
     (line,) = resume(data, stopped)
     assert line == (
-        f"the best weights in {stopped}, of step 2, are gone or damaged; the best of those from here on take "
-        "their place"
+        f"the best weights in {stopped}, of step 2, are gone or damaged; the best weights from now on "
+        "replace them"
     )
     assert summary(stopped)["best_step"] == 4
     load_checkpoint(stopped)
@@ -529,7 +529,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(
 def test_a_budget_that_is_spent_is_refused_and_forgotten(
     data: ImageData, stopped: Path, straight: Path
 ) -> None:
-    assert "is at step 3 already, past steps=2; name a larger budget, or none" in refused(
+    assert "is already at step 3, past steps=2; name a larger budget, or none" in refused(
         data, stopped, Recipe(steps=2)
     )
     resume(data, stopped)

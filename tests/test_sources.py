@@ -115,7 +115,7 @@ def test_what_may_be_read_in_two_ways_is_asked_for(tmp_path: Path, files: list[s
 def test_pictures_of_no_class_in_test_are_left_out_and_told(tmp_path: Path, loose: list[str]) -> None:
     found = open_data(lay(tmp_path, *in_classes("train"), *loose))
     assert list(found.splits) == ["train", "val"]
-    assert found.notes == ("left out test: its 2 pictures lie in no class's folder",)
+    assert found.notes == ("left out test: its 2 images are in no class folder",)
     assert found.describe().splitlines()[-1] == found.notes[0]
 
 
@@ -127,7 +127,7 @@ def test_litter_and_empty_folders_stop_nothing(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     found = open_data(str(tmp_path), val_fraction=0)
     assert found.classes == ("ant", "bee")
-    assert found.notes == ("passed over folders without pictures: empty",)
+    assert found.notes == ("skipped folders without images: empty",)
 
 
 def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
     found = open_data(str(tmp_path), val_fraction=0)
     assert len(found.split("train")) == 9
     assert found.notes == (
-        "passed over what is no picture: 2 .txt, 1 .csv, 1 without a suffix",
-        "left out 1 pictures that lie in no class's folder",
+        "skipped files that are not images: 2 .txt, 1 .csv, 1 without a suffix",
+        "left out 1 images that are in no class folder",
     ) or set(found.notes[0].split(": ")[1].split(", ")) == {"2 .txt", "1 .csv", "1 without a suffix"}
 
 
@@ -146,12 +146,12 @@ def test_a_class_of_heic_alone_is_not_lost_in_silence(
 ) -> None:
     monkeypatch.setattr("vitral.images.files.heif_is_there", lambda: False)
     lay(tmp_path, *in_classes("."), "cat/1.heic", "cat/2.HEIC")
-    assert re.search(r"all pictures of .*cat are HEIC; .*pip install 'vitral\[heif\]'", refusal(tmp_path))
+    assert re.search(r"all images of .*cat are HEIC; .*pip install 'vitral\[heif\]'", refusal(tmp_path))
 
 
 def test_other_folders_beside_splits_are_told(tmp_path: Path) -> None:
     found = open_data(lay(tmp_path, *in_classes("train"), *in_classes("test", 1), "seg_pred/1.png"))
-    assert "passed over folders of no split: seg_pred" in found.notes
+    assert "skipped folders that are not a split: seg_pred" in found.notes
 
 
 # --- Links -----------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_each_real_folder_is_entered_once_and_at_its_own_place(tmp_path: Path, t
     assert all(
         name.startswith(found.classes[label]) for name, label in zip(split.names, split.labels, strict=True)
     )
-    assert found.notes == (f"passed over links to folders that stand elsewhere: {root}/ant/link",)
+    assert found.notes == (f"skipped links to folders that are elsewhere too: {root}/ant/link",)
 
 
 def test_classes_may_be_links_to_folders_elsewhere(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_files_that_are_links_to_nowhere_are_passed_over(tmp_path: Path) -> None
     (tmp_path / "ant" / "circle.png").symlink_to("circle.png")
     found = open_data(str(tmp_path), val_fraction=0)
     assert len(found.split("train")) == 8
-    assert found.notes == ("passed over what is no picture: 2 link to nowhere",)
+    assert found.notes == ("skipped files that are not images: 2 link to nowhere",)
 
 
 @pytest.mark.parametrize("how", ["link", "hard link", "copy"])
@@ -302,10 +302,10 @@ def test_a_test_split_without_labels_is_left_out(tmp_path: Path) -> None:
 
 NAN = float("nan")
 BAD_LABELS = {
-    "not a number": ([0.0, 1.0, NAN], None, "'train' has labels that are no whole numbers, such as nan"),
-    "fractions": ([0.25, 1.5, 2.0], None, "no whole numbers"),
-    "infinite": ([0.0, 1.0, float("inf")], None, "no whole numbers, such as inf"),
-    "bytes": ([b"ant", b"bee", b"ant"], None, "the labels are binary; they are numbers, text"),
+    "not a number": ([0.0, 1.0, NAN], None, "'train' has labels that are not whole numbers, such as nan"),
+    "fractions": ([0.25, 1.5, 2.0], None, "not whole numbers"),
+    "infinite": ([0.0, 1.0, float("inf")], None, "not whole numbers, such as inf"),
+    "bytes": ([b"ant", b"bee", b"ant"], None, "the labels are binary; they must be numbers, text"),
     "dates": (pa.array([1, 2, 3], pa.timestamp("s")), None, r"the labels are timestamp"),
     "structures": ([{"a": 1}, {"a": 2}, {"a": 1}], None, "the labels are struct"),
     "lists of lists": ([[[1]], [[2]], [[1]]], None, "the labels are list"),
@@ -429,7 +429,7 @@ def test_addresses_are_refused(tmp_path: Path) -> None:
 )
 def test_images_of_other_kinds_are_refused(tmp_path: Path, images: Any) -> None:
     source = write_paths(tmp_path / "a.parquet", images)
-    assert re.search(r"images are .*; they are bytes, paths, or \{bytes, path\}", refusal(source))
+    assert re.search(r"images are .*; they must be bytes, paths, or \{bytes, path\}", refusal(source))
 
 
 def test_a_pipe_in_place_of_a_file_is_refused(store: Path) -> None:

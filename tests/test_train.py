@@ -86,7 +86,7 @@ def data(image_folder: Path) -> ImageData:
 
 
 def small(base: str, **settings: Any) -> Recipe:
-    """A run of less than a second; three steps of eight images an epoch."""
+    """A run of less than a second; three steps of eight images per epoch."""
     quick = Recipe(model=base, steps=6, batch_size=8, workers=0, device="cpu", precision="float32")
     return quick.changed(**settings)
 
@@ -637,7 +637,7 @@ def test_torchrun_with_several_processes_is_refused(
     base: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(VitralError, match="WORLD_SIZE=2: training runs in one process as yet"):
+    with pytest.raises(VitralError, match="WORLD_SIZE=2: training runs in one process only"):
         train(data, tmp_path / "run", small(base))
     assert not (tmp_path / "run").exists()
 

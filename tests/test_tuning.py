@@ -480,7 +480,7 @@ def test_ways_whose_trials_would_have_few_steps_are_not_tried(
     told = _Told()
     choose.train(data, tmp_path / "run", small(base, steps=None, minutes=0.05), listeners=[told])
     assert told.trained == "all"
-    assert "too long to try several ways; taken: base, all of it" in told.messages[1]
+    assert "too long to try several ways; Vitral takes: base, all of it" in told.messages[1]
     assert not any(message.startswith("trying") for message in told.messages)
 
 

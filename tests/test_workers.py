@@ -67,7 +67,7 @@ def no_process_is_left() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("trouble", "reason"),
     [
-        (die, "a worker process was killed, perhaps for want of memory"),
+        (die, "a worker process was killed, perhaps because memory ran out"),
         (fail, "a worker process failed: OSError: [Errno 24] Too many open files"),
     ],
 )

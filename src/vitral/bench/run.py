@@ -72,11 +72,11 @@ def run(benchmark: str, words: Sequence[str], settings: Settings) -> Report:
     refuse_beyond("rounds", settings.rounds, ROUNDS)
     unknown = [name for name in settings.peers if name not in libraries.LIBRARIES]
     if unknown:
-        raise VitralError(f"peer={unknown[0]}: it is one of {', '.join(libraries.LIBRARIES)}")
+        raise VitralError(f"peer={unknown[0]}: it must be one of {', '.join(libraries.LIBRARIES)}")
     if benchmark not in BENCHMARKS:
         raise VitralError(f"there is no benchmark {benchmark!r}; there are {', '.join(BENCHMARKS)}")
     if benchmark == "kernels" and words:
-        raise VitralError(f"bench kernels takes no model and no setting; it was given {words[0]!r}")
+        raise VitralError(f"bench kernels takes no model and no setting; you gave {words[0]!r}")
     with torch.random.fork_rng(devices=[]):  # images and products are drawn
         if benchmark == "kernels":
             return kernels(settings)

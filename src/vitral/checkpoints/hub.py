@@ -43,7 +43,7 @@ def parse(reference: str) -> tuple[str, str | None]:
     repository, _, revision = reference.removeprefix(PREFIX).partition("@")
     if not is_reference(reference) or repository.count("/") != 1 or not all(repository.split("/")):
         raise VitralError(
-            f"{reference} is no model on the hub; write hf://org/name or hf://org/name@revision"
+            f"{reference} does not name a model on the hub; write hf://org/name or hf://org/name@revision"
         )
     return repository, revision or None
 

@@ -131,5 +131,5 @@ def _settings(folder: Path) -> Mapping[str, Any]:
         raise VitralError(f"{folder} uses {special[0]} of peft, which is not read: merge it with peft")
     alpha = found.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1e6:
-        raise VitralError(f"{folder / CONFIG_FILE}: lora_alpha is {alpha!r}; it is a number")
+        raise VitralError(f"{folder / CONFIG_FILE}: lora_alpha is {alpha!r}; it must be a number")
     return found

@@ -38,8 +38,8 @@ def push(folder: Path, reference: str, *, private: bool = False) -> str:
     described = json.loads(config.read_bytes()) if config.is_file() else {}
     if not isinstance(described.get("architecture"), dict):
         raise VitralError(
-            f"{folder} is no model folder of Vitral's; write one with: vitral convert {folder} OUT, and push "
-            "OUT"
+            f"{folder} is not a model folder of Vitral; write one with: vitral convert {folder} OUT, and "
+            "push OUT"
         )
     with explained(reference):
         api = HfApi()

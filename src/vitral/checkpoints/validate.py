@@ -38,36 +38,38 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise VitralError(f"{path} is not JSON: {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise VitralError(f"{path} is no config of a model; it holds a {type(content).__name__}")
+        raise VitralError(f"{path} is not the config of a model; it holds a {type(content).__name__}")
     return content
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def temperature(value: object) -> float:
     """Raises ValueError if it is not a positive number that float32 can divide by."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-6 <= value <= 1e6:
-        raise ValueError(f"temperature is {value!r}; it is a number from 1e-6 to 1e6, and 1 changes nothing")
+        raise ValueError(
+            f"temperature is {value!r}; it must be a number from 1e-6 to 1e6, and 1 changes nothing"
+        )
     return float(value)
 
 
 def flag(name: str, value: object) -> bool:
     """Raises ValueError if it is neither true nor false."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; it is true or false")
+        raise ValueError(f"{name} is {value!r}; it must be true or false")
     return value
 
 
 def labels(names: Any) -> tuple[str, ...]:
     """Checks names of classes. Raises ValueError if one is no text, or is another's."""
     if isinstance(names, str | bytes | Mapping) or not isinstance(names, Sequence):
-        raise ValueError(f"labels are {type(names).__name__}; they are a list of names")
+        raise ValueError(f"labels are {type(names).__name__}; they must be a list of names")
     seen: set[str] = set()
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name.strip() or len(name) > _MAX_LABEL:
-            raise ValueError(f"label {index} is {one_line(repr(name))}; a label is text")
+            raise ValueError(f"label {index} is {one_line(repr(name))}; it must be text")
         if name in seen:
             raise ValueError(f"labels hold {one_line(repr(name))} twice; each names one class")
         seen.add(name)
@@ -83,7 +85,7 @@ def foreign_labels(names: Sequence[Any]) -> tuple[str, ...]:
     taken: set[str] = set()
     for index, name in enumerate(names):
         if isinstance(name, bool) or not isinstance(name, str | int):
-            raise ValueError(f"label {index} is {one_line(repr(name))}; a label is text")
+            raise ValueError(f"label {index} is {one_line(repr(name))}; it must be text")
         text, number = str(name).strip() or f"class {index}", 1
         label = text
         while label in taken:
@@ -97,17 +99,19 @@ def foreign_labels(names: Sequence[Any]) -> tuple[str, ...]:
 def training(metadata: Any) -> dict[str, Any]:
     """Checks what is known of a training. Raises ValueError if it is not as a run records it."""
     if not isinstance(metadata, Mapping):
-        raise ValueError(f"metadata is a {type(metadata).__name__}; it is an object")
+        raise ValueError(f"metadata is a {type(metadata).__name__}; it must be an object")
     share, seed = metadata.get("val_fraction", 0.2), metadata.get("seed", 0)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-        raise ValueError(f"metadata.val_fraction is {share!r}; it is a share of the images, below 1")
+        raise ValueError(
+            f"metadata.val_fraction is {share!r}; it must be a share of the images, from 0 to below 1"
+        )
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise ValueError(f"metadata.seed is {seed!r}; it is a whole number from 0")
+        raise ValueError(f"metadata.seed is {seed!r}; it must be a whole number from 0")
     if not isinstance(metadata.get("origin", {}), Mapping):
-        raise ValueError(f"metadata.origin is a {type(metadata['origin']).__name__}; it is an object")
+        raise ValueError(f"metadata.origin is a {type(metadata['origin']).__name__}; it must be an object")
     for name in ("source", "licence", "data", "held_out"):
         if not isinstance(metadata.get(name), str | None):
-            raise ValueError(f"metadata.{name} is {one_line(repr(metadata[name]))}; it is text")
+            raise ValueError(f"metadata.{name} is {one_line(repr(metadata[name]))}; it must be text")
     return dict(metadata)
 
 
@@ -115,9 +119,9 @@ def preprocess(wanted: Preprocess) -> Preprocess:
     """Raises ValueError if its numbers are not finite, or its images are of gigabytes."""
     numbers = (*wanted.mean, *wanted.std, wanted.crop_fraction)
     if not all(math.isfinite(number) and abs(number) <= 1e6 for number in numbers):
-        raise ValueError(f"mean {wanted.mean}, std {wanted.std} of images: they are plain numbers")
+        raise ValueError(f"mean {wanted.mean}, std {wanted.std} of images: they must be finite numbers")
     if min(wanted.std) < 1e-6 or min(wanted.img_size) < 1:
-        raise ValueError(f"std {wanted.std} of images of {wanted.img_size} pixels: they are above 0")
+        raise ValueError(f"std {wanted.std} of images of {wanted.img_size} pixels: they must be above 0")
     if wanted.img_size[0] * wanted.img_size[1] > _MAX_PIXELS:
         raise ValueError(f"images of {wanted.img_size} pixels are more than Vitral computes at once")
     return replace(wanted, img_size=(int(wanted.img_size[0]), int(wanted.img_size[1])))

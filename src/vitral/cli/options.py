@@ -51,7 +51,7 @@ def number(span: tuple[int, int], about: str, *, panel: str | None = None) -> An
     def checked(value: Any) -> Any:
         for one in value if isinstance(value, list | tuple) else [value]:
             if one is not None and not span[0] <= one <= span[1]:
-                raise typer.BadParameter(f"{one} is no whole number from {span[0]:,} to {span[1]:,}")
+                raise typer.BadParameter(f"{one} is not a whole number from {span[0]:,} to {span[1]:,}")
         return value
 
     return typer.Option(callback=checked, help=about, rich_help_panel=panel)
@@ -62,7 +62,7 @@ def share(about: str) -> Any:
 
     def checked(value: float) -> float:
         if not 0 <= value <= 1:  # as what is no number is not
-            raise typer.BadParameter(f"{value:g} is no share, from 0 to 1")
+            raise typer.BadParameter(f"{value:g} is not a share from 0 to 1")
         return value
 
     return typer.Option(callback=checked, help=about)
@@ -114,15 +114,17 @@ Model = Annotated[
         "hf://org/name\\[@revision].",  # rich would take brackets for its own
     ),
 ]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to override.")]
+Settings = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that you want to change.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, choice(limits.DEVICES)]
 Precision = Annotated[str, choice(limits.PRECISIONS)]
-Tta = Annotated[str, choice(limits.TTA, ": the mean probabilities of each image and its mirror.")]
-Split = Annotated[str | None, choice(limits.SPLITS, "; by default test, else val.")]
-Seed = Annotated[int, number(limits.SEED, "Of what is drawn and held out.")]
-MaxDamaged = Annotated[float, share("Share of unreadable images allowed.")]
+Tta = Annotated[str, choice(limits.TTA, " (mean of the probabilities of each image and its mirror image).")]
+Split = Annotated[str | None, choice(limits.SPLITS, "; by default test, or val if there is no test split.")]
+Seed = Annotated[int, number(limits.SEED, "Seed of all random choices.")]
+MaxDamaged = Annotated[float, share("Largest share of damaged images that is accepted.")]
 Workers = Annotated[
     int | None,
-    number(limits.WORKERS, "Processes that load images; by default as many as the machine suits."),
+    number(limits.WORKERS, "Processes that load images; by default as many as suit the machine."),
 ]

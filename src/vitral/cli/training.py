@@ -81,8 +81,10 @@ class TrainingConsole:
         self.print(run.data.describe())
         self.print(describe_recipe(run))
         self.print(str(run.memory))
-        if altered := _how_altered(run):
-            self.print(f"train's numbers are of images {altered}, val's of images as they are")
+        if _is_augmented(run):
+            self.print(
+                "train loss and accuracy are measured on augmented images, val on the images as they are"
+            )
         if _had_better_be_tuned(run):
             self.print(_TUNING_ADVICE)
         self.epochs = run.recipe.limits.epochs
@@ -124,13 +126,12 @@ class TrainingConsole:
         return f"epoch {event.epoch:.1f}{of}"
 
 
-def _how_altered(run: Run) -> str:
-    """What training does to images that evaluation does not, in a word or two."""
+def _is_augmented(run: Run) -> bool:
+    """Whether training changes images in a way that evaluation does not."""
     recipe = run.recipe
     mixed = recipe.mixing.mixup > 0 or bool(recipe.mixing.cutmix)
     augmentation = recipe.alteration.augmentation
-    changed = augmentation.flip or not augmentation.only_moves or augmentation.crop != "none"
-    return " and ".join(word for word, true in (("mixed", mixed), ("altered", changed)) if true)
+    return mixed or augmentation.flip or not augmentation.only_moves or augmentation.crop != "none"
 
 
 def _had_better_be_tuned(run: Run) -> bool:

@@ -158,7 +158,7 @@ class DamageCount:
 
     def __init__(self, total: int, limit: float, warn: Callable[[str], None]) -> None:
         if not 0 <= limit <= 1:
-            raise VitralError(f"max_damaged={limit}: it is a share of the images, from 0 to 1")
+            raise VitralError(f"max_damaged={limit}: it must be a share of the images, from 0 to 1")
         self.total, self.limit, self.warn = total, limit, warn
         self.reasons: dict[str, str] = {}
 

@@ -43,7 +43,7 @@ class ImageData:
     ) -> "ImageData":
         """Takes torch Datasets of (image, label) with a length.
 
-        An image is a PIL picture, or an array or tensor of bytes, (H, W, C) or (C, H, W); give it as it is,
+        An image is a PIL picture, or a uint8 array or tensor, (H, W, C) or (C, H, W); give it as it is,
         for the preprocessing is the model's and the augmentation the recipe's. A label is the number or the
         name of a class, or a vector of 0 and 1 for all classes.
 
@@ -86,16 +86,16 @@ class ImageData:
         total = sum(map(len, self.splits.values()))
         train = self.splits["train"]
         per_class = class_counts(train.labels, len(self.classes))
-        several = f", {train.labels.sum(1).mean():.1f} an image" if self.multi_label else ""
+        several = f", {train.labels.sum(1).mean():.1f} per image" if self.multi_label else ""
         sides = train.typical_sizes
         (h0, w0), (h, w), (h1, w1) = sides.min(0), np.median(sides, 0).astype(int), sides.max(0)
         size = f"{h}x{w}" if (h0, w0) == (h1, w1) else f"{h}x{w} (from {h0}x{w0} to {h1}x{w1})"
-        how = ", val held out by class" if self.held_out else ""
+        how = ", val taken from each class and not trained on" if self.held_out else ""
         lines = (
             f"{self.source}: {total:,} images in {len(self.classes)} classes{several} "
             f"({shortened(self.classes)})\n"
             f"splits: {counts}{how}\n"
-            f"        training images a class: {per_class.min():,} to {per_class.max():,}; "
+            f"        training images per class: {per_class.min():,} to {per_class.max():,}; "
             f"typical size {size}"
         )
         return "\n".join([lines, *self.notes])
@@ -108,7 +108,7 @@ DataSource = str | os.PathLike | Dataset | ImageData
 def open_data(source: DataSource, *, val_fraction: float = 0.2, seed: int = 0) -> ImageData:
     """Finds the images of an image folder, parquet files, ``digits`` or a torch Dataset.
 
-    An image folder holds one folder a class, or ``train/`` with ``val/`` or ``test/`` that do, by any
+    An image folder holds one folder per class, or ``train/`` with ``val/`` or ``test/`` that do, by any
     of their usual names. A parquet source is a file, a pattern, or either with ``{split}`` in it, in the
     Hugging Face layout (columns ``image`` and ``label`` or ``labels``); lists of labels, or vectors of 0
     and 1, make it multi-label. Of a Dataset, see `ImageData.from_dataset`. Where

@@ -55,7 +55,7 @@ class Sampling:
         """Draws rows (n,) before repeats.
 
         Balanced, images of a rare class come again and some of a frequent one are left out. Of several
-        classes an image, each class draws its share from all that show it, and no class draws one too; a
+        classes per image, each class draws its share from all that show it, and no class draws one too; a
         class that accompanies others is then seen more often than its share.
         """
         if not self.balanced:

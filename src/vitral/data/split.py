@@ -32,7 +32,7 @@ class Split:
     """Labelled images, and the name by which messages know each."""
 
     images: Images
-    # (n,) indices into the classes; or, with any number of classes an image, (n, L) of which it shows.
+    # (n,) indices into the classes; or, with any number of classes per image, (n, L) of which it shows.
     labels: np.ndarray
     names: Sequence[str]
 
@@ -121,5 +121,5 @@ def image_sizes(split: Split, at_most: int) -> np.ndarray:
         except Exception:  # Pillow raises many kinds on damaged bytes; loading the image says which
             continue
     if not sizes:
-        raise VitralError(f"not one of the images could be read, for example {split.names[0]}")
+        raise VitralError(f"none of the images could be read, for example {split.names[0]}")
     return np.array(sizes)

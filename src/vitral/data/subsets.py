@@ -33,7 +33,7 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
             chosen[members[np.argmax(ranks[members])]] = False
     if not chosen.any():
         raise VitralError(
-            "no image can be held out to validate on; give a val folder, or more images a class"
+            "no image can be held out to validate on; give a val folder, or more images per class"
         )
     return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
 
@@ -41,7 +41,7 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 def rows_by_class(labels: np.ndarray) -> list[np.ndarray]:
     """Gives the rows of each class that there is.
 
-    With several classes an image, from the rarest class on; images of no class count as one more.
+    With several classes per image, from the rarest class on; images of no class count as one more.
     """
     if labels.ndim == 1:
         # One sort, for a comparison with each class takes the square of many.
@@ -55,7 +55,7 @@ def rows_by_class(labels: np.ndarray) -> list[np.ndarray]:
 def sample_rows(split: Split, limit: int, seed: int) -> np.ndarray:
     """Draws at most `limit` rows evenly over the classes, in the split's order; a function of the seed.
 
-    One class an image, here, in `in_turns` and in `few_shot`.
+    One class per image, here, in `in_turns` and in `few_shot`.
     """
     return np.sort(in_turns(split, seed)[:limit])
 

@@ -230,7 +230,7 @@ def _reason(error: Exception, *, started: bool) -> str:
         return f"worker processes cannot be started: {last}"
     # The others: a batch is there, and who should hand it over is not.
     if "exited unexpectedly" in last or isinstance(error, ConnectionError | EOFError | FileNotFoundError):
-        return "a worker process was killed, perhaps for want of memory"
+        return "a worker process was killed, perhaps because memory ran out"
     return f"a worker process failed: {last}"
 
 

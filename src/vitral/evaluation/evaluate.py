@@ -41,7 +41,7 @@ class EvaluationOptions:
     split: SplitName | None = None  # None: the test images, else those held out, else all
     batch_size: BatchSize = 256
     max_damaged: Whole = 0.01  # share of unreadable images past which to give up
-    workers: Workers | None = None  # processes that load images; None: as many as the machine suits
+    workers: Workers | None = None  # processes that load images; None: as many as suit the machine
     mistakes: bool = False  # whether the evaluation is to name the images that are wrong
 
 
@@ -227,7 +227,7 @@ def choose_split(
     made_by = classifier.metadata
     fraction, seed = made_by.get("val_fraction", 0.2), made_by.get("seed", 0)
     if wanted in ("test", "all"):
-        fraction = 0  # Nothing need be held out, and of one image a class nothing could be.
+        fraction = 0  # Nothing need be held out, and of one image per class nothing could be.
     data = open_data(source, val_fraction=fraction, seed=seed)
     if task_of(data) is not task_of(classifier):
         raise VitralError(
@@ -247,7 +247,7 @@ def choose_split(
             if "held_out" not in made_by:
                 doubts.append(
                     "no record says which images this model was trained on; all are judged, and some of them "
-                    "it may have learnt by heart"
+                    "it may have learned by heart"
                 )
     name = wanted or ("test" if "test" in data.splits else "val")
     if name not in (*data.splits, "all"):

@@ -56,7 +56,7 @@ class MultiLabelClassResult:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class MultiLabelEvaluation(Evaluation):
-    """Precision and F1 of a model of any number of classes an image.
+    """Precision and F1 of a model of any number of classes per image.
 
     Means over classes are of those that an image shows.
     """

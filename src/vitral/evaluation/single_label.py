@@ -64,7 +64,7 @@ class ClassResult:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SingleLabelEvaluation(Evaluation):
-    """Accuracy and calibration of a model of one class an image."""
+    """Accuracy and calibration of a model of one class per image."""
 
     score_name: ClassVar[str] = "top1"
     score_words: ClassVar[str] = "accuracy"
@@ -150,7 +150,7 @@ class SingleLabelEvaluation(Evaluation):
                     "images": f"{result.n:,}",
                     "accuracy": f"{result.accuracy:.1%}",
                     "precision": f"{result.precision:.1%}",
-                    "taken most often for": f"{names[other]} ({count:,})" if count else "",
+                    "most often mistaken for": f"{names[other]} ({count:,})" if count else "",
                 }
             )
         return rows

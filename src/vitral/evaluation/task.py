@@ -105,7 +105,7 @@ class Task(ABC):
 class SingleLabel(Task):
     """An image shows one class: softmax, cross-entropy, accuracy."""
 
-    words = "one class an image"
+    words = "one class per image"
     activation_words = "softmax({})"
     loss = "cross_entropy"
     calibrates = True
@@ -126,7 +126,7 @@ class SingleLabel(Task):
 class MultiLabel(Task):
     """An image shows any number of classes: sigmoid, binary cross-entropy, mean average precision."""
 
-    words = "any number of classes an image"
+    words = "any number of classes per image"
     activation_words = "sigmoid({}), each label for itself (multi-label)"
     loss = "binary"
     calibrates = False
@@ -189,7 +189,7 @@ def outputs(
                 raise VitralError(_not_finite(placement))
             yield logits_BL.float(), placement.put(batch.labels)
     if not found:
-        raise VitralError("not one of the images could be read, so there is nothing to evaluate")
+        raise VitralError("none of the images could be read, so there is nothing to evaluate")
 
 
 def _not_finite(placement: Placement) -> str:

@@ -200,9 +200,9 @@ def _identified(source: Any) -> Image.Image:
     with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
         prefix = file.read(16)
     if not _is_heif(prefix):
-        raise ImageError(f"not an image, or of a kind that is not read ({_NAMES})")
+        raise ImageError(f"not an image, or of a format that Vitral does not read ({_NAMES})")
     if not heif_is_there():
-        raise ImageError(f"is a HEIC picture; to open it, {HEIF_ADVICE}")
+        raise ImageError(f"is a HEIC image; to open it, {HEIF_ADVICE}")
     from pillow_heif import HeifImageFile  # pyrefly: ignore[missing-import]
 
     # Its class alone: registered with Pillow, the format would be known to all of the process.

@@ -12,7 +12,7 @@ def log_softmax(logits_BL: Tensor) -> Tensor:
 
 
 def log_sigmoid(logits_BL: Tensor) -> Tensor:
-    """Of any number of labels an image, each a question of its own."""
+    """Of any number of labels per image, each a question of its own."""
     return F.logsigmoid(logits_BL)
 
 

@@ -98,7 +98,7 @@ class Classifier:
             ("computes on", str(self.placement)),
         ]
         if self.multi_label:
-            facts.append(("answers", "any number of labels an image"))
+            facts.append(("answers", "any number of labels per image"))
         if self.temperature != 1:
             facts.append(("temperature", f"{self.temperature:.3f}"))
         return facts if self.tta == "none" else [*facts, ("test-time augmentation", self.tta)]
@@ -306,7 +306,7 @@ def _refuse_overflow(answers: Tensor) -> None:
     """Of weights too large to be multiplied: an answer of NaN would be taken for one."""
     if not answers.isfinite().all():
         raise VitralError(
-            "the model's answers are no numbers: its weights overflow, they are damaged or diverged"
+            "the model's outputs are not finite numbers: its weights are damaged, or its training diverged"
         )
 
 

@@ -173,7 +173,7 @@ def _assembled(
 ) -> PooledFeatures:
     readable = [row for row, digest in enumerate(digests) if all(digest in of for of in known.values())]
     if not readable:
-        raise VitralError("not one of the images could be read, so there are no features")
+        raise VitralError("none of the images could be read, so there are no features")
     vectors: dict[int, dict[Pooling, Tensor]] = {}
     for layer, of in known.items():
         names = poolings(model, layer)

@@ -35,9 +35,8 @@ class ModelInfo:
         return sum(stage.flops for stage in self.stages)
 
     def __repr__(self) -> str:
-        return (
-            f"<ModelInfo {self.name}: {self.parameters:,} parameters, {self.flops / 1e9:.3g} GFLOPs an image>"
-        )
+        flops = f"{self.flops / 1e9:.3g} GFLOPs per image"
+        return f"<ModelInfo {self.name}: {self.parameters:,} parameters, {flops}>"
 
 
 def info(model: str | PathLike, placement: Placement | None = None, **overrides: Any) -> ModelInfo:

@@ -95,7 +95,7 @@ def configure(name: str, overrides: Mapping[str, Any]) -> ViTConfig:
     try:
         config = parse(name)
     except ValueError as error:
-        raise VitralError(f"{name} is no checkpoint, and {error}") from error
+        raise VitralError(f"{name} is not a checkpoint, and {error}") from error
     try:
         wanted = build(ViTConfig, deep_merge(asdict(config), overrides))
         patch_grid(wanted.img_size, wanted.patch_size)
@@ -123,7 +123,7 @@ _NEAR = 0.7  # likeness of names of which one may be meant by the other
 
 def _unknown(name: str) -> str:
     if _OTHER_KINDS.match(name):
-        return f"{name!r} is no plain Vision Transformer, and Vitral has no other networks."
+        return f"{name!r} is not a plain Vision Transformer, and Vitral has no other networks."
     near = max(names(), key=lambda known: _likeness(name, known))
     if _likeness(name, near) >= _NEAR:
         return f"there is no model {name!r}; did you mean {near!r}?"

@@ -138,7 +138,7 @@ def _refuse_misfits(recipe: Recipe, data: ImageData, base: Checkpoint | None) ->
         )
     if task_of(data) is SINGLE_LABEL:
         return
-    several = f"one class an image, and {data.source} has lists of labels"
+    several = f"one class per image, and {data.source} has lists of labels"
     if recipe.get("loss") == "cross_entropy":
         raise VitralError(f"loss=cross_entropy is for {several}; take loss=binary, or leave it out")
     if teacher:
@@ -247,7 +247,7 @@ def _parse(name: str) -> Any:
     try:
         return parse(name)
     except ValueError as error:
-        raise VitralError(f"model={name} is no checkpoint, and {error}") from error
+        raise VitralError(f"model={name} is not a checkpoint, and {error}") from error
 
 
 # --- The model that a run begins with --------------------------------------------------------------

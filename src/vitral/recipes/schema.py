@@ -153,7 +153,7 @@ class Batches:
 class Criterion:
     """What is minimized."""
 
-    loss: Loss  # "binary": each class for itself, for several labels an image
+    loss: Loss  # "binary": each class for itself, for several labels per image
     label_smoothing: Share  # share of each target that is spread over all classes
     class_weights: Literal["none", "balanced"] = "none"  # "balanced": rare classes weigh more in the loss
     # A checkpoint with the same labels, which the model learns to answer like (DeiT, arXiv:2012.12877).
@@ -177,7 +177,7 @@ class Alteration:
     three_augment: bool = False  # DeiT-III's: grey, solarized or blurred
     # Largest change of brightness, contrast and saturation; 0: off.
     color_jitter: Annotated[float, Field(ge=0, le=10)] = 0.0
-    rand_augment_ops: Annotated[int, Field(ge=1, le=20)] = 2  # RandAugment's operations an image
+    rand_augment_ops: Annotated[int, Field(ge=1, le=20)] = 2  # RandAugment's operations per image
     rand_augment_share: Part = 1.0  # probability of each of them
     erasing: Share = 0.0  # probability of a rectangle of noise
 

@@ -31,7 +31,7 @@ class Placement:
         """
         for name, value, known in (("device", device, Device), ("precision", precision, Precision)):
             if value not in get_args(known):
-                raise VitralError(f"{name}={value}: it is one of {', '.join(get_args(known))}")
+                raise VitralError(f"{name}={value}: it must be one of {', '.join(get_args(known))}")
         place = torch.device(_best_device() if device == "auto" else device)
         if place.type not in _available_devices():
             raise VitralError(

@@ -11,7 +11,7 @@ from vitral.runtime.errors import VitralError
 def _off_or_more(value: float) -> float:
     """Less than this changes nothing, or overflows what is divided by it."""
     if 0 < value < 1e-3:
-        raise ValueError("it is 0 (off), or a number from 0.001 on")
+        raise ValueError("it must be 0 (off), or a number of 0.001 or more")
     return value
 
 
@@ -37,4 +37,4 @@ Part = Annotated[float, Field(ge=0.01, le=1)]  # a share that may not be nothing
 def refuse_beyond(name: str, value: Any, span: tuple[int, int]) -> None:
     """Raise VitralError if a function's argument is no whole number from the first to the second."""
     if isinstance(value, bool) or not isinstance(value, int) or not span[0] <= value <= span[1]:
-        raise VitralError(f"{name}={value!r}: it is a whole number from {span[0]:,} to {span[1]:,}")
+        raise VitralError(f"{name}={value!r}: it must be a whole number from {span[0]:,} to {span[1]:,}")

@@ -27,7 +27,7 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:
-            raise VitralError(f"{word!r} is no setting; write key=value, for example epochs=20")
+            raise VitralError(f"{word!r} is not a setting; write key=value, for example epochs=20")
         values[key.strip()] = _toml_value(text.strip())
     return values
 
@@ -148,7 +148,7 @@ def _refuse_unfit(kind: Any, values: Mapping[str, Any], group: str = "") -> None
                 wanted = _expected(hints[key]) or "this takes no true or false"
                 raise VitralError(f"{group}{key}={_shown(value)}: {wanted}")
             if isinstance(single, float) and not math.isfinite(single):
-                wanted = _expected(hints[key]) or "it is a finite number"
+                wanted = _expected(hints[key]) or "it must be a finite number"
                 raise VitralError(f"{group}{key}={_shown(value)}: {wanted}")
         for part in types:
             if dataclasses.is_dataclass(part) and isinstance(value, Mapping):
@@ -204,7 +204,7 @@ def _explained(error: ValidationError, kind: Any, values: Mapping[str, Any]) -> 
 
 
 def _expected(hint: Any) -> str | None:
-    """``"it is a whole number from 1 to 100"``; None where the type has no range."""
+    """``"it must be a whole number from 1 to 100"``; None where the type has no range."""
     if get_origin(hint) is not Annotated:
         return next(filter(None, map(_expected, get_args(hint))), None)
     bounds: dict[str, Any] = {}
@@ -220,7 +220,7 @@ def _expected(hint: Any) -> str | None:
         f"to {bounds['le']:,}" if "le" in bounds else f"to below {bounds['lt']:,}" if "lt" in bounds else "on"
     )
     what = "a whole number" if get_args(hint)[0] is int else "a number"
-    return f"it is {what} {low} {high}"
+    return f"it must be {what} {low} {high}"
 
 
 def _shown(value: Any) -> str:

@@ -191,7 +191,7 @@ def _take_up(run: Run, saved: Saved, saved_recipe: Resolved) -> None:
     if spent and changes:
         asked = f"{changes[0]}={now[changes[0]]:g}"
         raise VitralError(
-            f"{folder} is at step {run.state.step} already, past {asked}; name a larger budget, or none"
+            f"{folder} is already at step {run.state.step}, past {asked}; name a larger budget, or none"
         )
     if saved.tensors:
         _load_tensors(run, saved)
@@ -218,9 +218,9 @@ def _replace_best(run: Run, saved: Saved) -> None:
     folder = run.files.path
     lost = f"the best weights in {folder}, of step {run.state.best_step}, are gone or damaged"
     if not saved.can_go_on:
-        raise VitralError(f"{lost}; what is left of the run are the last weights, {folder / 'last'}")
+        raise VitralError(f"{lost}; the last weights are still there: {folder / 'last'}")
     run.state.forget_best()
-    run.tell.message(f"{lost}; the best of those from here on take their place")
+    run.tell.message(f"{lost}; the best weights from now on replace them")
 
 
 def _is_finished(folder: Path, budget_of: Resolved | None = None) -> VitralError:

@@ -175,23 +175,24 @@ def _tried(data: ImageData, recipe: Recipe, ways: list[Way], tell: Listeners, pa
     """The way that does best in trials of the same length; the first, where there is no time for two."""
     budget = 60 * recipe.get("minutes")
     if _MOST_SHARE * budget < 2 * _LEAST_SECONDS:
-        tell.message(f"too short a time to try {len(ways)} ways; taken: {ways[0].name}")
+        tell.message(f"not enough time to try {len(ways)} ways; Vitral takes: {ways[0].name}")
         return ways[0]
-    tell.message(f"making ready to try {len(ways)} ways")
+    tell.message(f"preparing to try {len(ways)} ways")
     end = time.monotonic() + _MOST_SHARE * budget
     ways, seconds_a_step = _made_ready(data, recipe, ways, end, tell, parts)
     least = max(_LEAST_SECONDS, _ROOM * _LEAST_STEPS * seconds_a_step)
     ways = _affordable(ways, (end - time.monotonic()) / least)
     if len(ways) == 1:
-        told = f"{_LEAST_STEPS} steps, the least that tell, take about {_LEAST_STEPS * seconds_a_step:.0f} s"
-        tell.message(f"{told}, too long to try several ways; taken: {ways[0].name}")
+        needed = _LEAST_STEPS * seconds_a_step
+        told = f"{_LEAST_STEPS} steps, the fewest that tell something, take about {needed:.0f} s"
+        tell.message(f"{told}, too long to try several ways; Vitral takes: {ways[0].name}")
         return ways[0]
     seconds = max(least, _SHARE * budget / len(ways))
     trials = _trials(data, recipe, ways, seconds, tell, parts)
     best = choose(trials) if trials else ways[0]  # whose run says what is wrong
     for line in _found(trials, seconds):
         tell.message(line)
-    tell.message(f"taken for the rest of the time: {best.name}")
+    tell.message(f"for the rest of the time: {best.name}")
     return best
 
 

@@ -38,7 +38,7 @@ class World:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count > 1:
             raise VitralError(
-                f"WORLD_SIZE={count}: training runs in one process as yet; start it without torchrun, "
+                f"WORLD_SIZE={count}: training runs in one process only; start it without torchrun, "
                 "or with --nproc-per-node 1"
             )
         return cls()

@@ -49,7 +49,7 @@ def _settings_of(model: object, wanted: Recipe, *, resume: bool) -> dict[str, An
     """What a recipe says of a module that was passed: its class, and its size if it is one of ours."""
     if not isinstance(model, nn.Module):
         raise VitralError(
-            f"model is the callable {one_line(repr(model))}; training takes a module, made already"
+            f"model is the callable {one_line(repr(model))}; training takes a module that is already built"
         )
     named = {"model": f"{MODULE}{type(model).__name__}"}
     if resume or wanted.get("img_size") or not isinstance(model, VisionTransformer):

@@ -118,7 +118,7 @@ class Teacher:
 
     def __init__(self, classifier: Classifier, seen: Preprocess, labels: Sequence[str]) -> None:
         if task_of(classifier) is not SINGLE_LABEL:
-            raise VitralError("the teacher is multi-label; distil from a model of one class an image")
+            raise VitralError("the teacher is multi-label; distil from a model of one class per image")
         missing = sorted(set(labels) - set(classifier.labels))
         if missing:
             raise VitralError(

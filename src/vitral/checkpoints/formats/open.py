@@ -45,7 +45,7 @@ def _open_file(path: Path, find: Callable[[Path, Any], Saved]) -> Weights:
     elif path.suffix in PICKLED:
         weights = PickledWeights(path, find)
     else:
-        raise VitralError(f"{path} is no file of weights; known are {', '.join(ENDINGS)}")
+        raise VitralError(f"{path} is not a file of weights; those end in {', '.join(ENDINGS)}")
     size = path.stat().st_size
     for name in weights:
         if len(name) > _MAX_NAME or not name.isprintable():

@@ -44,7 +44,7 @@ def assumed_note(raw: RawCheckpoint, asked: Mapping[str, Any], taken: str) -> tu
     if "preprocess" in asked:
         return ()
     return (
-        f"{raw.name} does not say how its images were prepared; taken is what {taken}. If that is wrong: "
+        f"{raw.name} does not say how its images were prepared; Vitral takes what {taken}. If that is wrong: "
         "vitral convert MODEL OUT preprocess.mean=[...] preprocess.std=[...]",
     )
 

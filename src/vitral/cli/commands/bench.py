@@ -43,16 +43,16 @@ _Isolated = Annotated[
         "rather than all in one.",
     ),
 ]
-_Compiled = Annotated[
-    bool, typer.Option("--compile/--no-compile", help="With the contenders that need torch.compile.")
-]
+_Compiled = Annotated[bool, typer.Option("--compile/--no-compile", help="Also measure with torch.compile.")]
 _Peers = Annotated[list[str] | None, typer.Option(help="Compete with this library only; repeatable.")]
 
 
 def bench(  # noqa: PLR0913 - a command's options
     what: _What,
     words: _Words = None,
-    rounds: Annotated[int, options.number(limits.ROUNDS, "Interleaved readings of each contender.")] = 7,
+    rounds: Annotated[
+        int, options.number(limits.ROUNDS, "Number of measurements of each library, taken in turns.")
+    ] = 7,
     out: Annotated[Path | None, options.file("A JSON file for the report.")] = None,
     json_output: options.Json = False,
     compiled: _Compiled = True,
@@ -61,7 +61,7 @@ def bench(  # noqa: PLR0913 - a command's options
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
-    """Speed beside timm, transformers, torchvision and vit-pytorch, whichever are installed.
+    """Compare speed with timm, transformers, torchvision and vit-pytorch, if they are installed.
 
     \b
     vitral bench train ViT-Ti/4 img_size=32 batch_size=256 --isolated --out bench.json

@@ -20,7 +20,7 @@ _PICTURED = 40
 def demo(
     out: Annotated[Path, options.folder("Folder for the model.")] = Path("runs/demo"),
 ) -> None:
-    """Train on scikit-learn's handwritten digits, evaluate, and say what to try next."""
+    """Train a small model on handwritten digits (scikit-learn's), evaluate it, and say what to try next."""
     from vitral.cli.training import TrainingConsole
 
     keep_freed_memory()

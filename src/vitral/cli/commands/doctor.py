@@ -18,14 +18,16 @@ def doctor(  # noqa: PLR0913 - a command's options
     model: options.Model,
     data: options.Data,
     split: options.Split = None,
-    limit: Annotated[int, options.number(limits.IMAGES, "Images at most, even over the classes.")] = 400,
+    limit: Annotated[
+        int, options.number(limits.IMAGES, "Largest number of images, the same for each class.")
+    ] = 400,
     seed: options.Seed = 0,
     workers: options.Workers = None,
     json_output: options.Json = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
-    """Measure what wrong settings cost on labelled images, and name the likely mismatch."""
+    """Evaluate MODEL with other settings (mean, crop and so on), and say whether one of them is better."""
     from vitral.evaluation.diagnosis.doctor import diagnose
 
     classifier = load_classifier(model, device, precision)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vitral.evaluation.mistakes import Mistakes
 
 _SHOWN_CLASSES = 20
-_WORD_COLUMNS = {"class", "taken most often for"}
+_WORD_COLUMNS = {"class", "most often mistaken for"}
 
 
 def eval(  # noqa: PLR0913 - a command's options
@@ -24,10 +24,14 @@ def eval(  # noqa: PLR0913 - a command's options
     json_output: options.Json = False,
     wrong: Annotated[
         Path | None,
-        options.file("List of the wrong images, the surest first, as .csv or .json.", limits.LIST_SUFFIXES),
+        options.file(
+            "File for a list of the wrong images, the most confident first (.csv or .json).",
+            limits.LIST_SUFFIXES,
+        ),
     ] = None,
     sheet: Annotated[
-        Path | None, options.file("Picture of the worst of them, such as wrong.png.", limits.SHEET_SUFFIXES)
+        Path | None,
+        options.file("File for a picture of the worst ones, such as wrong.png.", limits.SHEET_SUFFIXES),
     ] = None,
     max_damaged: options.MaxDamaged = 0.01,
     workers: options.Workers = None,
@@ -35,9 +39,9 @@ def eval(  # noqa: PLR0913 - a command's options
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
-    """Accuracy with its interval, loss, calibration, per class and confusion, on labelled images.
+    """Evaluate MODEL on labelled images: accuracy with its interval, loss, calibration, and each class.
 
-    Of a multi-label model: mean average precision, F1, exact matches and loss.
+    For a multi-label model: mean average precision, F1, exact matches and loss.
 
     \b
     vitral eval runs/photos photos/ --wrong wrong.csv --sheet wrong.png

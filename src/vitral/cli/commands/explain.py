@@ -18,6 +18,7 @@ from vitral.runtime.streams import shown
 
 if TYPE_CHECKING:
     from vitral.explain.faithfulness.record import Faithfulness
+    from vitral.explain.faithfulness.statistics import Estimate
     from vitral.explain.pictures import Asked, Attribution, Explained, Heads
     from vitral.inference.classifier import Classifier
     from vitral.model.config import ViTConfig
@@ -340,19 +341,31 @@ def print_scores(found: "Faithfulness", title: str) -> None:
     from vitral.explain.faithfulness.redrawn import HALF
 
     say(f"{title}: {found.n:,} images")
-    headings = ("method", "SRG", "interval", "group", "deletion", "insertion", "SaCo", "redrawn")
+    headings = ("method", "SRG", "interval", "group", "deletion", "insertion")
     for fill in found.fills:
         rows = []
         for scored in found.methods:
             of = scored.fills[fill]
-            interval = f"{of.srg.low:+.2f} to {of.srg.high:+.2f}"
             areas = (f"{area.mean:.2f}" for area in (of.deletion, of.insertion))
-            redrawn = f"{scored.redrawn[HALF].mean:+.2f}" if HALF in scored.redrawn else "-"
-            saco = f"{scored.saco.mean:+.2f}"
-            rows.append((scored.method, f"{of.srg.mean:+.2f}", interval, of.group, *areas, saco, redrawn))
+            rows.append((scored.method, *_with_interval(of.srg), of.group, *areas))
         print_table(_FILLS[fill], headings, rows, set(headings[1:]))
+    headings = ("method", "SaCo", "interval", "redrawn")
+    rows = []
+    for scored in found.methods:
+        redrawn = f"{scored.redrawn[HALF].mean:+.2f}" if HALF in scored.redrawn else "-"
+        rows.append((scored.method, *_with_interval(scored.saco), redrawn))
+    print_table(
+        f"other checks: SaCo ({_FILLS[found.saco_fill]}), redrawn weights",
+        headings,
+        rows,
+        set(headings[1:]),
+    )
     for sentence in found.conclusions():
         say(sentence)
+
+
+def _with_interval(of: "Estimate") -> tuple[str, str]:
+    return f"{of.mean:+.2f}", f"{of.low:+.2f} to {of.high:+.2f}"
 
 
 def _figures(

@@ -24,7 +24,7 @@ def info(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
-    """Every stage with its shape, parameters and FLOPs, and what the patch size costs."""
+    """Print each stage of a model: shape, parameters, FLOPs; and the cost of other patch sizes."""
     from vitral.inference.info import info as describe
     from vitral.runtime.devices import Placement
     from vitral.runtime.settings import nested, parse_overrides
@@ -86,5 +86,5 @@ def print_patch_costs(config: "ViTConfig", costs: "Sequence[PatchCost]", placeme
         time_taken = "-" if cost.milliseconds is None else f"{cost.milliseconds:.1f}"
         rows.append((f"{mark}{cost.patch_size}", f"{cost.patches:,}", *map(giga, parts), time_taken))
     headings = ("patch size", "patches N", "attention, O(N²·D)", "linear, O(N·D²)", "total", "ms")
-    title = f"what the patch size costs: GFLOPs an image, and ms on {placement}"
+    title = f"the cost of each patch size: GFLOPs per image, and ms on {placement}"
     print_table(title, headings, rows, headings)

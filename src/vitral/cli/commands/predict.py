@@ -24,7 +24,7 @@ def predict(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
-    """The likeliest labels of each image, a line an image."""
+    """Print the likeliest labels of each image, one line per image."""
     from vitral.data.sources import find_images
 
     found = find_images(images)

@@ -25,12 +25,18 @@ def probe(  # noqa: PLR0913 - a command's options
     ] = None,
     layer: Annotated[
         list[int] | None,
-        options.number(limits.LAYER, "Whose output to take, by default -1; the best of several."),
+        options.number(
+            limits.LAYER, "Layer whose output is used, by default -1 (the last); of several, the best."
+        ),
     ] = None,
-    per_class: Annotated[int | None, options.number(limits.IMAGES, "Labelled images of each class.")] = None,
+    per_class: Annotated[
+        int | None, options.number(limits.IMAGES, "Number of labelled images per class.")
+    ] = None,
     limit: Annotated[
         int | None,
-        options.number(limits.IMAGES, "Images of any split at most; with --per-class, of the test split."),
+        options.number(
+            limits.IMAGES, "Largest number of images of each split; with --per-class, of the test split."
+        ),
     ] = None,
     seed: options.Seed = 0,
     max_damaged: options.MaxDamaged = 0.01,
@@ -43,7 +49,7 @@ def probe(  # noqa: PLR0913 - a command's options
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
-    """What a model's features are worth on DATA: a linear probe and nearest neighbours, nothing trained.
+    """Measure how good a model's features are on DATA, by a linear probe and nearest neighbours.
 
     \b
     vitral probe hf://facebook/dinov2-small photos/ --per-class 10

@@ -11,7 +11,7 @@ from vitral.cli import options
 def push(
     model: options.Model,
     reference: Annotated[str, options.text("hf://ORG/NAME", "The repository on the hub.")],
-    private: Annotated[bool, typer.Option("--private", help="Visible to you alone.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
 ) -> None:
     """Upload a model folder to the hub, with a model card."""
     from vitral.checkpoints.push import push as upload

@@ -19,22 +19,20 @@ if TYPE_CHECKING:
 
 def train(
     data: options.Data,
-    out: Annotated[Path | None, options.folder("Folder for the run.")] = None,
+    out: Annotated[Path | None, options.folder("Folder of the run.")] = None,
     settings: options.Settings = None,
     recipe: Annotated[
         str | None, options.name("NAME_OR_FILE", "A recipe that comes with Vitral, or a file of settings.")
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume", help="Go on with the run in --out; a setting=default takes a changed one back."
-        ),
+        typer.Option("--resume", help="Continue the run in --out; setting=default undoes a changed setting."),
     ] = False,
     show_groups: Annotated[
-        bool, typer.Option("--show-groups", help="Print what learns at which rate, and train nothing.")
+        bool, typer.Option("--show-groups", help="Print which weights learn at which rate; train nothing.")
     ] = False,
 ) -> None:
-    """Train or fine-tune on DATA; settings that you leave out are chosen from the data and printed.
+    """Train or fine-tune a model on DATA; settings that you leave out are chosen from the data and printed.
 
     \b
     vitral train photos/ --out runs/photos minutes=30

@@ -86,7 +86,7 @@ def _labels(dataset: Any, split: str) -> list[Any]:
     if not isinstance(item, tuple | list) or len(item) != 2 or not _is_picture(item[0]):
         raise VitralError(
             f"the {split} dataset gives {_described(item)}; give (image, label), the image being a PIL "
-            "picture, or an array or tensor of bytes (H, W, C) or (C, H, W)"
+            "picture, or a uint8 array or tensor (H, W, C) or (C, H, W)"
         )
     listed = _listed(dataset)
     if listed is not None and len(listed) == count:
@@ -147,7 +147,7 @@ def _indices(labels: list[Any], names: tuple[str, ...], index: dict[Any, int], s
     if labels and all(isinstance(label, tuple) for label in labels):
         if any(len(label) != len(names) or not set(label) <= {0, 1} for label in labels):
             raise VitralError(
-                f"{split!r} has label vectors that are not {len(names)} numbers 0 or 1, one a class"
+                f"{split!r} has label vectors that are not {len(names)} numbers 0 or 1, one per class"
             )
         return np.array(labels, dtype=bool)
     unknown = {label for label in labels if label not in index}

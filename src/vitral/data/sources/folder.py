@@ -1,4 +1,4 @@
-"""Image folders: a folder a class, or folders of splits that hold those."""
+"""Image folders: one folder per class, or folders of splits that hold those."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def read_folder(root: Path) -> Found:
     classes = _without_empty({name: _class_folders(folder) for name, folder in folders.items()}, notes)
     loose = sum(len(folder.pictures) for folder in {id(f): f for f in (tree, *folders.values())}.values())
     if loose:
-        notes.append(f"left out {loose:,} pictures that lie in no class's folder")
+        notes.append(f"left out {loose:,} images that are in no class folder")
     names = tuple(classes["train"])
     for name, found in classes.items():
         if tuple(found) != names:
@@ -97,7 +97,7 @@ def _splits_of(root: Folder, notes: list[str]) -> dict[str, Folder]:
             f"{train.path} as DATA, or rename it"
         )
     if others:
-        notes.append(f"passed over folders of no split: {shortened(others)}")
+        notes.append(f"skipped folders that are not a split: {shortened(others)}")
     chosen = {"train": train}
     for role in ("val", "test"):
         for inner in map(_without_repetition, by_role[role]):
@@ -105,7 +105,7 @@ def _splits_of(root: Folder, notes: list[str]) -> dict[str, Folder]:
                 chosen[role] = inner
             else:
                 count = len(inner.all_pictures())
-                notes.append(f"left out {_name(inner)}: its {count:,} pictures lie in no class's folder")
+                notes.append(f"left out {_name(inner)}: its {count:,} images are in no class folder")
     return chosen
 
 
@@ -141,7 +141,7 @@ def _without_empty(splits: dict[str, dict[str, list[Path]]], notes: list[str]) -
         kept[split] = {name: pictures for name, pictures in classes.items() if pictures or name in known}
         empty |= classes.keys() - kept[split].keys()
     if empty:
-        notes.append(f"passed over folders without pictures: {shortened(sorted(empty))}")
+        notes.append(f"skipped folders without images: {shortened(sorted(empty))}")
     return kept
 
 
@@ -150,7 +150,7 @@ def _class_folders(split: Folder) -> dict[str, list[Path]]:
     classes = {name: split.folders[name].all_pictures() for name in sorted(split.folders)}
     if not any(classes.values()):
         heic = sum(folder.heic for folder in split.below())
-        reason = f"; its {heic:,} HEIC pictures are passed over: {HEIF_ADVICE}" if heic else ""
+        reason = f"; its {heic:,} HEIC images are skipped: {HEIF_ADVICE}" if heic else ""
         raise VitralError(
             f"{split.path} holds no images in class folders; put each class's images in a folder of its name"
             f"{reason}"
@@ -159,7 +159,7 @@ def _class_folders(split: Folder) -> dict[str, list[Path]]:
         heic = sum(folder.heic for folder in split.folders[name].below())
         if heic and not pictures:
             raise VitralError(
-                f"all pictures of {split.folders[name].path} are HEIC; to open them, {HEIF_ADVICE}"
+                f"all images of {split.folders[name].path} are HEIC; to open them, {HEIF_ADVICE}"
             )
     return classes
 

@@ -120,14 +120,16 @@ def _check_kind(column: _Column) -> None:
         odd = [value for value in found if value != value or abs(value) == float("inf") or value % 1]
         if odd:
             raise VitralError(
-                f"{column.split!r} has labels that are no whole numbers, such as {odd[0]}; give the "
+                f"{column.split!r} has labels that are not whole numbers, such as {odd[0]}; give the "
                 "number or the name of a class"
             )
     elif not (_is_text(column) or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind)):
-        raise VitralError(f"the labels are {column.values.type}; they are numbers, text, or lists of those")
+        raise VitralError(
+            f"the labels are {column.values.type}; they must be numbers, text, or lists of those"
+        )
 
 
-# --- One class an image, or lists of classes -------------------------------------------------------
+# --- One class per image, or lists of classes -------------------------------------------------------
 
 
 def _index(columns: dict[str, _Column], names: tuple[str, ...] | None) -> dict[Any, int]:
@@ -136,7 +138,7 @@ def _index(columns: dict[str, _Column], names: tuple[str, ...] | None) -> dict[A
         return {value: i for i, name in enumerate(names) for value in (i, name)}
     values = {value for column in columns.values() for value in column.distinct()}
     if None in values:
-        raise VitralError("the label column has empty cells; every image needs a label")
+        raise VitralError("the label column has empty cells; each image needs a label")
     return {value: i for i, value in enumerate(sorted(values))}
 
 

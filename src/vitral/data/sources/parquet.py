@@ -90,7 +90,7 @@ def _read(path: str) -> Any:
     except PermissionError as error:
         raise VitralError(f"{path} {why_not_read(error)}") from error
     except Exception as error:  # Arrow raises a dozen kinds on damaged files
-        raise VitralError(f"{path} is no parquet file that can be read: {_one_line(error)}") from error
+        raise VitralError(f"{path} cannot be read as a parquet file: {_one_line(error)}") from error
     # Renaming drops the metadata, which names the classes.
     table = table.rename_columns(["image", "label"]).replace_schema_metadata(schema.metadata)
     _check_images(path, table["image"])
@@ -153,7 +153,7 @@ class _ParquetImages:
         if isinstance(value, dict):
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if not value:
-            raise ImageError("the image's cell is empty")
+            raise ImageError("its cell is empty")
         if not isinstance(value, str):
             return value
         refuse_irregular(folder / value)
@@ -172,7 +172,7 @@ def _check_images(path: str, column: Any) -> None:
         fields = {field.name: field.type for field in kind}
         sound = _is_bytes(fields.get("bytes", pa.binary())) and _is_text(fields.get("path", pa.string()))
         if not sound or not fields.keys() & {"bytes", "path"} or len(fields) != kind.num_fields:
-            raise VitralError(f"{path}: images are {kind}; they are bytes, paths, or {{bytes, path}}")
+            raise VitralError(f"{path}: images are {kind}; they must be bytes, paths, or {{bytes, path}}")
         if "path" not in fields:
             return
         paths = pc.struct_field(column, "path")
@@ -183,7 +183,7 @@ def _check_images(path: str, column: Any) -> None:
     elif _is_bytes(_value_type(kind)):
         return
     else:
-        raise VitralError(f"{path}: images are {kind}; they are bytes, paths, or {{bytes, path}}")
+        raise VitralError(f"{path}: images are {kind}; they must be bytes, paths, or {{bytes, path}}")
     _refuse_outside(path, pc.unique(paths).to_pylist())
 
 

@@ -63,9 +63,9 @@ class Passed:
         if self.kinds:
             parts = [f"{count:,} {kind}" for kind, count in self.kinds.most_common()]
             advice = f"; to open HEIC, {HEIF_ADVICE}" if self.kinds[HEIC] else ""
-            notes.append(f"passed over what is no picture: {shortened(parts)}{advice}")
+            notes.append(f"skipped files that are not images: {shortened(parts)}{advice}")
         if self.links:
-            notes.append(f"passed over links to folders that stand elsewhere: {shortened(self.links)}")
+            notes.append(f"skipped links to folders that are elsewhere too: {shortened(self.links)}")
         return notes
 
     def closed_note(self) -> str:

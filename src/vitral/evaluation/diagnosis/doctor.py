@@ -47,7 +47,7 @@ def diagnose(
         split: as `evaluate_classifier` takes it.
         limit: images at most, as many of each class as of any other while they last.
         seed: of the choice of images.
-        workers: processes that load images; None: as many as the machine suits.
+        workers: processes that load images; None: as many as suit the machine.
         warn: told of each damaged image, which is left out, and of doubts about the split.
         on_images: told how many images are done, of how many.
 
@@ -62,7 +62,7 @@ def diagnose(
             "first: vitral train DATA --out RUN model=MODEL"
         )
     if task_of(classifier) is not SINGLE_LABEL:
-        raise VitralError("doctor examines models of one class an image, and this one is multi-label")
+        raise VitralError("doctor examines models of one class per image, and this one is multi-label")
     refuse_beyond("limit", limit, IMAGES)
     refuse_beyond("seed", seed, SEED)
     name, images = choose_split(classifier, data, split, warn)

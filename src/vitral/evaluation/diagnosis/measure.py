@@ -92,7 +92,7 @@ def measure(
     finally:
         model.train(was_training)
     if not parts:
-        raise VitralError("not one of the images could be read, so there is nothing to diagnose")
+        raise VitralError("none of the images could be read, so there is nothing to diagnose")
     return [Answers.merge(of_change) for of_change in zip(*parts, strict=True)]
 
 

@@ -78,7 +78,7 @@ class Method:
     """A way to answer, and how it is set."""
 
     settings: Sequence[float]
-    default: float  # where one image a class leaves none to choose by
+    default: float  # where one image per class leaves none to choose by
     # Vectors (N, D), labels (N,), queries (Q, D), number of classes, settings -> logits (Q, L) of each.
     answers: Callable[[Tensor, np.ndarray, Tensor, int, Sequence[float]], list[Tensor]]
     merit: Callable[[Choice], Any]  # of what is held out; the largest wins

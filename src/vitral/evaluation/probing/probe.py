@@ -44,7 +44,7 @@ class ProbeOptions:
     limit: Images | None = None  # of any split at most, even over classes; with per_class, of the judge
     seed: Seed = 0  # of what is held out and drawn
     max_damaged: Whole = 0.01  # share of unreadable images past which to give up
-    workers: Workers | None = None  # processes that load images; None: as many as the machine suits
+    workers: Workers | None = None  # processes that load images; None: as many as suit the machine
 
     def __post_init__(self) -> None:
         check(self)
@@ -133,7 +133,7 @@ def _open(source: DataSource, seed: int, warn: Callable[[str], None]) -> ImageDa
     data = open_data(source, seed=seed).told(warn)
     if task_of(data) is not SINGLE_LABEL:
         raise VitralError(
-            f"a probe takes one class an image, and {data.source} has lists of labels; {_INSTEAD}"
+            f"a probe takes one class per image, and {data.source} has lists of labels; {_INSTEAD}"
         )
     return data
 

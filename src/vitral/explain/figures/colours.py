@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_TITLE_INCHES = 0.3
+# Pixels of photographs are smoothed, those of icons stay squares.
+_SMOOTH_OR_SQUARE = "antialiased"
+_SATURATED = 0.01  # of the patches share the brightest colour, or one that stands out would darken all
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Pictures(Drawing):
             bare(axes)
         for place, image in enumerate(self.images_BHW3):
             row, column = divmod(place, columns)
-            grid[2 * row, column].imshow(image)
+            grid[2 * row, column].imshow(image, interpolation=_SMOOTH_OR_SQUARE)
             self._show(grid[2 * row + 1, column], place, reach)
 
     @abstractmethod
@@ -135,7 +137,8 @@ class RolloutOverlays(Pictures):
         "(google-research/vision_transformer, issue 18): mean over heads, identity added, rows made to "
         "sum to 1, product over all layers. Their pictures are divided by the maximum, blurred by a "
         "patch and laid as light over the image (issue 27); here the numbers are kept, all images share "
-        "one scale from 0, and nothing is blurred but what lies between patches."
+        "one scale from 0, on which the brightest hundredth of the patches have one colour, and nothing is "
+        "blurred but what lies between patches. What a prefix token keeps of itself is left out."
     )
 
     maps_BRC: np.ndarray  # shares of the head's reading that come from each patch
@@ -155,10 +158,10 @@ class RolloutOverlays(Pictures):
             yield {"image": self.names_B[image], "row": row, "column": column, "rollout": value}
 
     def reach(self) -> Reach:
-        return {"rollout": (0, float(self.maps_BRC.max()))}
+        return {"rollout": (0, float(np.quantile(self.maps_BRC, 1 - _SATURATED)))}
 
     def _show(self, axes: "Axes", place: int, reach: Reach) -> None:
         from vitral.explain.render import Scale, overlay
 
         scale, image = Scale(*reach["rollout"]), Image.fromarray(self.images_BHW3[place])
-        axes.imshow(overlay(image, self.maps_BRC[place], scale))
+        axes.imshow(overlay(image, self.maps_BRC[place], scale), interpolation=_SMOOTH_OR_SQUARE)

@@ -99,7 +99,10 @@ def _labels(
     labels = assumed_labels(raw, classes, about.get("tag"), about.get("hf_hub_id"))
     changed = config.get("model_args") and labels[:1] == ("tench",)
     tag = about.get("tag")
-    told = f"{raw.name} does not name its 1,000 classes; taken are ImageNet's, for it is tagged {tag}"
+    told = (
+        f"{raw.name} does not name its 1,000 classes; Vitral takes ImageNet's names, because it is tagged "
+        f"{tag}"
+    )
     return labels, (told,) if changed else ()
 
 

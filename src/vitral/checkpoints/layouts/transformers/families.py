@@ -108,5 +108,5 @@ ACTIVATIONS = {
     "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu", "silu": "silu", "swish": "silu", "relu": "relu",
 }  # fmt: skip
-# Its `problem_type`s beside one class an image: pipelines take a sigmoid, or the numbers themselves.
+# Its `problem_type`s beside one class per image: pipelines take a sigmoid, or the numbers themselves.
 MULTI_LABEL, REGRESSION = "multi_label_classification", "regression"
