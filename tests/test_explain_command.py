@@ -326,6 +326,14 @@ NOT_POSSIBLE = [
 ]  # fmt: skip
 
 
+def test_without_matplotlib_nothing_is_written(vitral: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, out, err = vitral("explain model photos --out maps")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "pip install 'vitral[explain]'" in err
+    assert not Path("maps").exists()
+
+
 def refused(result: tuple[int, str, str], status: int, text: str, there: set[Path], folder: Path) -> None:
     got, out, err = result
     assert (got, out) == (status, ""), err

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vitral.evaluation.evaluate import evaluate
     from vitral.evaluation.evaluation import Evaluation
     from vitral.evaluation.probing.probe import probe
+    from vitral.explain.figures.draw import draw_figures
     from vitral.explain.inside import Inside
     from vitral.images.preprocess import Preprocess
     from vitral.inference.classifier import Classifier, Prediction, load
@@ -55,6 +56,7 @@ _HOMES = {
     "convert": "checkpoints.convert",
     "create": "model.variants",
     "diagnose": "evaluation.diagnosis.doctor",
+    "draw_figures": "explain.figures.draw",
     "evaluate": "evaluation.evaluate",
     "info": "inference.info",
     "load": "inference.classifier",
@@ -86,6 +88,7 @@ __all__ = [
     "convert",
     "create",
     "diagnose",
+    "draw_figures",
     "evaluate",
     "info",
     "load",

@@ -14,7 +14,7 @@ from vitral.explain.attribution.method import Method
 from vitral.explain.attribution.methods import DEFAULT, METHODS, find
 from vitral.explain.inside import Inside
 from vitral.explain.maps import Relevance
-from vitral.explain.render import Panel, Strip, png, sheet
+from vitral.explain.render import Panel, Strip, matplotlib_tables, png, sheet
 from vitral.explain.target import Target, class_index
 from vitral.inference.classifier import Classifier
 from vitral.runtime.errors import ImageError, VitralError
@@ -208,6 +208,7 @@ def explain_images(
     Raises:
         VitralError: if the model cannot be asked this.
     """
+    matplotlib_tables()
     asked.refuse(inside.classifier)
     names = iter(file_names(images))
     for start in range(0, len(images), drawing.batch_size):
