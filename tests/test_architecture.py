@@ -28,9 +28,13 @@ ROOMS: dict[str, set[str]] = {
     "training": {"checkpoints", "data", "evaluation", "images", "inference", "model", "recipes", "runtime"},
     "explain": {"checkpoints", "data", "evaluation", "images", "inference", "model", "runtime"},
     "bench": {"checkpoints", "images", "inference", "model", "runtime"},
+    "reports": {
+        "checkpoints", "data", "evaluation", "explain", "images", "inference", "model", "recipes", "runtime",
+        "training",
+    },
     "cli": {
         "bench", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model", "recipes",
-        "runtime", "training",
+        "reports", "runtime", "training",
     },
 }  # fmt: skip
 

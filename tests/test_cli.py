@@ -250,10 +250,11 @@ def test_training_says_what_it_found_chose_and_made(
     result = vitral("train", image_folder, "--out", tmp_path / "run", *quick)
     assert "36 images in 3 classes (ant, bee, cat)" in result.err
     assert "2 steps; batch_size 8" in result.err
-    assert (
-        result.out.splitlines()[-1]
-        == f"model: {tmp_path / 'run'}; try: vitral predict {tmp_path / 'run'} IMAGE..."
-    )
+    run = tmp_path / "run"
+    assert result.out.splitlines()[-2:] == [
+        f"model: {run}; try: vitral predict {run} IMAGE...",
+        f"report: vitral report {run} {image_folder} --out report.html",
+    ]
     assert load_checkpoint(tmp_path / "run").labels == ("ant", "bee", "cat")
 
 

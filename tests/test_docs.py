@@ -53,6 +53,7 @@ _SMALLER = (
     (r"\bfrog\b", "ant"),
     (r"\bbird\b", "bee"),
     (r"(vitral doctor \S+ \S+)", r"\1 --limit 6"),
+    (r"(vitral report .*)", r"\1 --maps 1 --score 0 --no-figures"),
 )  # fmt: skip
 
 

@@ -32,10 +32,12 @@ def save_model(folder: Path, **options: Any) -> Path:
     torch.manual_seed(0)
     size: dict[str, Any] = {"embed_dim": 16, "num_layers": 2, "num_heads": 2, "num_classes": 3}
     labels, multi_label = options.pop("labels", LABELS), options.pop("multi_label", False)
+    metadata = options.pop("metadata", {})
     model = VisionTransformer((16, 24), 8, **size | options)
     model = away_from_initial_values(model)
     preprocess = Preprocess((16, 24), crop_fraction=0.8)
-    save_checkpoint(folder, Checkpoint(model, preprocess, labels, multi_label=multi_label))
+    checkpoint = Checkpoint(model, preprocess, labels, multi_label=multi_label, metadata=metadata)
+    save_checkpoint(folder, checkpoint)
     return folder
 
 
@@ -168,6 +170,16 @@ def test_a_model_without_classes_is_explained_without_them(vitral: Run, tmp_path
     assert "no classes" in err
     assert "rollout" in err
     assert not Path("more").exists()
+
+
+def test_a_regression_is_explained_without_classes(vitral: Run) -> None:
+    save_model(Path("scale"), num_classes=1, labels=("years",), metadata={"regression": True})
+    status, out, err = vitral("explain scale photos/bee/000.png --out maps")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert f"a regression, without classes, and {DEFAULT} explains a class; attention or rollout can" in err
+    result = vitral("explain scale photos/bee/000.png --method rollout --out maps --json")
+    assert result[0] == 0, result[2]
+    assert lines_of(result)[0]["label"] is None
 
 
 def test_the_same_images_give_the_same_bytes(vitral: Run) -> None:
@@ -312,6 +324,14 @@ NOT_POSSIBLE = [
     ("explain model photos --out maps --layers 2", "there is no layer 2; this model has 0 to 1"),
     ("explain model photos --out maps --heads 7", "there is no head 7; this model has 0 to 1"),
 ]  # fmt: skip
+
+
+def test_without_matplotlib_nothing_is_written(vitral: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, out, err = vitral("explain model photos --out maps")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "pip install 'vitral[explain]'" in err
+    assert not Path("maps").exists()
 
 
 def refused(result: tuple[int, str, str], status: int, text: str, there: set[Path], folder: Path) -> None:

@@ -296,7 +296,7 @@ def test_what_a_run_computes_cannot_change(change: dict[str, Any], data: ImageDa
     assert str(caught.value) == (
         f"{name} cannot change in a resumed run; "
         "what can: accumulate, checkpoint_layers, checkpoint_steps, device, epochs, eval_epochs, keep_state, "
-        "max_damaged, minutes, steps, threads, workers"
+        "max_damaged, minutes, report, steps, threads, workers"
     )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vitral.evaluation.evaluate import evaluate
     from vitral.evaluation.evaluation import Evaluation
     from vitral.evaluation.probing.probe import probe
+    from vitral.explain.figures.draw import draw_figures
     from vitral.explain.inside import Inside
     from vitral.images.preprocess import Preprocess
     from vitral.inference.classifier import Classifier, Prediction, load
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from vitral.model.variants import create
     from vitral.model.vit import Features, VisionTransformer
     from vitral.recipes.recipe import Recipe
+    from vitral.reports.report import report
+    from vitral.reports.train import train
     from vitral.runtime.errors import VitralError
-    from vitral.training.interface import train
 
 # Where each public name lives. Resolved on first use, so that `vitral --help` need not import torch.
 _HOMES = {
@@ -54,12 +56,14 @@ _HOMES = {
     "convert": "checkpoints.convert",
     "create": "model.variants",
     "diagnose": "evaluation.diagnosis.doctor",
+    "draw_figures": "explain.figures.draw",
     "evaluate": "evaluation.evaluate",
     "info": "inference.info",
     "load": "inference.classifier",
     "open_data": "data.image_data",
     "probe": "evaluation.probing.probe",
-    "train": "training.interface",
+    "report": "reports.report",
+    "train": "reports.train",
 }
 
 __all__ = [
@@ -84,11 +88,13 @@ __all__ = [
     "convert",
     "create",
     "diagnose",
+    "draw_figures",
     "evaluate",
     "info",
     "load",
     "open_data",
     "probe",
+    "report",
     "train",
 ]
 

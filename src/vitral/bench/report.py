@@ -1,20 +1,15 @@
 """What a benchmark measured, on which machine."""
 
 import os
-import platform
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from vitral.checkpoints import peers
+from vitral.runtime import machine
 from vitral.runtime.devices import Placement
-from vitral.runtime.threads import cpu_count, thread_count
 
 
 @dataclass(frozen=True)
@@ -82,27 +77,11 @@ def with_ratios(rows: list[Row]) -> list[Row]:
 
 def describe_machine(placement: Placement, command: str) -> dict[str, Any]:
     """Give what a figure depends on: versions, processor, threads, load."""
-    gpu = torch.cuda.get_device_name(placement.device) if placement.device.type == "cuda" else None
     installed = [name for name in ("vitral", "torch", *peers.LIBRARIES) if peers.is_installed(name)]
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
-        "cpu": _cpu_name(),
-        "cores": cpu_count(),
-        "threads": thread_count(),
+        **machine.describe_machine(placement),
         # Work of others; figures from a machine that is busy are worth little.
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "gpu": gpu,
-        "system": platform.platform(),
-        "python": platform.python_version(),
         "versions": {name: version(name) for name in installed},
     }
-
-
-def _cpu_name() -> str:
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

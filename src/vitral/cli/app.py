@@ -25,6 +25,7 @@ from vitral.cli.commands import (
     probe,
     push,
     recipe,
+    report,
     train,
 )
 from vitral.cli.console import warn
@@ -60,8 +61,8 @@ def _options(
 
 # In the order of --help.
 for _command in (
-    demo.demo, train.train, eval.eval, predict.predict, explain.explain, info.info, doctor.doctor,
-    probe.probe, convert.convert, push.push, bench.bench,
+    demo.demo, train.train, eval.eval, predict.predict, explain.explain, report.report, info.info,
+    doctor.doctor, probe.probe, convert.convert, push.push, bench.bench,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(recipe.app, name="recipe")

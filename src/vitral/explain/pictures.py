@@ -14,10 +14,10 @@ from vitral.explain.attribution.method import Method
 from vitral.explain.attribution.methods import DEFAULT, METHODS, find
 from vitral.explain.inside import Inside
 from vitral.explain.maps import Relevance
-from vitral.explain.render import Panel, Strip, png, sheet
+from vitral.explain.render import Panel, Strip, matplotlib_tables, png, sheet
 from vitral.explain.target import Target, class_index
 from vitral.inference.classifier import Classifier
-from vitral.runtime.errors import ImageError
+from vitral.runtime.errors import ImageError, VitralError
 from vitral.runtime.files import write_atomically
 
 # How maps are drawn: between patches too, each patch a square, or one beside the other.
@@ -90,6 +90,13 @@ class Attribution:
 
     def refuse(self, classifier: Classifier) -> None:
         rows = [find(name) for name in self.methods]
+        of_class = [row.name for row in rows if row.of_class]
+        if of_class and classifier.metadata.get("regression"):
+            others = [name for name, row in METHODS.items() if not (row.of_class or row.is_control)]
+            raise VitralError(
+                f"this model is a regression, without classes, and {' and '.join(of_class)} explains a "
+                f"class; {' or '.join(others)} can serve"
+            )
         for target in (*self.classes, self.against):
             if isinstance(target, str):
                 class_index(target, classifier.labels, classifier.model.config.num_classes)
@@ -201,6 +208,7 @@ def explain_images(
     Raises:
         VitralError: if the model cannot be asked this.
     """
+    matplotlib_tables()
     asked.refuse(inside.classifier)
     names = iter(file_names(images))
     for start in range(0, len(images), drawing.batch_size):
@@ -238,7 +246,8 @@ def _write(
     drawing: Drawing,
     name: str,
 ) -> Explained:
-    top = classifier.predict(picture, top=_TOP)[0].top if classifier.labels else ()
+    named = classifier.labels and not classifier.metadata.get("regression")
+    top = classifier.predict(picture, top=_TOP)[0].top if named else ()
     drawn = drawing.out / f"{name}.png"
     array = drawing.out / f"{name}.npy"
     explained = Explained(path, top, maps, drawn, array)

@@ -72,7 +72,7 @@ class Scale:
         shares_HW = self.shares(values)
         table, strength_HW = (_SIGNED, abs(2 * shares_HW - 1)) if self.signed else (_AMOUNTS, shares_HW)
         opacity_HW = np.interp(strength_HW, (0, 1), _SIGNED_OPACITY if self.signed else _OPACITY)
-        colours_HW3 = _matplotlib().colormaps[table](shares_HW)[..., :3]
+        colours_HW3 = matplotlib_tables().colormaps[table](shares_HW)[..., :3]
         mixed_HW3 = opacity_HW[..., None] * colours_HW3 + ((1 - opacity_HW) * grey)[..., None]
         return Image.fromarray(np.rint(mixed_HW3 * 255).clip(0, 255).astype(np.uint8))
 
@@ -264,11 +264,12 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which knows most alphabets; laid out by Pillow alone, so that it is alike everywhere."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    file = Path(_matplotlib().get_data_path()) / "fonts" / "ttf" / name
+    file = Path(matplotlib_tables().get_data_path()) / "fonts" / "ttf" / name
     return ImageFont.truetype(str(file), size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def _matplotlib() -> Any:
+def matplotlib_tables() -> Any:
+    """Imports matplotlib. Raises VitralError with the command that installs it."""
     try:
         import matplotlib
     except ImportError:

@@ -217,6 +217,7 @@ class Course:
     eval_epochs: Count = 1  # passes between evaluations; on a GPU one may take less than a second
     # Steps between checkpoints to resume from; left out: an epoch.
     checkpoint_steps: Count = field(default=0, metadata=_UNSET)
+    report: bool = False  # write a report of the run into its folder at its end, report.html
     keep_state: bool = False  # keep the optimizer's state after the end, to train on with more budget
 
 

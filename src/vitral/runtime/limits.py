@@ -27,3 +27,4 @@ BENCHMARKS = ("train", "infer", "start", "kernels")
 # Files of what was wrong (`mistakes`).
 LIST_SUFFIXES = (".csv", ".json")
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+PAGE_SUFFIXES = (".html", ".htm")

@@ -1,4 +1,4 @@
-"""`vitral.train`: a run from Python, whose settings are keywords."""
+"""A run from Python, whose settings are keywords; `vitral.reports.train` is its door."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -31,27 +31,7 @@ def train(
     listeners: Sequence[Listener] = (),
     **settings: Any,
 ) -> Summary:
-    """Train or fine-tune a model; settings that are left out are chosen from the data.
-
-    Args:
-        data: as `open_data` takes it. Where it has no validation images, `val_fraction` and `seed` of the
-            settings say which are held out.
-        out: a folder, which becomes a model folder: `vitral.load` reads it.
-        recipe: a recipe that comes with Vitral, a file of settings, or a `Recipe`.
-        resume: go on with the run in `out`; callables are passed again, and None takes a setting back to its
-            default.
-        listeners: functions of one event, told of the run's course (`vitral.training.events`).
-        settings: of `vitral.recipes.schema`, such as ``minutes=30, model="ViT-S/16", batch_size=64``, laid
-            over the recipe; `model` may be a module, `loss` and `optimizer` callables, and `transform` and
-            `prepare` are, as `vitral.training.parts.Parts` describes them. A module needs an `img_size`.
-
-    Returns:
-        How the run ended: its steps, its best validation score, and the figures of the test images if the
-        data has any.
-
-    Raises:
-        VitralError: if a setting, the data or the folder cannot be used, or the loss is lost.
-    """
+    """Train as `vitral.train` does, but for the report that a recipe may ask for."""
     names = {part.name for part in fields(Parts)}
     parts: dict[str, Any] = {
         name: part for name, part in settings.items() if name in names and callable(part)

@@ -51,13 +51,14 @@ from vitral.runtime.errors import VitralError
 from vitral.runtime.files import remove_leftovers, write_atomically
 from vitral.runtime.lock import LockedError, locked
 from vitral.runtime.threads import cpu_count
+from vitral.training.history import History, read_history, whole_lines
 from vitral.training.state import TENSORS, Record, RunState, Saved, Summary, elsewhere
 
 # Settings that may change when a run is taken up again, for they do not change what it computes; the budget
 # changes what is still to come.
 CHANGEABLE = {
-    "epochs", "steps", "minutes", "checkpoint_steps", "eval_epochs", "max_damaged", "keep_state", "threads",
-    "workers", "device", "accumulate", "checkpoint_layers",
+    "epochs", "steps", "minutes", "checkpoint_steps", "eval_epochs", "max_damaged", "keep_state", "report",
+    "threads", "workers", "device", "accumulate", "checkpoint_layers",
 }  # fmt: skip
 _NEW_RUN = "begin a new run with another --out"
 
@@ -117,6 +118,11 @@ class RunFolder:
     @property
     def has_state(self) -> bool:
         return self._state_file.exists()
+
+    @property
+    def history(self) -> History:
+        """What it wrote down of its course so far."""
+        return read_history(self._metrics_file, self._summary_file)
 
     def recipe(self) -> Resolved:
         """The recipe that the run began with, and what was changed of it since.
@@ -372,14 +378,8 @@ class RunFolder:
 
     @property
     def _metrics(self) -> list[tuple[int, str]]:
-        """The step and the text of each whole line; a killed process may have written half a one."""
-        if not self._metrics_file.exists():
-            return []
-        found = []
-        for line in self._metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                found.append((int(json.loads(line)["step"]), line))
-        return found
+        """The step and the text of each whole line."""
+        return [(evaluation["step"], line) for evaluation, line in whole_lines(self._metrics_file)]
 
     @property
     def _last_metric(self) -> int:

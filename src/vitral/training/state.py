@@ -5,10 +5,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from vitral.data.contents import Contents
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.schema import FIELDS, Resolved
+from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
+from vitral.runtime.machine import describe_machine
+from vitral.runtime.version import vitral_version
 
 # Of a state that further steps need.
 TENSORS = ("model", "average", "optimizer")
@@ -63,10 +68,13 @@ class Record:
     contents: Contents
     damaged: tuple[str, ...] = ()  # names of images that could not be read
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    machine: dict[str, Any] = field(default_factory=dict)  # that it began on, and when; empty: older runs
 
     @classmethod
     def of(cls, recipe: Resolved, threads: int, contents: Contents) -> "Record":
-        return cls(recipe.settings(), threads, contents)
+        placement = Placement.choose(recipe.machine.device, recipe.machine.precision)
+        machine = {**describe_machine(placement), "computes on": str(placement), "vitral": vitral_version()}
+        return cls(recipe.settings(), threads, contents, machine={**machine, "torch": torch.__version__})
 
     def began(self) -> Resolved:
         """The recipe. Raises VitralError if it is one of another version of Vitral."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitral.cli import options
-from vitral.cli.console import clock, print_lines, say
+from vitral.cli.console import clock, print_lines, say, warn
 from vitral.runtime.process import keep_freed_memory
 from vitral.runtime.stopping import exit_status
 
@@ -70,6 +70,16 @@ def train(
         raise typer.Exit(exit_status(summary.stopped_by) if summary.stopped_by else 1)
     _print_summary(summary, task_of(images))
     print(f"model: {out}; try: vitral predict {shlex.quote(str(out))} IMAGE...")
+    _report(data, out)
+
+
+def _report(data: str, out: Path) -> None:
+    """Write the run's report if its recipe asks for it, or name the command that does."""
+    from vitral.reports.train import write_if_asked
+
+    written = write_if_asked(data, out, warn)
+    command = shlex.join(["vitral", "report", str(out), data, "--out", "report.html"])
+    print(f"report: {written or command}")
 
 
 def _print_summary(summary: "Summary", task: "Task") -> None:

@@ -1,0 +1,1 @@
+"""Charts as inline SVG: deterministic, in the page's colours, each with its numbers in words."""
