@@ -645,3 +645,12 @@ def test_hidden_width_is_the_ratio_times_the_width() -> None:
 
 def test_config_knows_the_grid() -> None:
     assert config().grid_size == (ROWS, COLUMNS)
+
+
+def test_another_pooling_than_the_models_own_is_that_of_its_tokens() -> None:
+    model = VisionTransformer(16, 8, embed_dim=12, num_layers=1, num_heads=3, num_classes=2).eval()
+    tokens = torch.randn(2, 5, 12)
+    torch.testing.assert_close(model.pool(tokens, "mean"), tokens[:, 1:].sum(1) / 4)
+    torch.testing.assert_close(model.pool(tokens), tokens[:, 0])
+    with pytest.raises(ValueError, match="pooling is 'map', and this model has no attention pooling"):
+        model.pool(tokens, "map")
