@@ -19,6 +19,7 @@ from tests.test_cli import quick as quick  # fixtures
 from tests.test_cli import run as run
 from tests.test_cli import vitral as vitral
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
+from vitral.explain.attribution.methods import DEFAULT
 from vitral.images.preprocess import Preprocess
 from vitral.model.vit import VisionTransformer
 from vitral.reports.page import shade
@@ -209,8 +210,8 @@ def test_every_picture_chart_and_table_says_what_it_is(page: str) -> None:
 
 def test_no_map_is_without_method_class_layers_scale_and_score(page: str) -> None:
     said = [image["alt"] for image in Page.of(page).all("img")]
-    maps = [text for text in said if text and text.startswith("legrad for ")]
-    cards = re.findall(r"legrad, layers .*; scale [\d.e-]+ to [\d.e-]+", page)
+    maps = [text for text in said if text and text.startswith(f"{DEFAULT} for ")]
+    cards = re.findall(rf"{DEFAULT}, layers .*; scale [\d.e-]+ to [\d.e-]+", page)
     assert len(maps) == 2 * len(cards) >= 4  # each image for its answer, and against another
     assert all(re.search(r": score -?\d+\.\d+.*, layers \w+", text) for text in maps if text)
 
