@@ -115,8 +115,8 @@ def test_the_picture_is_the_part_that_the_model_saw(vitral: Run) -> None:
 
 def test_classes_methods_and_a_rival_are_maps_of_one_picture(vitral: Run) -> None:
     result = vitral(
-        f"explain model photos/bee/000.png --class ant --class wasp --against bee --method {DEFAULT} "
-        "--method rollout --out maps --json"
+        f"explain model photos/bee/000.png --class ant --class wasp --against bee "
+        f"--method {DEFAULT},rollout --out maps --json"
     )
     assert result[0] == 0, result[2]
     [line] = lines_of(result)

@@ -211,9 +211,9 @@ def test_every_picture_chart_and_table_says_what_it_is(page: str) -> None:
 def test_no_map_is_without_method_class_layers_scale_and_score(page: str) -> None:
     said = [image["alt"] for image in Page.of(page).all("img")]
     maps = [text for text in said if text and text.startswith(f"{DEFAULT} for ")]
-    cards = re.findall(rf"{DEFAULT}, layers .*; scale [\d.e-]+ to [\d.e-]+", page)
+    cards = re.findall(rf"{DEFAULT}, layers: .*; scale [\d.e-]+ to [\d.e-]+", page)
     assert len(maps) == 2 * len(cards) >= 4  # each image for its answer, and against another
-    assert all(re.search(r": score -?\d+\.\d+.*, layers \w+", text) for text in maps if text)
+    assert all(re.search(r": score -?\d+\.\d+.*, layers: \w+", text) for text in maps if text)
 
 
 def test_the_same_run_gives_the_same_bytes(run: Path, image_folder: Path) -> None:

@@ -56,7 +56,7 @@ _Out = Annotated[Path | None, options.folder("New folder, for a .png and a .npy 
 _Method = Annotated[
     list[str] | None,
     options.name(
-        "METHOD", "One of --list, by default gradient_rollout; repeatable, below each other.", panel=_PICTURES
+        "METHOD", "Of --list, by default gradient_rollout; several: A,B, or repeat it.", panel=_PICTURES
     ),
 ]
 _Classes = Annotated[
@@ -176,6 +176,7 @@ def explain(  # noqa: PLR0913 - a command's options
         print_methods(model, as_json=json_output)
         return
     name, given = _required(task, model, words)
+    method = [name for part in method or [] for name in part.split(",")] or None
     drawn: dict[str, Any] = {"seed": seed} | ({"images": images} if images else {})
     if figures is not None:
         wanted = {**drawn, "renormalise": renormalise}

@@ -42,7 +42,7 @@ def asking(classifier: Classifier, method: Method, target: Target, against: Targ
     if method.of_class and target == "predicted" and not classifier.model.config.num_classes:
         raise VitralError(
             f"this model has features and no classes, and {method.name} explains a class; "
-            f"{_names(of_class=False)} can serve, or target=5 for feature 5"
+            f"{_names(of_class=False)} can serve, or a number such as 5 as the class, for feature 5"
         )
     if target == POSITIVE and not classifier.multi_label:
         raise VitralError(

@@ -93,8 +93,9 @@ def _suspects_lead(found: LabelErrors) -> str:
     if not found.suspects:
         return f"No label of the {found.images:,} images looks wrong by confident learning."
     return (
-        f"{len(found.suspects):,} of {found.images:,} labels ({percent(share)}) look wrong by confident "
-        "learning: the model is as sure of another class as it is of that class on its own images."
+        f"Confident learning suspects {len(found.suspects):,} of {found.images:,} labels ({percent(share)}): "
+        "the model is as sure of another class as it is of that class on its own images. A model that is "
+        "often wrong suspects many labels that are right, so look at the first of them."
     )
 
 

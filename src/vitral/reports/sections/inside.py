@@ -66,7 +66,7 @@ def _card(material: Material, each: Explained) -> Card:
     scale = Scale.of(panel.values for panel in panels)
     more = " and more" if scale.clipped else ""
     span = f"{short(scale.low)} to {short(scale.high)}{more}"
-    about = f"{panels[0].method}, layers {panels[0].layers}; scale {span}"
+    about = f"{panels[0].method}, layers: {panels[0].layers}; scale {span}"
     lines = (*(f"for {_line(panel)}" for panel in panels), about, answer.name)
     maps = [_mapped(material, each, panel, scale) for panel in panels]
     return Card(alt, title, lines, plain, tuple(one for one in maps if plain and one))
@@ -82,7 +82,7 @@ def _line(panel: Panel) -> str:
 def _mapped(material: Material, each: Explained, panel: Panel, scale: Scale) -> Picture | None:
     # As large as it is shown, so that a map over a small image is smooth.
     over = overlay(enlarged(each.view, panel.values.shape, _SIDE), panel.values, scale)
-    alt = f"{panel.method} for {_line(panel)}, layers {panel.layers}"
+    alt = f"{panel.method} for {_line(panel)}, layers: {panel.layers}"
     return material.pictures.drawn(each.view, _SIDE, _USE, over, alt)
 
 

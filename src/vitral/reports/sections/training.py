@@ -27,12 +27,15 @@ def training(material: Material) -> Section:
     blocks: list[Block] = []
     if not subject.finished:
         blocks.append(Prose("The run has not finished: the figures are those of its way so far.", "warning"))
-    blocks.append(Side((_losses(subject), _scores(subject))))
+    charts = [_losses(subject), _scores(subject), _rates(subject)] if len(subject.evaluations) > 1 else []
+    missing = [] if charts else ["The run judged its weights once, so there are no curves."]
     spent = TimeSpent.of(subject.summary or subject.evaluations[-1])
     if spent is None:
-        blocks += [Side((_rates(subject),)), Prose("The run did not record where its time went.", "missing")]
+        missing.append("The run did not record where its time went.")
     else:
-        blocks.append(Side((_rates(subject), _time(spent))))
+        charts.append(_time(spent))
+    blocks += [Side(tuple(charts[first : first + 2])) for first in range(0, len(charts), 2)]
+    blocks += [Prose(text, "missing") for text in missing]
     return Section("training", title, _lead(subject), tuple(blocks))
 
 

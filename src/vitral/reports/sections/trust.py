@@ -121,7 +121,7 @@ def _thresholds(wished: list[Threshold], answers: Answers) -> Table:
         Column("then answered", "percent"),
     )
     return Table(
-        f"The threshold for a wished accuracy, judged crosswise on {len(answers):,} images",
+        f"The threshold for a wished accuracy: half of {len(answers):,} images chose it, the others judge it",
         columns,
         rows,
     )
