@@ -76,7 +76,9 @@ class Look:
 
     def _row(self, seen: SeenAttention, token: int) -> tuple[Tensor, Tensor]:
         """One token's row, of all heads at once."""
-        heads, queries = list(self.heads), slice(token, token + 1)
+        every = self.heads == tuple(range(seen.num_heads))
+        heads = slice(None) if every else list(self.heads)  # a slice copies no keys
+        queries = slice(token, token + 1)
         row_BA1T = seen.weights(heads, queries)
         return row_BA1T, seen.difference(row_BA1T, heads, queries)
 
