@@ -164,7 +164,9 @@ def test_a_folder_of_an_earlier_version_has_none(folder: Path) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan, True, "1.5", [1.5]])
 def test_what_is_no_temperature_is_refused(value: Any, folder: Path) -> None:
-    with pytest.raises(VitralError, match=r"config\.json .*(temperature .* from 1e-6 to 1e6|is not a number)"):
+    with pytest.raises(
+        VitralError, match=r"config\.json .*(temperature .* from 1e-6 to 1e6|is not a number)"
+    ):
         load_checkpoint(rewritten(folder, temperature=value))
 
 

@@ -571,7 +571,7 @@ def test_damaged_images_are_named_counted_and_left_out(
     assert (diagnosis.n, diagnosis.damaged) == (34, 2)
     assert [warning.split(":")[0] for warning in warnings] == [
         "no record says which images this model was trained on; all are judged, and some of them it may have "
-        "learnt by heart",
+        "learned by heart",
         "skipped damaged image ant/003.png",
         "skipped damaged image cat/011.png",
     ]

@@ -454,7 +454,7 @@ SHARDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a line": (lambda f: repoint(f, a="b\nc.safetensors"), "lacks 1 of 3 shards"),
     "a null": (lambda f: repoint(f, a="b\0c.safetensors"), "lacks 1 of 3 shards"),
     "a number": (lambda f: repoint(f, a=3), "is no index of shards"),
-    "another kind": (lambda f: repoint(f, a="model.safetensors.index.json"), "no file of"),
+    "another kind": (lambda f: repoint(f, a="model.safetensors.index.json"), "is not a file of"),
     "a list": (lambda f: rewrite(f, {"weight_map": ["head.bias"]}), "is no index of shards"),
     "no map": (lambda f: rewrite(f, {"metadata": {}}), "is no index of shards"),
     "nothing": (lambda f: rewrite(f, {"weight_map": {}}), "the download is incomplete"),

@@ -454,7 +454,7 @@ def test_the_held_out_images_are_known_after_every_conversion(
     ("change", "text"),
     [
         (lambda c: c["preprocess"].update(mean=[float("nan")] * 3), "NaN is not a number"),
-        (lambda c: c["preprocess"].update(mean=[1e300] * 3), "plain numbers"),
+        (lambda c: c["preprocess"].update(mean=[1e300] * 3), "finite numbers"),
         (lambda c: c["preprocess"].update(std=[1e-320] * 3), "above 0"),
         (lambda c: c["preprocess"].update(mean=[0.5], std=[0.5]), "is of 1 channels, the model takes 3"),
         (lambda c: c["preprocess"].update(img_size=[100_000, 100_000]), "more than Vitral computes at once"),

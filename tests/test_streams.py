@@ -155,7 +155,7 @@ def test_a_run_outlives_its_terminal(lost: str, image_folder: Path, tmp_path: Pa
     # A lost reader of results is told by the status; the run is complete all the same.
     assert done.returncode == (1 if "|" in lost else 0)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 6
-    assert done.stdout.count("\n") == (1 if "|" in lost else 3)
+    assert done.stdout.count("\n") == (1 if "|" in lost else 4)
 
 
 # --- Signals ---------------------------------------------------------------------------------------

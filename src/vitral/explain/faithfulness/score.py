@@ -102,7 +102,7 @@ def score(
     if store.read:
         warn(f"{store.read:,} of the parts were in {store.folder}")
     if not course.done:
-        raise VitralError("not one of the images could be read, so there is nothing to score")
+        raise VitralError("none of the images could be read, so there is nothing to score")
     about: dict[str, Any] = {"split": name, "damaged": len(damage.reasons), "default": DEFAULT}
     return course.record(**about, notes=tuple(_notes(classifier.model)))
 
