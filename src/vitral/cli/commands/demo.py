@@ -31,6 +31,7 @@ def demo(
     name = shlex.quote(str(folder))
     print(f"  vitral predict {name} {name}/digit-1.png {name}/digit-2.png")
     print(f"  vitral eval {name} digits --split val --json")
+    print(f"  vitral report {name} digits --out report.html")
     print("  vitral info ViT-B/16")
 
 
