@@ -25,6 +25,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from vitral.runtime.stopping import StopSignal
 from vitral.runtime.threads import compute_in_one_thread, cpu_count
 
+_WORTH_WORKERS = 5_000  # images: to start a process takes as long as to read some 2,000
 _PREFETCHED = 2  # batches of each worker that wait to be taken; DataLoader's default
 _SECONDS_BETWEEN_LOOKS = 1.0  # at whether the workers live
 _SHARED_MEMORY = "/dev/shm"
@@ -40,6 +41,13 @@ def worker_count(wanted: int | None = None, cores: int | None = None) -> int:
         return wanted
     cores = cpu_count() if cores is None else cores
     return 0 if cores <= 2 else min(cores - 1, 8)
+
+
+def reader_count(images: int, wanted: int | None = None) -> int:
+    """As `worker_count`, where nothing else computes meanwhile: of many images every core reads some."""
+    if wanted is None and images >= _WORTH_WORKERS:
+        return cpu_count()
+    return worker_count(wanted)
 
 
 @dataclass

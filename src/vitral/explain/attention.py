@@ -13,6 +13,7 @@ from torch import Tensor
 from vitral.explain.maps import AttentionMaps
 from vitral.explain.observe import SeenAttention, observe
 from vitral.inference.classifier import Classifier
+from vitral.inference.features import layer_index
 from vitral.model.config import Grid
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
@@ -108,17 +109,11 @@ def look(
     if queries is None:
         queries = ["class" if model.config.class_token else "mean"]
     return Look(
-        layers=tuple(_layer(layer, len(model.layers)) for layer in layers),
+        layers=tuple(layer_index(layer, len(model.layers)) for layer in layers),
         heads=_heads(heads, model.config.num_heads),
         queries=dict(_query(query, model, grid) for query in queries),
         num_prefix_tokens=model.config.num_prefix_tokens,
     )
-
-
-def _layer(layer: int, depth: int) -> int:
-    if not -depth <= layer < depth:
-        raise VitralError(f"there is no layer {layer}; this model has 0 to {depth - 1}, or -1 for the last")
-    return layer % depth
 
 
 def _heads(heads: Sequence[int] | None, count: int) -> tuple[int, ...]:

@@ -87,6 +87,13 @@ def pooled(model: VisionTransformer, images_BCHW: Tensor, layers: Sequence[int])
     return vectors
 
 
+def layer_index(layer: int, depth: int) -> int:
+    """Counts a layer from 0; negative ones count from the end. Raises VitralError if there is none."""
+    if not -depth <= layer < depth:
+        raise VitralError(f"there is no layer {layer}; this model has 0 to {depth - 1}, or -1 for the last")
+    return layer % depth
+
+
 def extract(
     classifier: Classifier,
     split: Split,
@@ -116,12 +123,8 @@ def extract(
     """
     loading = loading or Loading(worker_count(), damage.warn)
     classifier.refuse_others("features")
-    depth = len(classifier.model.layers)
     for layer in layers:
-        if not -depth <= layer < depth:
-            raise VitralError(
-                f"there is no layer {layer}; this model has 0 to {depth - 1}, or -1 for the last"
-            )
+        layer_index(layer, len(classifier.model.layers))
     digests = _digests(split, (time.monotonic() + until) / 2)
     split = split.take(np.arange(len(digests)))
     stores = {layer: _Store(cache / key) for layer, key in _keys(classifier, layers).items()}

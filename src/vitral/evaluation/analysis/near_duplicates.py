@@ -18,10 +18,9 @@ from torch.nn import functional as F
 
 from vitral.data.batches import ImageKey, ImageLoading, collate
 from vitral.data.split import Split, evenly
-from vitral.data.workers import Loading, worker_count
+from vitral.data.workers import Loading, reader_count
 from vitral.evaluation.analysis.alignment import align, likeness, zoomed
 from vitral.images.picture import decoded
-from vitral.runtime.threads import cpu_count
 
 # Of 120 pairs of CIFAR-10 that were looked at, the 72 below 0.2 show one picture each; of the 48 from 0.2 to
 # 0.25 five or so are two pictures that are much alike (docs/log.md, 2026-11-26).
@@ -33,7 +32,6 @@ SIDE = 32
 # Of more images the search takes minutes.
 MOST_TRAIN, MOST_HELD_OUT = 100_000, 20_000
 _READ_TOGETHER, _ROWS_TOGETHER, _PAIRS_TOGETHER = 512, 500, 4096
-_WORTH_WORKERS = 5_000  # images: to start a process takes as long as to read some 2,000
 # A crop that leaves nine tenths of each side, or less, is looked for from this one on.
 _CROP = 0.87
 # By light and shade alone, at 8 x 8: the nearest of each view, and of all views the pairs to look at.
@@ -141,10 +139,7 @@ def _read(split: Split, at_most: int, workers: int | None, on_images: Callable[[
     keys = [ImageKey(0, row) for row in evenly(len(split), at_most).tolist()]
     together = [keys[first : first + _READ_TOGETHER] for first in range(0, len(keys), _READ_TOGETHER)]
     parts, rows, done = [torch.empty(0, SIDE, SIDE, dtype=torch.uint8)], [np.empty(0, dtype=np.int64)], 0
-    # Nothing else computes meanwhile, so of many images every core reads some.
-    if workers is None and len(keys) >= _WORTH_WORKERS:
-        workers = cpu_count()
-    loading = Loading(worker_count(workers))
+    loading = Loading(reader_count(len(keys), workers))
     for batch in loading.batches(ImageLoading(split, _thumbnail, 0), together, collate):
         if len(batch.rows):
             parts.append(batch.images)
