@@ -20,21 +20,26 @@ ROOMS: dict[str, set[str]] = {
     "runtime": set(),
     "images": {"runtime"},
     "model": {"runtime"},
+    "artifacts": {"images", "runtime"},
     "data": {"images", "runtime"},
-    "checkpoints": {"images", "model", "runtime"},
-    "inference": {"checkpoints", "data", "images", "model", "runtime"},
+    "checkpoints": {"artifacts", "images", "model", "runtime"},
+    "inference": {"artifacts", "checkpoints", "data", "images", "model", "runtime"},
     "evaluation": {"checkpoints", "data", "images", "inference", "model", "runtime"},
     "recipes": {"checkpoints", "data", "evaluation", "images", "model", "runtime"},
     "training": {"checkpoints", "data", "evaluation", "images", "inference", "model", "recipes", "runtime"},
     "explain": {"checkpoints", "data", "evaluation", "images", "inference", "model", "runtime"},
-    "bench": {"checkpoints", "images", "inference", "model", "runtime"},
+    "bench": {"artifacts", "checkpoints", "images", "inference", "model", "runtime"},
     "reports": {
         "checkpoints", "data", "evaluation", "explain", "images", "inference", "model", "recipes", "runtime",
         "training",
     },
+    "ship": {
+        "artifacts", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model",
+        "runtime",
+    },
     "cli": {
-        "bench", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model", "recipes",
-        "reports", "runtime", "training",
+        "artifacts", "bench", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model",
+        "recipes", "reports", "runtime", "ship", "training",
     },
 }  # fmt: skip
 

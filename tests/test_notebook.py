@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vitral.artifacts.prediction import Prediction
 from vitral.evaluation.multi_label import MultiLabelEvaluation, MultiLabelOutcomes
 from vitral.evaluation.single_label import SingleLabelEvaluation, SingleLabelOutcomes
 from vitral.images.preprocess import Preprocess
-from vitral.inference.classifier import Classifier, Prediction
+from vitral.inference.classifier import Classifier
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
 

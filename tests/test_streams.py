@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitral.artifacts.prediction import Prediction
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.cli.commands.predict import _print_prediction
 from vitral.images.picture import open_image
 from vitral.images.preprocess import Preprocess
-from vitral.inference.classifier import Prediction
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import ImageError
 from vitral.runtime.streams import shown, steady

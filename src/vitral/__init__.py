@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitral.artifacts.prediction import Prediction
     from vitral.bench.run import benchmark
     from vitral.checkpoints.convert import convert
     from vitral.data.image_data import ImageData, open_data
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from vitral.explain.figures.draw import draw_figures
     from vitral.explain.inside import Inside
     from vitral.images.preprocess import Preprocess
-    from vitral.inference.classifier import Classifier, Prediction, load
+    from vitral.inference.classifier import Classifier, load
     from vitral.inference.info import info
     from vitral.model.attention import MultiHeadAttention
     from vitral.model.config import ViTConfig
@@ -45,7 +46,7 @@ _HOMES = {
     "MultiHeadAttention": "model.attention",
     "PatchEmbedding": "model.embedding",
     "PositionalEncoding": "model.positions.tables",
-    "Prediction": "inference.classifier",
+    "Prediction": "artifacts.prediction",
     "Preprocess": "images.preprocess",
     "Recipe": "recipes.recipe",
     "ViTConfig": "model.config",

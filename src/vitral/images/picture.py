@@ -4,18 +4,24 @@
 may cost, and which way up a file says that it is, `files` decides.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from vitral.images.files import decodable, upright, why_not_read
 from vitral.runtime.errors import ImageError
 
-ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
+if TYPE_CHECKING:  # who gives a tensor has imported torch; an artifact's engine computes without
+    from torch import Tensor
+
+    ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
+else:
+    ImageSource = Any
 
 _BAND_PIXELS = 1_000_000  # of a large picture, what is converted at a time
 
@@ -66,16 +72,22 @@ def _picture_of(source: ImageSource, stack: ExitStack, at_least: int | None) -> 
         case Image.Image():
             upright = _upright_rgb(source)
             return upright.copy() if upright is source else upright
-        case Tensor():
-            array = source.detach().cpu().numpy()
-            return _upright_rgb(_from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array))
         case np.ndarray():
             return _upright_rgb(_from_array(source))
+        case _ if is_tensor(source):
+            array = source.detach().cpu().numpy()
+            return _upright_rgb(_from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array))
         case _:
-            image = stack.enter_context(decodable(source))
+            image = stack.enter_context(decodable(source))  # pyrefly: ignore[bad-argument-type]
             if at_least is not None:
                 image.draft(None, (at_least, at_least))
             return _upright_rgb(image)
+
+
+def is_tensor(value: object) -> "TypeGuard[Tensor]":
+    """Tells whether it is a tensor of torch, which is not imported for it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -7,15 +7,17 @@ tensor that a model takes.
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from vitral.images.picture import ImageSource, decoded, open_image
 from vitral.runtime.errors import ImageError, VitralError
+
+if TYPE_CHECKING:  # an artifact's engine computes without torch
+    import torch
+    from torch import Tensor
 
 Resize = Literal["shortest", "squash", "longest"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -27,12 +29,16 @@ _MAX_RESIZED_PIXELS, _MAX_TIMES_ENLARGED = 16_000_000, 64
 
 
 @functools.lru_cache
-def _channels(values: tuple[float, ...]) -> Tensor:
+def _channels(values: tuple[float, ...]) -> "Tensor":
+    import torch
+
     return torch.tensor(values).view(-1, 1, 1)
 
 
 @functools.lru_cache
-def _line(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
+def _line(values: tuple[float, ...], width: int, device: "torch.device") -> "Tensor":
+    import torch
+
     return torch.tensor(values).repeat(width).to(device)
 
 
@@ -69,10 +75,18 @@ class Preprocess:
         mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
         return replace(self, mean=(mean,) * count, std=(std,) * count)
 
-    def __call__(self, source: ImageSource) -> Tensor:
+    def __call__(self, source: ImageSource) -> "Tensor":
         """Raises ImageError if the image cannot be read."""
+        return self.normalize(self.pixels(source))
+
+    def pixels(self, source: ImageSource) -> np.ndarray:
+        """Gives the 8-bit RGB that the model sees, (H, W, 3), before it is normalized; needs no torch.
+
+        Raises:
+            ImageError: if the image cannot be read.
+        """
         with decoded(source) as image:
-            return self.normalize(self.fit(self._seen(image)))
+            return np.array(self.fit(self._seen(image)))
 
     def open(self, source: ImageSource) -> Image.Image:
         """As `open_image`, without colour where the model sees none.
@@ -114,15 +128,17 @@ class Preprocess:
             raise ImageError(f"is too narrow to be resized, {image.width}x{image.height} pixels")
         return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
 
-    def normalize(self, image: Image.Image | np.ndarray) -> Tensor:
+    def normalize(self, image: Image.Image | np.ndarray) -> "Tensor":
         """8-bit RGB, or an array (H, W, 3) of it -> (C, H, W), (value / 255 - mean) / std."""
+        import torch
+
         # Not torchvision's functions, which take as long to import as torch itself.
         pixels_HWC = torch.from_numpy(np.array(image))[..., : self.channels]
         pixels_CHW = pixels_HWC.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
         pixels_CHW /= 255
         return pixels_CHW.sub_(_channels(self.mean)).div_(_channels(self.std))
 
-    def normalize_pixels(self, pixels_BHWC: Tensor) -> Tensor:
+    def normalize_pixels(self, pixels_BHWC: "Tensor") -> "Tensor":
         """`normalize` of bytes on any device: (B, H, W, 3) -> (B, C, H, W), the channels last in memory."""
         pixels_BHWC = pixels_BHWC[..., : self.channels]
         batch, height, width, channels = pixels_BHWC.shape

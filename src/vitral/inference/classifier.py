@@ -3,22 +3,19 @@
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from vitral.artifacts.prediction import Prediction, likeliest
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint
 from vitral.images import notebook
-from vitral.images.picture import ImageSource, open_image
+from vitral.images.picture import ImageSource
 from vitral.images.preprocess import Preprocess
+from vitral.images.reading import as_sequence, batches_ahead
 from vitral.inference.activation import log_activation
 from vitral.model.config import Size
 from vitral.model.vit import Features, VisionTransformer
@@ -26,39 +23,9 @@ from vitral.runtime.devices import Device, Placement, Precision
 from vitral.runtime.errors import ImageError, VitralError
 from vitral.runtime.limits import BATCH, LABELS
 from vitral.runtime.ranges import refuse_beyond
-from vitral.runtime.threads import DECODING_THREADS
 
 # "flip": probabilities are the mean over the image and its mirror.
 TestTimeAugmentation = Literal["none", "flip"]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The likeliest labels of one image, or why there are none.
-
-    Of a multi-label model, each probability is of that label alone, and they need not add up to 1.
-    """
-
-    image: str  # the path, or "image 3" for what has no name
-    top: tuple[tuple[str, float], ...]  # (label, probability), likeliest first
-    error: str | None = None
-
-    @property
-    def label(self) -> str:
-        """The likeliest label. Raises VitralError if the image could not be read."""
-        if self.error is not None:
-            raise VitralError(f"{self.image} has no label: {self.error}")
-        return self.top[0][0]
-
-    def _repr_html_(self) -> str:
-        """Show the picture with its answers in a notebook."""
-        if self.error is not None:
-            return notebook.table([(self.image, self.error)])
-        try:
-            picture = notebook.picture(open_image(Path(self.image)))
-        except ImageError:  # it was given as pixels, or is gone
-            picture = notebook.table([(self.image,)])
-        return f'<div style="display: flex; gap: 1em">{picture}{notebook.bars(self.top)}</div>'
 
 
 @dataclass(frozen=True)
@@ -110,7 +77,7 @@ class Classifier:
 
         A multi-label model too gives the `top` likeliest; those above 0.5 are the ones it says are there.
         """
-        return list(self.predictions(_as_sequence(images), top=top, batch_size=batch_size))
+        return list(self.predictions(as_sequence(images), top=top, batch_size=batch_size))
 
     def predictions(
         self, images: Iterable[ImageSource], *, top: int = 5, batch_size: int = 32
@@ -124,12 +91,12 @@ class Classifier:
             )
         if not self.labels:
             raise VitralError("this model has no labels to predict; train it, or ask for features")
-        for names, loaded in self._batches(images, batch_size):
+        for names, loaded in batches_ahead(images, self.preprocess, batch_size):
             tensors = [item for item in loaded if isinstance(item, Tensor)]
-            rows = iter(self.log_probabilities(torch.stack(tensors)).exp().cpu() if tensors else ())
+            rows = iter(self.log_probabilities(torch.stack(tensors)).exp().cpu().numpy() if tensors else ())
             for name, item in zip(names, loaded, strict=True):
                 if isinstance(item, Tensor):
-                    yield Prediction(name, self._likeliest(next(rows), top))
+                    yield Prediction(name, likeliest(next(rows), self.labels, top))
                 else:
                     yield Prediction(name, (), str(item))
 
@@ -172,12 +139,17 @@ class Classifier:
         Probabilities are softmax(logits / temperature), or for a multi-label model its sigmoid, each label
         for itself; and their mean over the views of `tta`.
         """
+        return self.answers(images_BCHW)[1]
+
+    @torch.inference_mode()
+    def answers(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Preprocessed images -> logits (B, L) and `log_probabilities` (B, L), in one pass."""
         images_BCHW = self.placement.put(images_BCHW)
         views = (images_BCHW,) if self.tta == "none" else (images_BCHW, images_BCHW.flip(-1))
-        logits = [self._logits(view_BCHW) / self.temperature for view_BCHW in views]
+        logits = [self._logits(view_BCHW) for view_BCHW in views]
         activation = log_activation(multi_label=self.multi_label)
-        answers = [activation(view_BL) for view_BL in logits]
-        return torch.stack(answers).logsumexp(0) - math.log(len(views))
+        answers = [activation(view_BL / self.temperature) for view_BL in logits]
+        return logits[0], torch.stack(answers).logsumexp(0) - math.log(len(views))
 
     def refuse_others(self, what: str) -> None:
         """Raises VitralError if the model is a module of the user's own, whose inside is unknown."""
@@ -191,39 +163,10 @@ class Classifier:
         _refuse_overflow(logits_BL)
         return logits_BL
 
-    def _likeliest(self, probabilities_L: Tensor, top: int) -> tuple[tuple[str, float], ...]:
-        values, indices = probabilities_L.topk(min(top, len(self.labels)))
-        return tuple(
-            (self.labels[index], value)
-            for index, value in zip(indices.tolist(), values.tolist(), strict=True)
-        )
-
-    def _batches(
-        self, images: Iterable[ImageSource], batch_size: int
-    ) -> Iterator[tuple[list[str], list[Tensor | ImageError]]]:
-        """Names and preprocessed images, the next batch being read while the caller computes."""
-        pool = ThreadPoolExecutor(DECODING_THREADS)
-        try:
-            numbered = enumerate(images)
-
-            def submit() -> tuple[list[str], list[Future]]:
-                chunk = list(islice(numbered, batch_size))
-                names = [_name(index, image) for index, image in chunk]
-                return names, [pool.submit(self._read, image) for _, image in chunk]
-
-            names, reading = submit()
-            while names:
-                following = submit()
-                yield names, [future.result() for future in reading]
-                names, reading = following
-        finally:
-            # Whoever stops in the middle waits for the images in hand, not for those in line.
-            pool.shutdown(cancel_futures=True)
-
     def batches(self, images: ImageSource | Iterable[ImageSource], batch_size: int) -> Iterator[Tensor]:
         """Preprocessed images (B, C, H, W), at least one batch, on the model's device."""
         given = False
-        for names, loaded in self._batches(_as_sequence(images), batch_size):
+        for names, loaded in batches_ahead(as_sequence(images), self.preprocess, batch_size):
             for name, item in zip(names, loaded, strict=True):
                 if isinstance(item, ImageError):
                     raise ImageError(f"{name}: {item}")
@@ -231,12 +174,6 @@ class Classifier:
             yield self.placement.put(torch.stack([item for item in loaded if isinstance(item, Tensor)]))
         if not given:
             raise VitralError("no images were given")
-
-    def _read(self, image: ImageSource) -> Tensor | ImageError:
-        try:
-            return self.preprocess(image)
-        except ImageError as error:
-            return error
 
 
 def load(
@@ -308,16 +245,6 @@ def _refuse_overflow(answers: Tensor) -> None:
         raise VitralError(
             "the model's outputs are not finite numbers: its weights are damaged, or its training diverged"
         )
-
-
-def _as_sequence(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
-    single = isinstance(images, str | bytes | PathLike | Image.Image)
-    array = isinstance(images, np.ndarray | Tensor) and images.ndim <= 3
-    return [images] if single or array else images  # pyrefly: ignore[bad-return]
-
-
-def _name(index: int, image: ImageSource) -> str:
-    return str(image) if isinstance(image, str | PathLike) else f"image {index}"
 
 
 def _concatenate(parts: list[Features]) -> Features:

@@ -11,7 +11,7 @@ from vitral.runtime.plainjson import to_json
 from vitral.runtime.streams import shown
 
 if TYPE_CHECKING:
-    from vitral.inference.classifier import Prediction
+    from vitral.artifacts.prediction import Prediction
 
 
 def predict(

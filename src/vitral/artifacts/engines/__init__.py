@@ -1,0 +1,1 @@
+"""One file an engine: what runs an exported model."""
