@@ -9,7 +9,13 @@ if TYPE_CHECKING:
 
 
 def load_classifier(
-    model: str, device: str, precision: str, tta: str = "none", img_size: int | None = None
+    model: str,
+    device: str,
+    precision: str,
+    tta: str = "none",
+    *,
+    img_size: int | None = None,
+    merge: str | None = None,
 ) -> "Classifier":
     """Load it, and print the notes on how it was read."""
     from vitral.checkpoints.folder import load_checkpoint
@@ -19,4 +25,4 @@ def load_classifier(
     checkpoint = load_checkpoint(model, **({} if img_size is None else {"img_size": img_size}))
     for note in checkpoint.notes:
         warn(note)
-    return as_classifier(checkpoint, Placement.choose(device, precision), tta)  # type: ignore[arg-type]
+    return as_classifier(checkpoint, Placement.choose(device, precision), tta, merge)  # type: ignore[arg-type]

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from vitral.artifacts.prediction import Prediction
 
 
-def predict(
+def predict(  # noqa: PLR0913 - a command's options
     model: options.Model,
     images: Annotated[list[str], options.text("IMAGE...", "Files, folders or patterns.")],
     top: Annotated[int, options.number(limits.LABELS, "Labels for each image.")] = 3,
     json_output: options.Json = False,
     batch_size: Annotated[int, options.number(limits.BATCH, "Images at a time.")] = 32,
     tta: options.Tta = "none",
+    merge: options.Merge = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
@@ -28,7 +29,7 @@ def predict(
     from vitral.data.sources import find_images
 
     found = find_images(images)
-    classifier = load_classifier(model, device, precision, tta)
+    classifier = load_classifier(model, device, precision, tta, merge=merge)
     for note in (*found.notes, *found.failures):
         warn(note)
     failed = 0
