@@ -110,8 +110,8 @@ Model = Annotated[
     str,
     text(
         "MODEL",
-        "A model or run folder, a hub folder of timm or transformers, a .npz, .safetensors or .pth file, or "
-        "hf://org/name\\[@revision].",  # rich would take brackets for its own
+        "A model or run folder, a hub folder of timm or transformers, a .npz, .safetensors or .pth file, "
+        "an artifact of export, or hf://org/name\\[@revision].",  # rich would take brackets for its own
     ),
 ]
 Settings = Annotated[
@@ -128,6 +128,10 @@ Merge = Annotated[
         "Patches that merge in each layer, for speed: 8, 16..0 (falling), or a number a layer: 8,8,4.",
         "--merge",
     ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Open an artifact's .pt2 file, which can execute code, if you trust it."),
 ]
 Split = Annotated[str | None, choice(limits.SPLITS, "; by default test, or val if there is no test split.")]
 Seed = Annotated[int, number(limits.SEED, "Seed of all random choices.")]

@@ -39,6 +39,7 @@ def eval(  # noqa: PLR0913 - a command's options
     merge: options.Merge = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    trust: options.Trust = False,
 ) -> None:
     """Evaluate MODEL on labelled images: accuracy with its interval, loss, calibration, and each class.
 
@@ -49,8 +50,8 @@ def eval(  # noqa: PLR0913 - a command's options
     """
     from vitral.evaluation.evaluate import evaluate_classifier
 
-    classifier = load_classifier(model, device, precision, tta, merge=merge)
-    how = f"{classifier.placement}" + ("" if tta == "none" else f", test-time augmentation {tta}")
+    classifier = load_classifier(model, device, precision, tta, merge=merge, trusted=trust)
+    how = classifier.computed_by + ("" if tta == "none" else f", test-time augmentation {tta}")
     how += "" if merge is None else f", merging {merge} patches a layer"
     with progress_bar("evaluating") as bar:
         how_to: dict[str, Any] = {"split": split, "max_damaged": max_damaged, "workers": workers}

@@ -12,6 +12,8 @@ from vitral.runtime.streams import shown
 
 if TYPE_CHECKING:
     from vitral.artifacts.prediction import Prediction
+    from vitral.artifacts.predictor import Predictor
+    from vitral.inference.classifier import Classifier
 
 
 def predict(  # noqa: PLR0913 - a command's options
@@ -24,16 +26,23 @@ def predict(  # noqa: PLR0913 - a command's options
     merge: options.Merge = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    trust: options.Trust = False,
 ) -> None:
     """Print the likeliest labels of each image, one line per image."""
+    from vitral.artifacts.manifest import is_artifact
     from vitral.data.sources import find_images
 
     found = find_images(images)
-    classifier = load_classifier(model, device, precision, tta, merge=merge)
+    if is_artifact(model) and (tta, merge, device, precision) == ("none", None, "auto", "auto"):
+        from vitral.artifacts.open import open_artifact
+
+        predictor: Predictor | Classifier = open_artifact(model, trusted=trust)  # without torch
+    else:
+        predictor = load_classifier(model, device, precision, tta, merge=merge, trusted=trust)
     for note in (*found.notes, *found.failures):
         warn(note)
     failed = 0
-    for prediction in classifier.predictions(found.files, top=top, batch_size=batch_size):
+    for prediction in predictor.predictions(found.files, top=top, batch_size=batch_size):
         failed += prediction.error is not None
         _print_prediction(prediction, as_json=json_output)
     if failed or found.failures:
@@ -43,9 +52,11 @@ def predict(  # noqa: PLR0913 - a command's options
 def _print_prediction(prediction: "Prediction", *, as_json: bool) -> None:
     if as_json:
         top = [{"label": label, "probability": value} for label, value in prediction.top]
-        print(to_json({"image": prediction.image, "top": top, "error": prediction.error}))
+        unsure = {"abstained": True} if prediction.abstained else {}
+        print(to_json({"image": prediction.image, "top": top, "error": prediction.error, **unsure}))
     elif prediction.error is None:
         labels = "  ".join(f"{shown(label)} {value:.1%}" for label, value in prediction.top)
-        print(f"{shown(prediction.image)}: {labels}")
+        unsure = "not sure: " if prediction.abstained else ""
+        print(f"{shown(prediction.image)}: {unsure}{labels}")
     if prediction.error is not None:
         warn(f"{prediction.image}: {prediction.error}")
