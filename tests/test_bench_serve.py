@@ -201,6 +201,7 @@ def test_percentiles_are_those_of_the_standard_library() -> None:
 
 def test_answers_that_say_the_same_agree_and_swapped_ones_do_not() -> None:
     first, other = Answer.of(answer("ant").partition(b"\r\n\r\n")[2]), Answer("bee", 0.5)
+    assert first is not None
     assert first == Answer("ant", 0.5)
     assert first.agrees(Answer("ant", 0.5005))
     assert other.agrees(first)  # as likely: rounding decides which comes first
