@@ -167,7 +167,9 @@ class LayerMerge:
 
 
 def _rows(x_BND: Tensor, index_BR: Tensor) -> Tensor:
-    return x_BND.gather(1, index_BR[:, :, None].expand(-1, -1, x_BND.shape[2]))
+    """Copies rows whole, where `gather` takes number by number (docs/log.md, 2026-11-27)."""
+    images_B1 = torch.arange(x_BND.shape[0], device=x_BND.device)[:, None]
+    return x_BND[images_B1, index_BR]
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager:
