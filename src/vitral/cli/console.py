@@ -112,6 +112,27 @@ def progress_bar(description: str, things: str = "images") -> Iterator[Callable[
         yield tell
 
 
+@contextmanager
+def phases() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """Show what is being done, in a bar on a terminal, a line each elsewhere.
+
+    Gives a function of the words, and one of how many images of how many are done.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+
+        def tell(words: str) -> None:
+            progress.reset(task, total=None, description=words)
+            if not console.is_terminal:
+                console.print(f"vitral: {words}", highlight=False, markup=False)
+
+        yield tell, lambda done, total: progress.update(task, completed=done, total=total)
+
+
 def clock(seconds: float) -> str:
     """Write ``75`` seconds as "1:15", ``4000`` as "1:06:40"."""
     minutes, rest = divmod(round(seconds), 60)

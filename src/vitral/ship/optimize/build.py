@@ -70,7 +70,7 @@ class Builder:
 
     def _float(self, candidate: Candidate, folder: Path) -> list[str]:
         classifier, program = self.classifier(candidate.merge), self.program(candidate.merge)
-        about = about_of(classifier, self.checkpoint.name).to_json()
+        about = about_of(classifier, "model").to_json()
         if candidate.library == "openvino":
             files = write_openvino(program, folder / "model.xml", about)
         else:

@@ -13,7 +13,12 @@ from vitral.ship.optimize.candidates import Candidate
 
 
 def quantize(
-    source: Path, folder: Path, images_NHWC: Sequence[np.ndarray] | np.ndarray, candidate: Candidate, *, int8: bool
+    source: Path,
+    folder: Path,
+    images_NHWC: Sequence[np.ndarray] | np.ndarray,
+    candidate: Candidate,
+    *,
+    int8: bool,
 ) -> list[Path]:
     """Write an int8 form of a float32 one, and give its files.
 

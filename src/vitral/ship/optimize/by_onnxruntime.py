@@ -13,7 +13,9 @@ from vitral.ship.optimize.candidates import Candidate
 _AT_ONCE = 8  # images
 
 
-def quantize(source: Path, folder: Path, images_NHWC: np.ndarray, candidate: Candidate, *, int8: bool) -> list[Path]:
+def quantize(
+    source: Path, folder: Path, images_NHWC: np.ndarray, candidate: Candidate, *, int8: bool
+) -> list[Path]:
     """Write an int8 form of a float32 one, and give its files; arguments as those of `by_nncf.quantize`."""
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static

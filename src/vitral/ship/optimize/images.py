@@ -45,6 +45,10 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def first(self, count: int) -> "Pixels":
+        """The first so many of them."""
+        return Pixels(self.file, self.labels[:count])
+
 
 @dataclass(frozen=True)
 class Images:

@@ -39,6 +39,13 @@ class Speed:
     latency_ms: Spread  # of one image
     times_eager: Spread  # how many times as fast as the eager model, by the goal, round for round
 
+    def images_a_second(self, goal: Goal) -> Spread:
+        """By the goal: `batch` images at a time, or one."""
+        if goal == "throughput":
+            return self.images_per_s
+        one = self.latency_ms
+        return Spread(1000 / one.median, 1000 / one.high, 1000 / one.low)
+
 
 @dataclass(frozen=True)
 class Row:

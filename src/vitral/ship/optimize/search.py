@@ -28,6 +28,8 @@ _HOPELESS = 1.5
 # Of the time: how much building one candidate may take, all rounds, and what is kept for the float32 forms,
 # whose answers need no luck.
 _A_CANDIDATES_SHARE, _ROUNDS_SHARE, _KEPT_SHARE = 0.2, 0.15, 0.25
+# All forms are judged by so many images at least, and by more if the eager model answers them in this share.
+_LEAST_JUDGED, _JUDGING_SHARE = 2000, 0.15
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,10 @@ class Search:
     tell: Callable[[str], None] = lambda _: None
     on_images: Callable[[int, int], None] = lambda *_: None
     rows: dict[str, Row] = field(default_factory=dict)
-    _begun: float = field(default_factory=time.monotonic)
+    tried: dict[str, dict[str, float]] = field(default_factory=dict)  # see `Row.tried`
+
+    def __post_init__(self) -> None:
+        self._begun, self.judging = time.monotonic(), self.subject.judging
 
     @property
     def left(self) -> float:
@@ -163,9 +168,13 @@ class Search:
     def _eager_judged(self) -> Judgement:
         self.tell("judging eager torch")
         subject = self.subject
-        self.eager_logits = self._answers(self.eager, subject.judging)
+        assert self.eager.speed is not None
+        affordable = _JUDGING_SHARE * 60 * self.minutes * self.eager.speed.images_per_s.median
+        self.judging = self.judging.first(max(_LEAST_JUDGED, int(affordable)))
+        self.eager_logits = self._answers(self.eager, self.judging)
         self.eager_trying = self.lab.logits(self.eager, subject.trying, self.batch)
         judged = self._compared(self.eager_logits, subject.temperature)
+        self.eager.rest()
         self.rows = {EAGER.name: self._row(self.eager, "eager", judged), **self.rows}
         return judged
 
@@ -191,9 +200,7 @@ class Search:
     def _out_of_time(self, contender: Contender) -> bool:
         return (self.left if contender.candidate.exact else self._free) <= 0
 
-    def _write_down_unjudged(
-        self, contender: Contender, taken: Contender | None, *, is_faster: bool
-    ) -> None:
+    def _write_down_unjudged(self, contender: Contender, taken: Contender | None, *, is_faster: bool) -> None:
         if not is_faster:
             times = _gain(contender)
             self._write_down(contender, "slower", f"{times:.2f} times as fast as eager torch")
@@ -236,11 +243,11 @@ class Search:
             found = self._compared(logits_BL, temperature)
             return self.judge_all or done < 500 or found.loss_low <= subject.max_drop
 
-        return self._compared(self._answers(contender, subject.judging, goes_on), temperature)
+        return self._compared(self._answers(contender, self.judging, goes_on), temperature)
 
     def _compared(self, logits_BL: np.ndarray, temperature: float) -> Judgement:
         subject, count = self.subject, len(logits_BL)
-        eager_BL, labels = self.eager_logits[:count], subject.judging.labels[:count]
+        eager_BL, labels = self.eager_logits[:count], self.judging.labels[:count]
         return judge(
             subject.task, subject.classes, labels, eager_BL, logits_BL, temperature, subject.temperature
         )
@@ -280,10 +287,6 @@ class Search:
         contender.candidate, contender.folder, contender.files = found.candidate, found.folder, found.files
         self.tried[contender.name] = tried
         self._time_again(contender)
-
-    @property
-    def tried(self) -> dict[str, dict[str, float]]:
-        return self.__dict__.setdefault("_tried", {})
 
     def _error(self, contender: Contender) -> float:
         """How far a form's logits are off on training images, relative to the eager model's."""
@@ -327,9 +330,7 @@ class Search:
             judged = known.judgement
         self.rows[contender.name] = self._row(contender, verdict, judged, reason)
 
-    def _row(
-        self, contender: Contender, verdict: Verdict, judged: Judgement | None, reason: str = ""
-    ) -> Row:
+    def _row(self, contender: Contender, verdict: Verdict, judged: Judgement | None, reason: str = "") -> Row:
         return Row(
             contender.candidate,
             verdict,
