@@ -1,4 +1,4 @@
-"""`Predictor`: an engine with preprocessing and labels; what `predict` has of an artifact, and `serve` always."""
+"""`Predictor`: an engine with preprocessing and labels; what `predict` has of an artifact, `serve` always."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

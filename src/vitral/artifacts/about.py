@@ -1,0 +1,60 @@
+"""`About`: what must travel with a model's weights, inside the file that holds them.
+
+The same JSON stands in ``manifest.json`` and in the metadata of each exported file, so that a file that has
+lost its folder still knows its preprocessing and its labels, and a folder whose files were mixed is noticed.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from vitral.images.preprocess import Preprocess
+from vitral.runtime.errors import VitralError
+from vitral.runtime.settings import build
+
+
+@dataclass(frozen=True)
+class About:
+    """A model without its weights: what it sees, what it says and where it comes from."""
+
+    name: str  # what the model was called when it was exported
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    temperature: float = 1.0  # probabilities are softmax(logits / temperature); it is in the graph
+    multi_label: bool = False
+    abstain_below: float | None = None  # the least probability of an answer; None: every image is answered
+    tta: str = "none"  # "flip": the graph takes the mean over each image and its mirror
+    architecture: dict[str, Any] = field(default_factory=dict)  # the fields of `ViTConfig`
+    parameters: int = 0
+    licence: str | None = None  # of the weights; None: not stated
+    source: str | None = None  # where the weights came from before they were trained further
+    vitral: str = ""  # the version that exported it
+
+    def to_json(self) -> str:
+        """The text that is embedded, byte for byte, in each file."""
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False, sort_keys=True)
+
+
+def about_from(values: Mapping[str, Any], described: str) -> About:
+    """What `About.to_json` wrote, parsed and checked.
+
+    Args:
+        values: the parsed JSON.
+        described: what messages call it.
+
+    Raises:
+        VitralError: if a field is missing, unknown or unfit.
+    """
+    if missing := [name for name in ("name", "preprocess", "labels") if name not in values]:
+        raise VitralError(f"{described} cannot be used: it has no {missing[0]!r}")
+    try:
+        return build(About, {**values, "preprocess": build(Preprocess, values["preprocess"])})
+    except (VitralError, ValueError, TypeError) as error:
+        raise VitralError(f"{described} cannot be used: {error}") from error
+
+
+def first_difference(one: About, other: About) -> str | None:
+    """The name of the first field in which they differ."""
+    names = (field.name for field in fields(About))
+    return next((name for name in names if getattr(one, name) != getattr(other, name)), None)

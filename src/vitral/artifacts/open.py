@@ -1,0 +1,135 @@
+"""Opens an artifact: its files are those of the export and it answers as it did, or it is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vitral.artifacts import golden
+from vitral.artifacts.about import About, first_difference
+from vitral.artifacts.engine import Engine
+from vitral.artifacts.engines import onnx, openvino, pt2
+from vitral.artifacts.manifest import RUN_HERE, TOLERANCES, Form, Kind, Manifest, read_manifest, sha256
+from vitral.artifacts.predictor import Predictor
+from vitral.runtime.errors import VitralError
+
+# Each opens the engine of one kind of form, and gives the `About` that is embedded in its file.
+_ENGINES = {"onnx": onnx.open_engine, "openvino": openvino.open_engine, "pt2": pt2.open_engine}
+
+
+def open_artifact(folder: str | Path, *, form: str | None = None, trusted: bool = False) -> Predictor:
+    """Opens what `vitral export` or `vitral optimize` wrote, and checks that it answers as it did.
+
+    Args:
+        folder: the artifact.
+        form: "onnx", "openvino" or "pt2"; None: the first that this machine can run.
+        trusted: whether to open a .pt2 file, which is loaded by pickle and can execute code.
+
+    Raises:
+        VitralError: if a file is missing or changed, no form can be run here, or the golden picture gives
+            other pixels, logits, probabilities or labels than at export.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    chosen = _first_that_runs(manifest, form, trusted=trusted)
+    predictor, _ = _opened(folder, manifest, chosen, trusted=trusted)
+    return predictor
+
+
+def verify_artifact(
+    folder: str | Path, *, trusted: bool = False, tell: Callable[[str, str], None] = lambda *_: None
+) -> Manifest:
+    """Checks every form of an artifact.
+
+    Args:
+        folder: the artifact.
+        trusted: whether .pt2 files are opened too.
+        tell: told the name of each form and what was found.
+
+    Raises:
+        VitralError: as `open_artifact`, for the first form that differs.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    for form in manifest.forms:
+        if form.kind not in RUN_HERE:
+            _check_files(folder, manifest, form)
+            tell(form.kind, "its files are those that were exported; another runtime answers with it")
+        elif form.kind == "pt2" and not trusted:
+            _check_files(folder, manifest, form)
+            tell(form.kind, "its files are those that were exported; not run, for a .pt2 can execute code")
+        else:
+            predictor, found = _opened(folder, manifest, form, trusted=trusted)
+            tell(
+                form.kind,
+                f"{predictor.engine.name}: pixels the same, logits within {found.logits:.1e}, "
+                f"probabilities within {found.probabilities:.1e}",
+            )
+    return manifest
+
+
+def _opened(
+    folder: Path, manifest: Manifest, form: Form, *, trusted: bool
+) -> tuple[Predictor, golden.Difference]:
+    about = manifest.about
+    _check_files(folder, manifest, form)
+    pixels_HWC = golden.check_pixels(folder, about.preprocess)
+    engine = engine_of(folder, about, form, trusted=trusted)
+    kept = golden.kept_answers(folder, form.kind)
+    described = f"{folder}, form {form.kind}"
+    found = golden.check_answers(engine, pixels_HWC, kept, TOLERANCES[form.precision], described)
+    predictor = Predictor(
+        engine, about.preprocess, about.labels, about.multi_label, about.abstain_below, str(folder)
+    )
+    return predictor, found
+
+
+def engine_of(folder: Path, about: About, form: Form, *, trusted: bool = False) -> Engine:
+    """Opens the engine of a form.
+
+    Raises:
+        VitralError: if its library is missing, its file is damaged, or describes another model.
+    """
+    engine, embedded = _ENGINES[form.kind](folder, form, trusted=trusted)
+    if field := first_difference(about, embedded):
+        raise VitralError(
+            f"{folder}: manifest.json and {form.model_file} describe two models, their {field} differs; "
+            "export the model again"
+        )
+    return engine
+
+
+def _check_files(folder: Path, manifest: Manifest, form: Form) -> None:
+    for name, digest in {**form.files, **manifest.files}.items():
+        if sha256(folder / name) != digest:
+            raise VitralError(
+                f"{folder / name} was changed or damaged after the export: its checksum is another; "
+                "copy the artifact again, or export it again"
+            )
+
+
+def _first_that_runs(manifest: Manifest, wanted: str | None, *, trusted: bool) -> Form:
+    if wanted is not None:
+        chosen = manifest.form(wanted)
+        if why_not := _why_not(chosen.kind, trusted=trusted):
+            raise VitralError(why_not)
+        return chosen
+    reasons = {form.kind: _why_not(form.kind, trusted=trusted) for form in manifest.forms}
+    for form in manifest.forms:
+        if reasons[form.kind] is None:
+            return form
+    raise VitralError(
+        f"no form of this artifact can be run here: {'; '.join(filter(None, reasons.values()))}"
+    )
+
+
+def _why_not(kind: Kind, *, trusted: bool) -> str | None:
+    """Why a form cannot be run here; None if it can."""
+    if kind not in RUN_HERE:
+        return f"{kind} is for other runtimes (export with --to {RUN_HERE[1]} too)"
+    if kind == "pt2" and not trusted:
+        return "a .pt2 file is loaded by pickle and can execute code; if you trust it, say --trust"
+    library = {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "torch"}[kind]
+    from importlib.util import find_spec
+
+    if find_spec(library) is None:
+        return f"{kind} needs {library}: pip install 'vitral[export]'"
+    return None
