@@ -7,11 +7,11 @@ import torch
 from onnxscript import ir
 from torch.export import ExportedProgram
 
+from vitral.artifacts.engines.onnx import METADATA_KEY
 from vitral.runtime.errors import VitralError
-from vitral.ship.export.pixels import INPUTS, OUTPUTS
+from vitral.ship.export.pixels import INPUTS, OUTPUTS, first_line
 
 OPSETS = (18, 23)  # `Resize` with antialias came with 18
-ABOUT_KEY = "vitral"  # of metadata_props
 # A file of protobuf holds 2 GiB; what is beyond the weights takes little.
 MAX_IN_ONE_FILE = 2**31 - 2**24
 
@@ -37,12 +37,11 @@ def write_onnx(program: ExportedProgram, path: Path, about: str, opset: int = 20
             input_names=INPUTS, output_names=OUTPUTS, verbose=False,
         )  # fmt: skip
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise VitralError(f"the model cannot be written as ONNX: {type(error).__name__} {reason}") from error
+        raise VitralError(f"the model cannot be written as ONNX: {first_line(error)}") from error
     assert translated is not None
     model = translated.model
     _bare(model)
-    model.metadata_props[ABOUT_KEY] = about
+    model.metadata_props[METADATA_KEY] = about
     in_two = sum(tensor.nbytes for tensor in _weights(model)) > MAX_IN_ONE_FILE
     translated.save(path, external_data=in_two)
     return [path, path.with_name(f"{path.name}.data")] if in_two else [path]
@@ -88,5 +87,5 @@ def merged(picture: onnx.ModelProto, model: Path, about: str) -> onnx.ModelProto
     joined = onnx.compose.merge_models(first, second, [("pixels", "pixels")], producer_name="vitral")
     for output in joined.graph.output:
         output.type.tensor_type.shape.dim[0].dim_value = 1
-    onnx.helper.set_model_props(joined, {ABOUT_KEY: about})
+    onnx.helper.set_model_props(joined, {METADATA_KEY: about})
     return joined

@@ -1,12 +1,12 @@
 """From the pixels of images to logits and probabilities, as one program that every format is made of."""
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from vitral.inference.classifier import Classifier
 from vitral.model.kernels import PORTABLE, set_kernels
@@ -36,73 +36,78 @@ class PixelsModel(nn.Module):
         set_kernels(self.model, PORTABLE)
         preprocess = classifier.preprocess
         self.channels, self.temperature = preprocess.channels, classifier.temperature
-        self.multi_label = classifier.multi_label
+        self.multi_label, self.mirrored = classifier.multi_label, classifier.tta == "flip"
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(preprocess, name)).view(-1, 1, 1))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         pixels_BCHW = pixels[..., : self.channels].permute(0, 3, 1, 2).float()
-        logits_BL = self.model((pixels_BCHW / 255 - self.mean) / self.std).float()
+        images_BCHW = (pixels_BCHW / 255 - self.mean) / self.std
+        logits_BL = self.model(images_BCHW).float()
+        probabilities_BL = self.activation(logits_BL)
+        if self.mirrored:
+            mirrored_BL = self.activation(self.model(images_BCHW.flip(-1)).float())
+            probabilities_BL = (probabilities_BL + mirrored_BL) / 2
+        return logits_BL, probabilities_BL
+
+    def activation(self, logits_BL: Tensor) -> Tensor:
         scaled_BL = logits_BL / self.temperature
-        return logits_BL, scaled_BL.sigmoid() if self.multi_label else scaled_BL.softmax(dim=1)
+        return scaled_BL.sigmoid() if self.multi_label else scaled_BL.softmax(dim=1)
 
 
-def exported(classifier: Classifier, *, any_size: bool = False) -> ExportedProgram:
-    """Traces `PixelsModel` for batches of any size, and if asked for images of any size.
+def exported(module: PixelsModel, img_size: tuple[int, int], *, any_size: bool = False) -> ExportedProgram:
+    """Traces a model for batches of any size, and if asked for images of any size.
 
     Args:
-        classifier: what to export.
-        any_size: for any height and width that the patch divides; else for those of the preprocessing.
+        module: what to trace.
+        img_size: height and width of its images.
+        any_size: for every height and width that the patch divides.
 
     Raises:
         VitralError: if the model cannot be traced, or is right at its own size alone.
     """
-    height, width = classifier.preprocess.img_size
+    height, width = img_size
     dimensions: dict[int, Any] = {0: Dim("batch", min=1)}
     if any_size:
-        refuse_one_size(classifier.model)
-        patch = classifier.model.config.patch_size
+        refuse_one_size(module.model)
+        patch = module.model.config.patch_size
         dimensions |= {1: patch * Dim("rows", min=1), 2: patch * Dim("columns", min=1)}
-        # Another size than the model's own, for no rule may be traced that holds there alone.
+        # Of two sides that are the same, torch would make one symbol.
         height, width = height + patch, width + 2 * patch
     # Two images: of one, torch takes the batch for a constant.
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     try:
-        program = torch.export.export(PixelsModel(classifier), (example,), dynamic_shapes=(dimensions,))
+        program = torch.export.export(module, (example,), dynamic_shapes=(dimensions,))
     except Exception as error:
-        name, reason = type(classifier.model).__name__, next(iter(str(error).strip().splitlines()), "")
         raise VitralError(
-            f"{name} cannot be exported: torch.export says {type(error).__name__} {reason}"
+            f"{type(module.model).__name__} cannot be exported; torch.export says: {first_line(error)}"
         ) from error
-    _forget_sources([program.graph_module])
+    # From which lines of which files of this machine it came is nobody's business.
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
     return program
 
 
-def _forget_sources(modules: Sequence[nn.Module]) -> None:
-    """Takes out of the program from which lines of which files of this machine it came."""
-    for module in modules:
-        for node in module.graph.nodes:  # pyrefly: ignore[missing-attribute]
-            node.meta.pop("stack_trace", None)
-
-
-# --- Images of any size ----------------------------------------------------------------------------
+def first_line(error: Exception) -> str:
+    """What an exporter says, whose messages go on for pages."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return f"{type(error).__name__} {next(filter(None, lines), '')}"
 
 
 def refuse_one_size(model: nn.Module) -> None:
     """Raises VitralError if a graph for any size would not be the model at every size."""
     if not isinstance(model, VisionTransformer):
         raise VitralError(
-            f"only Vitral's own models are exported for images of any size; a {type(model).__name__} is for "
-            "one size"
+            f"a {type(model).__name__} is exported for one size alone: only Vitral's own models are known to "
+            "be right at others; export once for each size"
         )
     config = model.config
     attention = config.layer.attention
     why = None
     if attention.relative_bias != "none" and attention.relative_resize == "geometric":
         why = "its relative positions are resized by a search, which no graph can do (the rule 'geometric')"
-    elif attention.relative_bias != "none":
-        why = "its relative positions are resized at every other size, and a graph would do so at its own too"
     elif config.position == "learned" and config.embedding.resize == "bicubic_offset":
-        why = "its positions are resized by DINOv2's rule 'bicubic_offset', which is another at the own size"
+        why = "the rule of its positions, DINOv2's 'bicubic_offset', is another at the model's own size"
     if why:
         raise VitralError(f"the model is exported for one size alone: {why}; export once for each --img-size")

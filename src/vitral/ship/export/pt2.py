@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-ABOUT_FILE = "vitral.json"  # among the extra files
+from vitral.artifacts.engines.pt2 import METADATA_FILE
 
 
 def write_pt2(program: ExportedProgram, path: Path, about: str) -> list[Path]:
@@ -14,7 +14,7 @@ def write_pt2(program: ExportedProgram, path: Path, about: str) -> list[Path]:
     Args:
         program: what to write.
         path: the file, .pt2. Whoever loads it runs `pickle`: only trusted files may be loaded.
-        about: embedded byte for byte as the extra file ``vitral.json``.
+        about: embedded byte for byte as the extra file `METADATA_FILE`.
     """
-    torch.export.save(program, path, extra_files={ABOUT_FILE: about})
+    torch.export.save(program, path, extra_files={METADATA_FILE: about})
     return [path]
