@@ -6,6 +6,7 @@ How many *processes* load images is the decision of `data/workers.py: worker_cou
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # That read images for `Classifier`, beside the one that computes.
 DECODING_THREADS = 4
@@ -18,10 +19,57 @@ _WAITING = {"GOMP_SPINCOUNT": "5000"}
 
 
 def cpu_count() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Count the cores that this process may use: those that it may run on, no more than its quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota is None else max(min(cores, int(quota)), 1)
+
+
+def cpu_quota(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """How many cores' time a container's quota gives; None: there is none.
+
+    A process that computes with more threads than that is stopped for a part of each tenth of a second.
+    The quota is the least of its group and the groups above it, as version 2 or 1 of cgroups states it
+    (Linux, Documentation/admin-guide/cgroup-v2.rst, "cpu.max").
+
+    Args:
+        cgroups: where the system shows control groups.
+        own: where it says which groups this process is in.
+    """
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:  # another system than Linux
+        return None
+    found = []
+    for _, controllers, group in (line for line in lines if len(line) == 3):
+        if not controllers or "cpu" in controllers.split(","):
+            root = cgroups if not controllers else cgroups / "cpu"
+            place = root / group.lstrip("/")
+            found += [_quota(folder) for folder in (place, *place.parents) if folder.is_relative_to(root)]
+    return min((quota for quota in found if quota is not None), default=None)
+
+
+def _quota(group: Path) -> float | None:
+    try:
+        if (limit := group / "cpu.max").exists():
+            quota, period = limit.read_text().split()
+        else:
+            quota, period = (
+                (group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+            )
+        return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def engine_threads() -> int:
+    """Choose how many threads an engine computes with: one a core, or what OMP_NUM_THREADS says.
+
+    Torch heeds that variable by itself; other engines count the cores of the whole machine, even within a
+    quota (openvino#37838, onnxruntime#29510).
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(wanted), cpu_count()) if wanted.isdecimal() and int(wanted) else cpu_count()
 
 
 def thread_count(wanted: int | None = None, began_with: int | None = None) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from vitral.artifacts.about import About, about_from
 from vitral.artifacts.engine import Answers, in_sizes, refuse_overflow
 from vitral.runtime.errors import VitralError
-from vitral.runtime.threads import cpu_count
+from vitral.runtime.threads import engine_threads
 
 if TYPE_CHECKING:
     from vitral.artifacts.manifest import Form
@@ -24,7 +24,7 @@ class OnnxEngine:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = form.options.get("threads") or cpu_count()
+        options.intra_op_num_threads = form.options.get("threads") or engine_threads()
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

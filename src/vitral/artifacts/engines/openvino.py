@@ -1,5 +1,6 @@
 """OpenVINO runs ``model.xml``: one compiled model for each size of a batch, for dynamic ones are slower."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ from vitral.artifacts.about import About
 from vitral.artifacts.engine import Answers, in_sizes, refuse_overflow
 from vitral.artifacts.engines.onnx import embedded_about
 from vitral.runtime.errors import VitralError
-from vitral.runtime.threads import cpu_count
+from vitral.runtime.telemetry import import_silently
+from vitral.runtime.threads import engine_threads
 
 if TYPE_CHECKING:
     from vitral.artifacts.manifest import Form
@@ -20,26 +22,39 @@ BATCH_SIZES = (1, 2, 4, 8)
 _HINTS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
 
 
+@dataclass(frozen=True)
+class _Compiled:
+    """A model for one size of a batch, and what runs several batches at once."""
+
+    model: Any
+    queue: Any  # an AsyncInferQueue
+
+
 class OpenVinoEngine:
-    """Compiles a size when it is first asked for."""
+    """Compiles a size when it is first asked for.
+
+    With the hint "LATENCY" all threads compute one batch; with "THROUGHPUT" several batches are computed at
+    once, by fewer threads each.
+    """
 
     def __init__(self, path: Path, form: "Form") -> None:
-        import openvino
-
-        self._core = openvino.Core()
+        openvino: Any = import_silently("openvino")
+        self._openvino, self._core = openvino, openvino.Core()
         try:
             self._model = self._core.read_model(path)
         except Exception as error:
             raise VitralError(f"{path} cannot be used: {' '.join(str(error).split())[:300]}") from error
+        hint = form.options.get("hint", "LATENCY")
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[form.precision],
-            "INFERENCE_NUM_THREADS": form.options.get("threads") or cpu_count(),
+            "INFERENCE_NUM_THREADS": form.options.get("threads") or engine_threads(),
             "ENABLE_CPU_PINNING": False,  # else every process computes on the same cores
-            "PERFORMANCE_HINT": form.options.get("hint", "LATENCY"),
+            "PERFORMANCE_HINT": hint,
         }
-        self._compiled: dict[int, Any] = {}
+        self._compiled: dict[int, _Compiled] = {}
         self.name = f"openvino {openvino.__version__.partition('-')[0]}, {form.precision}"
         self.batch_sizes = tuple(form.options.get("batch_sizes", BATCH_SIZES))
+        self._at_once = hint == "THROUGHPUT"
 
     @property
     def embedded(self) -> str | None:
@@ -48,17 +63,44 @@ class OpenVinoEngine:
         return self._model.get_rt_info(METADATA_PATH).astype(str)
 
     def __call__(self, pixels_BHWC: np.ndarray) -> Answers:
+        if self._at_once and len(pixels_BHWC) > 1:
+            return refuse_overflow(self._several_at_once(pixels_BHWC))
         return refuse_overflow(in_sizes(pixels_BHWC, self.batch_sizes, self._run))
 
     def _run(self, pixels_BHWC: np.ndarray) -> Answers:
-        found = self._of_size(pixels_BHWC.shape)({"pixels": pixels_BHWC})
+        found = self._of_size(pixels_BHWC.shape).model({"pixels": pixels_BHWC})
         return Answers(found["logits"].copy(), found["probabilities"].copy())
 
-    def _of_size(self, shape: tuple[int, ...]) -> Any:
+    def _several_at_once(self, pixels_BHWC: np.ndarray) -> Answers:
+        """Shares the images out among the streams, in batches of one size."""
+        count, image = len(pixels_BHWC), pixels_BHWC.shape[1:]
+        streams = len(self._of_size((self.batch_sizes[0], *image)).queue)
+        share = -(-count // streams)
+        size = next((size for size in reversed(self.batch_sizes) if size <= share), self.batch_sizes[0])
+        queue = self._of_size((size, *image)).queue
+        padding = np.zeros((-count % size, *image), pixels_BHWC.dtype)
+        padded_BHWC = np.concatenate([pixels_BHWC, padding]) if len(padding) else pixels_BHWC
+        parts: dict[int, Answers] = {}
+
+        def keep(request: Any, first: int) -> None:
+            logits, probabilities = (
+                request.get_tensor(name).data.copy() for name in ("logits", "probabilities")
+            )
+            parts[first] = Answers(logits, probabilities)
+
+        queue.set_callback(keep)
+        for first in range(0, len(padded_BHWC), size):
+            queue.start_async({"pixels": padded_BHWC[first : first + size]}, first)
+        queue.wait_all()
+        rows = [parts[first] for first in range(0, len(padded_BHWC), size)]
+        return Answers(*(np.concatenate(answers)[:count] for answers in zip(*rows, strict=True)))
+
+    def _of_size(self, shape: tuple[int, ...]) -> _Compiled:
         if shape[0] not in self._compiled:
             model = self._model.clone()
             model.reshape(list(shape))
-            self._compiled[shape[0]] = self._core.compile_model(model, "CPU", self._settings)
+            compiled = self._core.compile_model(model, "CPU", self._settings)
+            self._compiled[shape[0]] = _Compiled(compiled, self._openvino.AsyncInferQueue(compiled))
         return self._compiled[shape[0]]
 
 
