@@ -104,5 +104,5 @@ def _cells(row: "Row") -> tuple[str, ...]:
     if judged is None:
         return (*times, gain, "", "", "", size)
     ece = "" if judged.ece is None else f"{judged.ece:.2%}"
-    lost = f"{100 * judged.loss:.2f} (to {100 * judged.loss_high:.2f})"
+    lost = f"{100 * judged.loss + 0.0:.2f} (to {100 * judged.loss_high:.2f})"  # no -0.00
     return (*times, gain, f"{judged.score:.2%}", "" if row.verdict == "eager" else lost, ece, size)

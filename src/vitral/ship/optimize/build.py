@@ -13,7 +13,7 @@ from vitral.inference.classifier import Classifier, load
 from vitral.ship.export.export import about_of
 from vitral.ship.export.onnx import write_onnx
 from vitral.ship.export.openvino import write_openvino
-from vitral.ship.export.pixels import exported
+from vitral.ship.export.pixels import PixelsModel, exported
 from vitral.ship.optimize import by_nncf, by_onnxruntime
 from vitral.ship.optimize.candidates import Candidate
 from vitral.ship.optimize.hardest import hardest
@@ -42,7 +42,8 @@ class Builder:
         return load(self.checkpoint, device="cpu", precision="float32", **merging)
 
     def _program(self, merge: int) -> ExportedProgram:
-        return exported(self.classifier(merge))
+        classifier = self.classifier(merge)
+        return exported(PixelsModel(classifier), classifier.preprocess.img_size)
 
     def build(self, candidate: Candidate, folder: Path, *, int8: bool) -> list[str]:
         """Write a candidate's files, and give their names, the model's first.

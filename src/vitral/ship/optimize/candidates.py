@@ -63,8 +63,10 @@ def candidates(processor: Processor) -> Iterator[tuple[Candidate, str | None]]:
     yield Candidate("openvino", "bfloat16"), no_bfloat16
     yield Candidate("openvino", "int8", strength=STRENGTHS[0], draft=True), None
     yield Candidate("onnxruntime", "int8", draft=True), None
-    yield Candidate("torch", "int8", "dynamic"), None
-    yield Candidate("torch", how="compiled"), None
+
+
+# They are slow to make and no files: tried only where no other form is faster than the eager model.
+LAST_RESORTS = (Candidate("torch", "int8", "dynamic"), Candidate("torch", how="compiled"))
 
 
 def merged_counts(patches: int, layers: int) -> tuple[int, ...]:

@@ -56,7 +56,8 @@ def _draw(axes: "Axes", ledger: Ledger, look: Look) -> None:
     axes.set_ylabel("points of accuracy beside eager")
     axes.set_title(f"{ledger.model} on {ledger.images['judging']:,} held-out images", color=look.ink)
     axes.grid(visible=True)
-    axes.margins(x=0.2, y=0.15)
+    axes.margins(x=0.25, y=0.15)
+    axes.set_xlim(left=0)
 
 
 def _mark(axes: "Axes", row: Row, look: Look, goal: Goal) -> None:

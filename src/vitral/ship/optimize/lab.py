@@ -143,9 +143,10 @@ class Lab:
 
     def options(self, candidate: Candidate) -> dict[str, Any]:
         """How the engine of a candidate is set; the number of threads is left to each machine."""
+        merging = {"merge": candidate.merge} if candidate.merge else {}
         if candidate.library != "openvino":
-            return {}
-        return {"hint": self.goal.upper(), "batch_sizes": list(_SIZES[self.goal])}
+            return merging
+        return {**merging, "hint": self.goal.upper(), "batch_sizes": list(_SIZES[self.goal])}
 
     def _new(self, name: str) -> Path:
         self._made += 1

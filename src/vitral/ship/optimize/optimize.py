@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -100,6 +101,7 @@ def optimize(
     Raises:
         VitralError: if the model, the data or an option cannot be used, or a library is missing.
     """
+    ends = time.monotonic() + 60 * minutes
     _refuse(max_drop, goal, minutes)
     if out is not None:
         refuse_filled(Path(out))
@@ -112,7 +114,7 @@ def optimize(
         save_checkpoint(checkpoint, _checkpoint(classifier))
         calibration, calibrating, subject = _subject(classifier, images, folder, max_drop, listener)
         lab = Lab(folder, checkpoint, calibration, calibrating, goal, processor)
-        search = Search(lab, subject, minutes, judge_all, listener.tell, listener.on_images)
+        search = Search(lab, subject, ends, minutes, judge_all, listener.tell, listener.on_images)
         with lab:
             taken = search.run()
             ledger = Ledger(
@@ -155,6 +157,7 @@ def _classifier(model: str | PathLike | Classifier) -> Classifier:
     """The model in float32 on the CPU. Raises VitralError if its forms could not be judged."""
     given = model if isinstance(model, Classifier) else load(model, device="cpu", precision="float32")
     given.refuse_others("optimized forms")
+    given.refuse_merged("optimized forms")
     refuse_without_answers(given)
     if given.tta != "none":
         raise VitralError(f"a classifier with tta={given.tta} takes twice the time; optimize it without")
@@ -226,7 +229,8 @@ def _write(out: Path, lab: Lab, taken: Contender, ledger: Ledger, checkpoint: Pa
     assert ledger.chosen is not None
     assert ledger.chosen.judgement is not None
     assert taken.candidate.kind is not None
-    reference = load(checkpoint, device="cpu", precision="float32")
+    merging = {"merge": taken.candidate.merge} if taken.candidate.merge else {}
+    reference = load(checkpoint, device="cpu", precision="float32", **merging)
     about = replace(about_of(reference, ledger.model), temperature=ledger.chosen.judgement.temperature)
     with new_folder(out) as folder:
         values = {"candidate": asdict(taken.candidate), "folder": str(taken.folder), "out": str(folder)}

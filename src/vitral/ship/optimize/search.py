@@ -10,6 +10,7 @@ from vitral.evaluation.task import Task
 from vitral.runtime.errors import VitralError
 from vitral.ship.optimize.candidates import (
     EAGER,
+    LAST_RESORTS,
     LEFT_IN_FLOAT,
     STRENGTHS,
     Candidate,
@@ -54,7 +55,8 @@ class Search:
     Args:
         lab: where forms are made and measured.
         subject: what is optimized.
-        minutes: that it may take.
+        ends: when it must be done, by `time.monotonic`.
+        minutes: that it may take in all.
         judge_all: whether forms are judged that are slower than one that fits.
         tell: told what is being done, in a few words.
         on_images: told how many images are done, of how many.
@@ -62,6 +64,7 @@ class Search:
 
     lab: Lab
     subject: Subject
+    ends: float
     minutes: float
     judge_all: bool = False
     tell: Callable[[str], None] = lambda _: None
@@ -70,17 +73,18 @@ class Search:
     tried: dict[str, dict[str, float]] = field(default_factory=dict)  # see `Row.tried`
 
     def __post_init__(self) -> None:
-        self._begun, self.judging = time.monotonic(), self.subject.judging
+        self.judging = self.subject.judging
 
     @property
     def left(self) -> float:
         """Seconds until the end."""
-        return self._begun + 60 * self.minutes - time.monotonic()
+        return self.ends - time.monotonic()
 
     def run(self) -> Contender | None:
         """Search; `rows` then says what was found. Gives what was taken, if anything was."""
         contenders = self._built()
         contenders += self._merged(contenders)
+        contenders += self._last_resorts(contenders)
         judged = self._eager_judged()
         return self._first_that_fits(contenders, judged)
 
@@ -156,6 +160,16 @@ class Search:
         fastest = max(files, key=_gain)
         made = [self._contender(replace(fastest.candidate, merge=count)) for count in counts]
         found = [contender for contender in made if contender is not None]
+        if found:
+            self._time(found)
+        return found
+
+    def _last_resorts(self, contenders: list[Contender]) -> list[Contender]:
+        if not self.judge_all and (quicker := next(filter(self._faster, contenders), None)):
+            reason = f"tried only where no file is faster than eager torch, and {quicker.name} is"
+            self.rows |= {one.name: Row(one, "left out", reason) for one in LAST_RESORTS}
+            return []
+        found = [made for one in LAST_RESORTS if (made := self._contender(one)) is not None]
         if found:
             self._time(found)
         return found
