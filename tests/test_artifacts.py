@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -151,7 +152,7 @@ def in_description(**fields: object) -> Callable[[Path], None]:
 
     def sabotage(folder: Path) -> None:
         manifest = read_manifest(folder)
-        about = asdict(manifest.about)
+        about: dict[str, Any] = asdict(manifest.about)
         for name, value in fields.items():
             group, _, field = name.rpartition("__")
             (about[group] if group else about)[field] = value

@@ -83,7 +83,9 @@ def _answers(
     sources = (images.images[row] for row in range(len(images)))
     done = 0
     for names, loaded in batches_ahead(sources, classifier.preprocess.pixels, _BATCH):
-        readable = [(done + place, item) for place, item in enumerate(loaded) if not isinstance(item, ImageError)]
+        readable = [
+            (done + place, item) for place, item in enumerate(loaded) if not isinstance(item, ImageError)
+        ]
         done += len(names)
         if not readable:
             continue
@@ -96,7 +98,9 @@ def _answers(
     return rows, {kind: np.concatenate(of) for kind, of in parts.items()}
 
 
-def _agreement(kind: str, found_NL: np.ndarray, torch_NL: np.ndarray, labels_N: np.ndarray | None) -> Agreement:
+def _agreement(
+    kind: str, found_NL: np.ndarray, torch_NL: np.ndarray, labels_N: np.ndarray | None
+) -> Agreement:
     found, torchs = found_NL.argmax(1), torch_NL.argmax(1)
     right = None if labels_N is None else float((found == labels_N).mean())
     right_torch = None if labels_N is None else float((torchs == labels_N).mean())

@@ -43,9 +43,7 @@ class Source:
     def of(
         cls, classifier: Classifier, about: About, engine: Engine, opset: int, *, dynamic_size: bool
     ) -> "Source":
-        program = exported(
-            PixelsModel(classifier), classifier.preprocess.img_size, any_size=dynamic_size
-        )
+        program = exported(PixelsModel(classifier), classifier.preprocess.img_size, any_size=dynamic_size)
         return cls(classifier, about, engine, program, opset)
 
 
