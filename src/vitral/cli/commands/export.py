@@ -1,12 +1,12 @@
 """`vitral export`: a model as files that other runtimes compute, which check themselves."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitral.cli import options
-from vitral.cli.console import print_lines, warn
+from vitral.cli.console import print_lines, warn, warnings_as_messages
 from vitral.runtime import limits
 
 if TYPE_CHECKING:
