@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vitral.reports.report import report
     from vitral.reports.train import train
     from vitral.runtime.errors import VitralError
+    from vitral.ship.export.export import export
     from vitral.ship.optimize.optimize import optimize
 
 # Where each public name lives. Resolved on first use, so that `vitral --help` need not import torch.
@@ -63,6 +64,7 @@ _HOMES = {
     "diagnose": "evaluation.diagnosis.doctor",
     "draw_figures": "explain.figures.draw",
     "evaluate": "evaluation.evaluate",
+    "export": "ship.export.export",
     "info": "inference.info",
     "load": "inference.classifier",
     "open_artifact": "artifacts.open",
@@ -98,6 +100,7 @@ __all__ = [
     "diagnose",
     "draw_figures",
     "evaluate",
+    "export",
     "info",
     "load",
     "open_artifact",

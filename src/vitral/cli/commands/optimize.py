@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitral.cli import options
-from vitral.cli.classifier import load_classifier
 from vitral.cli.console import phases, print_table, say, warn
 from vitral.runtime import limits
 from vitral.runtime.plainjson import to_json
 
 if TYPE_CHECKING:
-    from vitral.inference.classifier import Classifier
     from vitral.ship.optimize.ledger import Ledger, Row
 
 
-def optimize(  # noqa: PLR0913 - a command's options
+def optimize(
     model: options.Model,
     data: options.Data,
     out: Annotated[
@@ -47,9 +45,8 @@ def optimize(  # noqa: PLR0913 - a command's options
 
     folder = out or Path(f"{Path(model).resolve().name}-optimized")
     refuse_filled(folder)
-    classifier = load_classifier(model, "cpu", "float32")
     asked = {"max_drop": max_drop, "goal": goal, "minutes": minutes, "judge_all": judge_all}
-    ledger = _search(classifier, Path(model).resolve().name, data, folder, asked)
+    ledger = _search(model, data, folder, asked)
     if json_output:
         print(to_json(ledger.to_dict()))
     else:
@@ -61,8 +58,7 @@ def optimize(  # noqa: PLR0913 - a command's options
 
 
 def _search(
-    classifier: "Classifier",
-    name: str,
+    model: str,
     data: str,
     folder: Path,
     options: dict[str, Any],
@@ -73,7 +69,7 @@ def _search(
 
     with phases() as (tell, on_images):
         listener = Listener(warn, tell, on_images)
-        return search(classifier, data, folder, name=name, **options, listener=listener).ledger
+        return search(model, data, folder, **options, listener=listener).ledger
 
 
 def print_ledger(ledger: "Ledger") -> None:

@@ -1,7 +1,6 @@
 """`Builder`: writes the forms of one model, each into a folder of its own."""
 
 import json
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -38,8 +37,7 @@ class Builder:
         self.program = cache(self._program)
 
     def _classifier(self, merge: int) -> Classifier:
-        merging = {"merge": merge} if merge else {}
-        return load(self.checkpoint, device="cpu", precision="float32", **merging)
+        return load(self.checkpoint, device="cpu", precision="float32", merge=merge or None)
 
     def _program(self, merge: int) -> ExportedProgram:
         classifier = self.classifier(merge)

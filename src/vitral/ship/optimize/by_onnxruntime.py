@@ -13,10 +13,8 @@ from vitral.ship.optimize.candidates import Candidate
 _AT_ONCE = 8  # images
 
 
-def quantize(
-    source: Path, folder: Path, images_NHWC: np.ndarray, candidate: Candidate, *, int8: bool
-) -> list[Path]:
-    """Write an int8 form of a float32 one, and give its files; arguments as those of `by_nncf.quantize`."""
+def quantize(source: Path, folder: Path, images_NHWC: np.ndarray, _: Candidate, *, int8: bool) -> list[Path]:
+    """Write an int8 form of a float32 one, and give its files; as `by_nncf.quantize`, without SmoothQuant."""
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -52,11 +50,13 @@ def with_about(folder: Path, out: Path, about: About) -> list[Path]:
     _without(graph, "probabilities")
     temperature = numpy_helper.from_array(np.array(about.temperature, np.float32), "temperature")
     graph.initializer.append(temperature)
-    last = ("Sigmoid", {}) if about.multi_label else ("Softmax", {"axis": 1})
+    ends = ["scaled_logits"], ["probabilities"]
     graph.node.extend(
         [
             helper.make_node("Div", ["logits", "temperature"], ["scaled_logits"]),
-            helper.make_node(last[0], ["scaled_logits"], ["probabilities"], **last[1]),
+            helper.make_node("Sigmoid", *ends)
+            if about.multi_label
+            else helper.make_node("Softmax", *ends, axis=1),
         ]
     )
     helper.set_model_props(model, {METADATA_KEY: about.to_json()})

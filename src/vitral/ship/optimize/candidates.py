@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vitral.artifacts.manifest import FormPrecision, Kind
-from vitral.ship.optimize.processor import Processor
+
+if TYPE_CHECKING:  # the process of a form need not have torch
+    from vitral.ship.optimize.processor import Processor
 
 Library = Literal["torch", "openvino", "onnxruntime"]
 # How much of what makes an activation hard to round moves into the weights (SmoothQuant, arXiv:2211.10438,
@@ -54,7 +56,7 @@ class Candidate:
 EAGER = Candidate("torch")
 
 
-def candidates(processor: Processor) -> Iterator[tuple[Candidate, str | None]]:
+def candidates(processor: "Processor") -> Iterator[tuple[Candidate, str | None]]:
     """Give each candidate, and why it is not tried on this machine; the quickest to build first."""
     no_bfloat16 = None if processor.bfloat16 else "the processor does not multiply in bfloat16"
     yield Candidate("openvino"), None

@@ -71,10 +71,11 @@ def _mark(axes: "Axes", row: Row, look: Look, goal: Goal) -> None:
     )
     refused = row.verdict == "too lossy"
     colour = look.second if refused else look.first
+    yerr = None if row.verdict == "eager" else [[y - y_low], [y_high - y]]
     axes.errorbar(
-        x, y, xerr=[[x - low], [high - x]], yerr=None if row.verdict == "eager" else [[y - y_low], [y_high - y]],
-        fmt=_MARKERS.get(row.verdict, "o"), color=colour, markersize=11 if row.verdict == "chosen" else 6,
-        markerfacecolor="none" if row.verdict == "slower" else colour, elinewidth=1,
+        x, y, xerr=[[x - low], [high - x]], yerr=yerr, fmt=_MARKERS.get(row.verdict, "o"), color=colour,
+        markersize=11 if row.verdict == "chosen" else 6, elinewidth=1,
+        markerfacecolor="none" if row.verdict == "slower" else colour,
     )  # fmt: skip
     words = row.name + (f" ({row.verdict})" if row.verdict in ("chosen", "too lossy") else "")
     axes.annotate(words, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8, color=look.ink)

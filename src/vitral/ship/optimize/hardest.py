@@ -1,4 +1,4 @@
-"""Which layers rounding to 8 bits changes most: those that stay in float32 where all in int8 loses too much."""
+"""Which layers rounding to 8 bits changes most: they stay in float32 where all in int8 loses too much."""
 
 from collections.abc import Mapping
 from typing import Any

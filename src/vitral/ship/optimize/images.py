@@ -1,4 +1,4 @@
-"""The images of a search: what ranges are measured on, what temperatures are fitted to, what forms are judged by.
+"""The images of a search: to measure ranges on, to fit temperatures to, and to judge forms by.
 
 No image serves two of these, and those that a form is judged by were never learnt from.
 """

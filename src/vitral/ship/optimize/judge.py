@@ -1,4 +1,4 @@
-"""How much accuracy a form loses: image by image beside the eager model, with an interval and its calibration."""
+"""How much accuracy a form loses, image by image beside the eager model, and how well it is calibrated."""
 
 import math
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class Judgement:
         return math.ceil(1.02 * times * self.n / 10) * 10
 
 
-def judge(  # noqa: PLR0913 - what one comparison is of
+def judge(
     task: Task,
     classes: Sequence[str],
     labels: np.ndarray,
@@ -91,7 +91,7 @@ def judge(  # noqa: PLR0913 - what one comparison is of
 
 
 def refitted(task: Task, logits_BL: np.ndarray, labels: np.ndarray, otherwise: float) -> float:
-    """Fit the temperature of a form's own logits; `otherwise` where there are too few images, or it has none."""
+    """Fit the temperature of a form's logits; gives `otherwise` of few images, or if the task has none."""
     if not task.calibrates or len(labels) < LEAST_IMAGES:
         return otherwise
     return fit_temperature(torch.from_numpy(logits_BL), torch.from_numpy(labels))

@@ -1,4 +1,4 @@
-"""`Lab`: builds candidates, opens each in a process of its own, times them in turns and asks them for answers."""
+"""`Lab`: builds candidates, opens each in a process of its own, times them in turns and has them answer."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from vitral.bench.rounds import Elsewhere, interleaved
-from vitral.runtime.errors import VitralError
 from vitral.ship.optimize.candidates import Candidate
 from vitral.ship.optimize.images import Pixels
 from vitral.ship.optimize.ledger import Goal, Speed, Spread

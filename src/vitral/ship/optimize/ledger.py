@@ -1,4 +1,4 @@
-"""`Ledger`: what was measured of each form, and why it was taken or left out; ``ledger.json`` and the table."""
+"""`Ledger`: what was measured of each form, and why it was taken or left out."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace

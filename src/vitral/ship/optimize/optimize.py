@@ -1,4 +1,4 @@
-"""`optimize`: the fastest form of a model on this machine whose loss of accuracy is within a bound, by measuring."""
+"""`optimize`: the fastest form of a model on this machine that loses no more accuracy than it may."""
 
 import math
 import tempfile
@@ -75,8 +75,7 @@ def optimize(
     goal: Goal = "latency",
     minutes: float = 10.0,
     judge_all: bool = False,
-    name: str | None = None,
-    listener: Listener = Listener(),  # noqa: B008 - frozen
+    listener: Listener = Listener(),
 ) -> Optimized:
     """Finds the fastest form of a model on this machine's processor, and writes it as an artifact.
 
@@ -95,7 +94,6 @@ def optimize(
         goal: "latency", one image at a time, or "throughput".
         minutes: that the search may take.
         judge_all: whether every form is judged, for the ledger, and not only until one fits.
-        name: what the artifact says that the model is called; None: as its folder.
         listener: who is told of its course.
 
     Raises:
@@ -107,7 +105,7 @@ def optimize(
         refuse_filled(Path(out))
     classifier = _classifier(model)
     images = choose_images(classifier, data, listener.warn)
-    name = name or ("model" if isinstance(model, Classifier) else Path(model).resolve().name)
+    name = type(model.model).__name__ if isinstance(model, Classifier) else Path(model).resolve().name
     with tempfile.TemporaryDirectory(prefix="vitral-optimize-") as scratch:
         folder, processor = Path(scratch), Processor.here()
         checkpoint = folder / "checkpoint"
@@ -229,8 +227,7 @@ def _write(out: Path, lab: Lab, taken: Contender, ledger: Ledger, checkpoint: Pa
     assert ledger.chosen is not None
     assert ledger.chosen.judgement is not None
     assert taken.candidate.kind is not None
-    merging = {"merge": taken.candidate.merge} if taken.candidate.merge else {}
-    reference = load(checkpoint, device="cpu", precision="float32", **merging)
+    reference = load(checkpoint, device="cpu", precision="float32", merge=taken.candidate.merge or None)
     about = replace(about_of(reference, ledger.model), temperature=ledger.chosen.judgement.temperature)
     with new_folder(out) as folder:
         values = {"candidate": asdict(taken.candidate), "folder": str(taken.folder), "out": str(folder)}

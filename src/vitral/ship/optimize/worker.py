@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 
 from vitral.artifacts.engine import Engine
+from vitral.artifacts.engines import onnx, openvino
+from vitral.artifacts.manifest import Form
 from vitral.runtime.errors import VitralError
+from vitral.runtime.settings import build
 from vitral.runtime.threads import computing_threads, engine_threads
+from vitral.ship.optimize.candidates import Candidate
 
 
 class Worker:
@@ -77,7 +81,7 @@ class Worker:
         self._kept.enter_context(computing_threads(engine_threads()))
         self._builder = Builder(Path(checkpoint), Path(calibration), calibrating)
 
-    def build(self, candidate: dict[str, Any], folder: str, int8: bool) -> list[str]:
+    def build(self, candidate: dict[str, Any], folder: str, *, int8: bool) -> list[str]:
         return self._builder.build(_candidate(candidate), Path(folder), int8=int8)
 
     def finish(self, candidate: dict[str, Any], folder: str, out: str, about: str) -> list[str]:
@@ -87,10 +91,8 @@ class Worker:
         return self._builder.hardest(_candidate(candidate))
 
 
-def _candidate(values: dict[str, Any]) -> Any:
-    from vitral.ship.optimize.candidates import Candidate
-
-    return Candidate(**{**values, "in_float": tuple(values["in_float"])})
+def _candidate(values: dict[str, Any]) -> Candidate:
+    return build(Candidate, values)
 
 
 def _opened(
@@ -102,13 +104,10 @@ def _opened(
 
         kept.enter_context(computing_threads(engine_threads()))
         return open_eager(folder, _candidate(candidate))
-    from vitral.artifacts.engines import onnx, openvino
-    from vitral.artifacts.manifest import Form
-
-    kind, module = {"openvino": ("openvino", openvino), "onnxruntime": ("onnx", onnx)}[candidate["library"]]
-    name = {"openvino": "model.xml", "onnx": "model.onnx"}[kind]
-    form = Form(kind, {name: ""}, candidate["precision"], options)
-    engine, about = module.open_engine(folder, form)
+    of = _candidate(candidate)
+    assert of.kind is not None
+    module, name = (openvino, "model.xml") if of.kind == "openvino" else (onnx, "model.onnx")
+    engine, about = module.open_engine(folder, Form(of.kind, {name: ""}, of.precision, options))
     return engine, about.preprocess.img_size
 
 
