@@ -40,20 +40,20 @@ class Judgement:
             max_drop: the largest loss, as a share, that the upper bound may reach.
             eager: of the eager model.
         """
+        if not (self.same_numbers and self.loss == 0) and self.loss_high > max_drop:
+            told = (
+                f"it loses {100 * self.loss:.2f} points, at most {100 * self.loss_high:.2f} (95 %), and may "
+                f"lose {100 * max_drop:g}"
+            )
+            if self.loss >= max_drop:
+                return told
+            return f"{told}; {self.images_needed(max_drop):,} held-out images might show that it does not"
         if self.ece is not None and eager.ece is not None and self.ece > eager.ece + MAX_CALIBRATION_LOSS:
             return (
                 f"its calibration error is {self.ece:.1%}, the eager model's {eager.ece:.1%}, and it may be "
                 f"{MAX_CALIBRATION_LOSS:.0%} more"
             )
-        if (self.same_numbers and self.loss == 0) or self.loss_high <= max_drop:
-            return None
-        told = (
-            f"it loses {100 * self.loss:.2f} points, at most {100 * self.loss_high:.2f} (95 %), and may lose "
-            f"{100 * max_drop:g}"
-        )
-        if self.loss >= max_drop:
-            return told
-        return f"{told}; {self.images_needed(max_drop):,} held-out images might show that it does not"
+        return None
 
     def images_needed(self, max_drop: float) -> int:
         """So many images would bring the upper bound to `max_drop`, if the share of changed ones stays."""

@@ -112,12 +112,13 @@ class Lab:
 
     def build(self, name: str, seconds: float | None, **values: Any) -> Any:
         """Ask the builder, a process that is begun when it is first needed, and anew after it failed."""
-        if self._builder is None:
-            self._builder = Process(self._new("log"), self.processor.threads)
-            begin = {"checkpoint": str(self.checkpoint), "calibration": str(self.calibration.file)}
-            self._builder.ask("begin", seconds, **begin, calibrating=self.calibrating)
         builder, self._builder = self._builder, None
+        is_new = builder is None
+        builder = builder or Process(self._new("log"), self.processor.threads)
         try:
+            if is_new:
+                begin = {"checkpoint": str(self.checkpoint), "calibration": str(self.calibration.file)}
+                builder.ask("begin", seconds, **begin, calibrating=self.calibrating)
             answer = builder.ask(name, seconds, **values)
         except BaseException:
             builder.end()

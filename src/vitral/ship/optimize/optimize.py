@@ -157,8 +157,6 @@ def _classifier(model: str | PathLike | Classifier) -> Classifier:
     given.refuse_others("optimized forms")
     given.refuse_merged("optimized forms")
     refuse_without_answers(given)
-    if given.tta != "none":
-        raise VitralError(f"a classifier with tta={given.tta} takes twice the time; optimize it without")
     return given
 
 

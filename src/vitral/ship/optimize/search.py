@@ -194,13 +194,13 @@ class Search:
 
     def _first_that_fits(self, contenders: list[Contender], eager: Judgement) -> Contender | None:
         """Judge by falling speed, until one fits."""
-        waiting, taken, over = list(contenders), None, False
+        waiting, taken = list(contenders), None
         while waiting:
             contender = max(waiting, key=_gain)
             waiting.remove(contender)
             is_faster = self._faster(contender)
-            over = over or self._out_of_time(contender)
-            if not self.judge_all and (over or taken is not None or not is_faster):
+            decided = taken is not None or not is_faster
+            if self._out_of_time(contender) or (decided and not self.judge_all):
                 self._write_down_unjudged(contender, taken, is_faster=is_faster)
                 continue
             refused = self._judge(contender, eager, waiting)
@@ -239,7 +239,8 @@ class Search:
             return str(error)
         refused = judged.too_lossy(self.subject.max_drop, eager)
         no_file = "" if contender.candidate.kind else "it is no file; see docs/export.md"
-        self._write_down(contender, "too lossy" if refused else "fits", refused or no_file, judged)
+        verdict: Verdict = "fits" if self._faster(contender) else "slower"
+        self._write_down(contender, "too lossy" if refused else verdict, refused or no_file, judged)
         if refused and contender.candidate.precision == "int8":
             self._leave_more_in_float(contender, waiting)
         contender.rest()
