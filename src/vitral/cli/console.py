@@ -30,6 +30,13 @@ def warnings_as_messages() -> Iterator[None]:
         yield
 
 
+def columns() -> int:
+    """How wide the output is."""
+    from rich.console import Console
+
+    return max(Console().width, _NARROWEST)
+
+
 def print_lines(text: str) -> None:
     """Print results that have no table, wrapped on a terminal."""
     print(wrapped(text, sys.stdout))
@@ -50,9 +57,7 @@ def say(text: str, indent: str = "") -> None:
 
 def _filled(line: str, indent: str) -> str:
     """A line broken between words, with an indent before all parts but the first."""
-    from rich.console import Console
-
-    width = max(Console().width, _NARROWEST)
+    width = columns()
     options = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
     return textwrap.fill(line, width, subsequent_indent=indent, **options)
 

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitral.cli import options
-from vitral.cli.console import phases, print_table, say, warn
+from vitral.cli.console import columns, phases, print_table, say, warn
 from vitral.runtime import limits
 from vitral.runtime.plainjson import to_json
 
 if TYPE_CHECKING:
-    from vitral.ship.optimize.ledger import Ledger, Row
+    from vitral.ship.optimize.ledger import Goal, Ledger, Row
+
+_WIDE = 76  # columns that the whole table takes
 
 
 def optimize(
@@ -78,11 +80,12 @@ def print_ledger(ledger: "Ledger") -> None:
         f"{ledger.model} on {ledger.images['judging']:,} held-out images of {ledger.data} "
         f"({ledger.machine['cpu']}, {ledger.machine['threads']} threads)"
     )
-    batch = next((row.speed.batch for row in ledger.rows if row.speed), 1)
-    numbers = ("ms", f"images/s by {batch}", "times eager", "score", "points lost", "ECE", "MB")
+    headings, kept = _headings(ledger), slice(None)
+    if columns() < _WIDE:
+        headings, kept = (*headings[:4], headings[-1]), slice(0, 3)
     timed = [row for row in ledger.rows if row.speed is not None]
-    cells = [(row.name, *_cells(row), row.verdict) for row in timed]
-    print_table("", ("form", *numbers, "verdict"), cells, numbers)
+    cells = [(row.name, *_cells(row, ledger.goal)[kept], row.verdict) for row in timed]
+    print_table("", headings, cells, headings[1:-1])
     for row in ledger.rows:
         if row.reason and row.verdict in ("left out", "too lossy", "fits"):
             say(f"{row.name}: {row.reason}", "  ")
@@ -91,14 +94,35 @@ def print_ledger(ledger: "Ledger") -> None:
     say(ledger.conclusion())
 
 
-def _cells(row: "Row") -> tuple[str, ...]:
+def _headings(ledger: "Ledger") -> tuple[str, ...]:
+    batch = next((row.speed.batch for row in ledger.rows if row.speed), 1)
+    speed = "ms" if ledger.goal == "latency" else f"images/s by {batch}"
+    other = f"images/s by {batch}" if ledger.goal == "latency" else "ms"
+    return (
+        "form",
+        speed,
+        "times eager",
+        "lost at most",
+        other,
+        ledger.score_name,
+        "lost",
+        "ECE",
+        "MB",
+        "verdict",
+    )
+
+
+def _cells(row: "Row", goal: "Goal") -> tuple[str, ...]:
+    """What is shown of a form: the most important first."""
     assert row.speed is not None
     speed, judged = row.speed, row.judgement
     times = f"{speed.latency_ms.median:.1f}", f"{speed.images_per_s.median:.1f}"
-    gain = f"{speed.times_eager.median:.2f}"
-    size = f"{row.disk_mb:.1f}" if row.disk_mb else ""
+    first, other = times if goal == "latency" else reversed(times)
+    gain, size = f"{speed.times_eager.median:.2f}", f"{row.disk_mb:.1f}" if row.disk_mb else ""
     if judged is None:
-        return (*times, gain, "", "", "", size)
+        return first, gain, "", other, "", "", "", size
     ece = "" if judged.ece is None else f"{judged.ece:.2%}"
-    lost = f"{100 * judged.loss + 0.0:.2f} (to {100 * judged.loss_high:.2f})"  # no -0.00
-    return (*times, gain, f"{judged.score:.2%}", "" if row.verdict == "eager" else lost, ece, size)
+    if row.verdict == "eager":
+        return first, gain, "", other, f"{judged.score:.2%}", "", ece, size
+    lost, at_most = (f"{100 * share + 0.0:.2f}" for share in (judged.loss, judged.loss_high))  # no -0.00
+    return first, gain, at_most, other, f"{judged.score:.2%}", lost, ece, size
