@@ -16,8 +16,8 @@ from vitral.runtime.errors import VitralError
 from vitral.runtime.version import vitral_version
 
 _SCRIPTS = (
-    "elements.js", "bytes.js", "picture.js", "attention.js", "glass.js", "looking.js", "comparison.js",
-    "answers.js", "intake.js", "page.js",
+    "elements.js", "bytes.js", "picture.js", "preprocess.js", "attention.js", "glass.js", "looking.js",
+    "comparison.js", "answers.js", "intake.js", "page.js",
 )  # fmt: skip
 
 
@@ -28,7 +28,7 @@ def script(engine: str) -> str:
     """
     start = {"engine_wasm.js": "new WasmEngine(about)", "engine_server.js": "new ServerEngine(about)"}[engine]
     parts = [source(name) for name in (*_SCRIPTS, engine)]
-    return "(() => {\n\"use strict\";\n" + "\n".join(parts) + f"\nstartPage((about) => {start});\n}})();"
+    return '(() => {\n"use strict";\n' + "\n".join(parts) + f"\nstartPage((about) => {start});\n}})();"
 
 
 def render(

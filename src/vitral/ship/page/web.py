@@ -5,7 +5,9 @@ Its build has no WebGPU: that answers wrongly or slowly for models of this size 
 """
 
 import gzip
+from dataclasses import asdict
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import numpy as np
 
 from vitral.artifacts.about import About
 from vitral.artifacts.engine import Answers
-from vitral.artifacts.golden import golden_picture
+from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import write_atomically
+from vitral.runtime.settings import build
 from vitral.ship.page.assemble import encoded, policy, render, script
 from vitral.ship.page.server import golden_png
 
@@ -31,7 +34,7 @@ _WORDS = {
 _MAY = "'wasm-unsafe-eval' blob:"  # what the runtime needs: machine code of WebAssembly, its glue as a blob
 
 
-def write_web(folder: Path, about: About, model: bytes, preprocess: bytes, golden: Answers) -> Path:
+def write_web(folder: Path, about: About, model: bytes, golden: Answers) -> Path:
     """Writes ``index.html``: the page with the model, its runtime and a golden check inside.
 
     Args:
@@ -39,7 +42,6 @@ def write_web(folder: Path, about: About, model: bytes, preprocess: bytes, golde
         about: what travels with the weights.
         model: ONNX, `pixels` (B, H, W, 3) uint8 -> `logits` and `probabilities`; where it can be looked into also
             `attention` (layers, heads, T, T) uint8 and `maxima` (layers, heads, T) of the first image.
-        preprocess: ONNX, `picture` (any height, any width, 3) uint8 -> `pixels` (H, W, 3) uint8.
         golden: what torch answers to the golden picture.
 
     Raises:
@@ -56,7 +58,6 @@ def write_web(folder: Path, about: About, model: bytes, preprocess: bytes, golde
         "runtime-wasm": encoded(_vendored("ort-wasm-simd-threaded.wasm.gz")),
         "runtime-mjs": encoded(_vendored("ort-wasm-simd-threaded.mjs")),
         "model": encoded(model),
-        "preprocess": encoded(preprocess),
         "golden-pixels": encoded(gzip.compress(_golden_pixels(about).tobytes(), mtime=0)),
     }
     page = render(
@@ -73,12 +74,7 @@ def _told(about: About, golden: Answers) -> dict[str, Any]:
         "engine": "wasm",
         "labels": list(about.labels),
         "abstain_below": about.abstain_below,
-        "preprocess": {
-            "img_size": list(preprocess.img_size),
-            "resize": preprocess.resize,
-            "crop_fraction": preprocess.crop_fraction,
-            "mean": list(preprocess.mean),
-        },
+        "preprocess": {**asdict(preprocess), "rows_first": rows_first()},
         "description": _description(about),
         "golden": {
             "logits": [float(value) for value in golden.logits[0]],
@@ -93,28 +89,33 @@ def _description(about: About) -> dict[str, Any]:
     return {
         "name": about.name, "labels": list(about.labels), "multi_label": about.multi_label,
         "abstain_below": about.abstain_below, "temperature": about.temperature, "parameters": about.parameters,
-        "licence": about.licence, "img_size": list(about.preprocess.img_size), **inside(about.architecture, about),
+        "licence": about.licence, "img_size": list(about.preprocess.img_size), **inside(about),
     }  # fmt: skip
 
 
-def inside(architecture: dict[str, Any], about: About) -> dict[str, Any]:
+def rows_first() -> bool:
+    """Whether Pillow resizes rows first where many of them go: from its version 13 on (its pull request 9549)."""
+    return int(version("pillow").split(".")[0]) >= 13
+
+
+def inside(about: About) -> dict[str, Any]:
     """Layers, heads, grid of patches and the names of the tokens that are no patches.
 
     A model that is not ours shows a grid of our own, 14 panes along its longer side.
     """
     height, width = about.preprocess.img_size
+    architecture = about.architecture
     if not architecture:
         pane = max(height, width) / 14
         grid = [max(round(height / pane), 1), max(round(width / pane), 1)]
         return {"layers": 0, "heads": 0, "grid": grid, "prefix": 0, "prefix_names": []}
-    options = architecture.get("embedding", {})
-    names = ["class token"] if options.get("class_token", architecture.get("class_token", True)) else []
-    names += ["distillation token"] if options.get("distillation_token") else []
-    names += [f"register {number + 1}" for number in range(options.get("register_tokens", 0))]
-    patch = architecture["patch_size"]
+    config = build(ViTConfig, architecture)
+    options = config.embedding
+    names = ["class token"] * config.class_token + ["distillation token"] * options.distillation_token
+    names += [f"register {number + 1}" for number in range(options.register_tokens)]
     return {
-        "layers": architecture["num_layers"], "heads": architecture["num_heads"],
-        "grid": [height // patch, width // patch], "prefix": len(names), "prefix_names": names,
+        "layers": config.num_layers, "heads": config.num_heads, "prefix": len(names), "prefix_names": names,
+        "grid": [height // config.patch_size, width // config.patch_size],
     }  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 // The engine of the server that gave this page: pictures are sent to it, and to nobody else.
 
 const MOST_ANSWERS = 10; // labels that are asked for
+// Of a server that does not say: for looking at pictures alone.
+const USUAL = { resize: "shortest", crop_fraction: 1, interpolation: "bicubic", crop_rounding: "even", mean: [0.5, 0.5, 0.5] };
 
 class ServerEngine {
   constructor(about) {
@@ -15,7 +17,7 @@ class ServerEngine {
     const found = await this.ask("GET", "v1/model");
     this.model = found;
     const [height, width] = [].concat(found.img_size, found.img_size);
-    this.preprocess = { resize: "shortest", mean: [0.5, 0.5, 0.5], ...found.preprocess, img_size: [height, width] };
+    this.preprocess = { ...USUAL, ...found.preprocess, img_size: [height, width] };
     const explains = Boolean(found.explains && found.grid);
     return {
       name: found.name, labels: found.labels, multi_label: found.multi_label, abstain_below: found.abstain_below ?? null,
@@ -54,10 +56,10 @@ class ServerEngine {
     return { blob, pixels: await this.pixels(blob), answer: { top: found.top, abstained: found.abstained } };
   }
 
-  /** What the model sees, to look at: of the server if it says so, else as the browser would resize it. */
+  /** What the model sees, to look at: the server prepares its own. */
   async pixels(blob) {
     const decoded = await decode(blob).catch(() => null);
-    if (decoded) return roughlySeen(this.preprocess, decoded);
+    if (decoded) return seenBy(this.preprocess, decoded, blob.name || "the picture");
     const [height, width] = this.preprocess.img_size; // of a format that only the server reads
     return { height, width, data: new Uint8Array(height * width * 3).fill(128) };
   }

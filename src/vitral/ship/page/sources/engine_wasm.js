@@ -19,7 +19,6 @@ class WasmEngine {
     ort.env.wasm.wasmBinary = await gunzip(fromBase64(takeBlock("runtime-wasm")));
     const glue = new Blob([fromBase64(takeBlock("runtime-mjs"))], { type: "text/javascript" });
     ort.env.wasm.wasmPaths = { mjs: URL.createObjectURL(glue) };
-    this.picture = await this.session("preprocess");
     told("unpacking the weights");
     await breathe();
     this.model = await this.session("model");
@@ -42,12 +41,7 @@ class WasmEngine {
 
   /** What the model sees of a picture, and what it says. */
   async see(blob) {
-    const decoded = await decode(blob);
-    refuseTooNarrow(this.about.preprocess, decoded, blob.name || "the picture");
-    const [height, width] = this.about.preprocess.img_size;
-    const fed = new ort.Tensor("uint8", decoded.data, [decoded.height, decoded.width, 3]);
-    const { pixels } = await this.picture.run({ picture: fed });
-    const seen = { blob, pixels: { width, height, data: Uint8Array.from(pixels.data) } };
+    const seen = { blob, pixels: seenBy(this.about.preprocess, await decode(blob), blob.name || "the picture") };
     const answers = await this.run(seen);
     return { ...seen, ...answers, answer: this.answer(answers.probabilities) };
   }

@@ -3,8 +3,8 @@
 
 const BORDER = 0.058; // of the longer side: the band of small panes around the picture
 const LEAD = [22, 21, 26];
-const AMBER = [255, 186, 66];
-const BLUE = [92, 152, 255];
+const AMBER = [255, 172, 36];
+const BLUE = [44, 116, 255];
 
 /** The same number for the same seed, 0..1: panes keep their grain when they are drawn again. */
 function grain(seed) {
@@ -80,7 +80,7 @@ class Glass {
     if (!this.picture || !space) return;
     const { width, height } = this.picture;
     const longer = Math.max(width, height);
-    const most = Math.min(space, (innerHeight * 0.8 * (width + 2 * BORDER * longer)) / height);
+    const most = Math.min(space, (innerHeight * 0.72 * (width + 2 * BORDER * longer)) / height);
     const scale = Math.min(devicePixelRatio || 1, 2);
     this.canvas.width = Math.round(most * scale);
     const band = (BORDER * longer * this.canvas.width) / (width + 2 * BORDER * longer);
@@ -143,10 +143,10 @@ class Glass {
     const strength = Math.abs(value);
     if (!this.signed && strength > 0.999) return;
     const box = this.box(pane);
-    pen.fillStyle = `rgba(9, 9, 15, ${(this.signed ? 0.74 : 0.88) * (1 - strength)})`;
+    pen.fillStyle = `rgba(9, 9, 15, ${(this.signed ? 0.66 : 0.88) * (1 - strength)})`;
     pen.fillRect(...box);
     if (!this.signed) return;
-    pen.fillStyle = rgb(value > 0 ? AMBER : BLUE, 0.66 * strength);
+    pen.fillStyle = rgb(value > 0 ? AMBER : BLUE, 0.58 * strength);
     pen.fillRect(...box);
   }
 
@@ -209,12 +209,27 @@ class Glass {
     pen.imageSmoothingQuality = "high";
     pen.drawImage(this.source, ...inner);
     pen.globalCompositeOperation = "saturation";
-    pen.fillStyle = "rgba(255, 0, 0, 0.22)";
+    pen.fillStyle = "rgba(255, 0, 0, 0.34)";
     pen.fillRect(...inner);
     pen.globalCompositeOperation = "source-over";
-    this.colours.forEach((colour, pane) => this.paintPane(pen, this.box(pane), richer(colour, 1.25), 0.34, pane));
+    this.colours.forEach((colour, pane) => this.paintPane(pen, this.box(pane), richer(colour, 1.45, 1.06), 0.36, pane));
     this.paintBorder(pen);
     this.paintGrain(pen);
+    this.paintDay(pen);
+  }
+
+  /** Daylight behind the glass, brightest above the middle. */
+  paintDay(pen) {
+    const { width, height } = this.canvas;
+    const sky = pen.createRadialGradient(width / 2, height * 0.32, 0, width / 2, height * 0.32, height * 0.85);
+    sky.addColorStop(0, "rgba(255, 250, 235, 0.5)");
+    sky.addColorStop(0.55, "rgba(255, 250, 235, 0.12)");
+    sky.addColorStop(1, "rgba(0, 0, 20, 0.22)");
+    pen.save();
+    pen.globalCompositeOperation = "soft-light";
+    pen.fillStyle = sky;
+    pen.fillRect(0, 0, width, height);
+    pen.restore();
   }
 
   /** One pane: its colour laid over what is there, uneven as glass is, and darker towards the lead. */
@@ -300,7 +315,9 @@ class Glass {
       if (corner) this.paintRoundel(pen, box);
     });
     this.strokeBox(pen, [this.left, this.top, right - this.left, bottom - this.top], this.came * 1.7);
-    this.strokeBox(pen, [0, 0, this.canvas.width, this.canvas.height], this.came * 4);
+    pen.strokeStyle = rgb(LEAD);
+    pen.lineWidth = this.came * 4;
+    pen.strokeRect(0, 0, this.canvas.width, this.canvas.height);
   }
 
   strokeBox(pen, [x, y, width, height], thick) {

@@ -67,8 +67,8 @@ class Page {
   }
 
   async invitation() {
-    const decoded = await decode(this.golden());
-    return roughlySeen(this.about.preprocess ?? this.engine.preprocess, decoded);
+    const golden = this.golden();
+    return seenBy(this.about.preprocess ?? this.engine.preprocess, await decode(golden), golden.name);
   }
 
   // --- Pictures ------------------------------------------------------------------------------------
