@@ -9,7 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitral.artifacts.open import open_artifact
     from vitral.artifacts.prediction import Prediction
+    from vitral.artifacts.predictor import Predictor
     from vitral.bench.run import benchmark
     from vitral.checkpoints.convert import convert
     from vitral.data.image_data import ImageData, open_data
@@ -47,6 +49,7 @@ _HOMES = {
     "PatchEmbedding": "model.embedding",
     "PositionalEncoding": "model.positions.tables",
     "Prediction": "artifacts.prediction",
+    "Predictor": "artifacts.predictor",
     "Preprocess": "images.preprocess",
     "Recipe": "recipes.recipe",
     "ViTConfig": "model.config",
@@ -61,6 +64,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "info": "inference.info",
     "load": "inference.classifier",
+    "open_artifact": "artifacts.open",
     "open_data": "data.image_data",
     "probe": "evaluation.probing.probe",
     "report": "reports.report",
@@ -79,6 +83,7 @@ __all__ = [
     "PatchEmbedding",
     "PositionalEncoding",
     "Prediction",
+    "Predictor",
     "Preprocess",
     "Recipe",
     "ViTConfig",
@@ -93,6 +98,7 @@ __all__ = [
     "evaluate",
     "info",
     "load",
+    "open_artifact",
     "open_data",
     "probe",
     "report",

@@ -6,7 +6,7 @@ lost its folder still knows its preprocessing and its labels, and a folder whose
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vitral.images.preprocess import Preprocess
@@ -24,11 +24,12 @@ class About:
     temperature: float = 1.0  # probabilities are softmax(logits / temperature); it is in the graph
     multi_label: bool = False
     abstain_below: float | None = None  # the least probability of an answer; None: every image is answered
-    tta: str = "none"  # "flip": the graph takes the mean over each image and its mirror
     architecture: dict[str, Any] = field(default_factory=dict)  # the fields of `ViTConfig`
     parameters: int = 0
     licence: str | None = None  # of the weights; None: not stated
     source: str | None = None  # where the weights came from before they were trained further
+    # Which images were held out from training, and how, so that `eval` judges on those.
+    metadata: dict[str, Any] = field(default_factory=dict)
     vitral: str = ""  # the version that exported it
 
     def to_json(self) -> str:
@@ -55,6 +56,6 @@ def about_from(values: Mapping[str, Any], described: str) -> About:
 
 
 def first_difference(one: About, other: About) -> str | None:
-    """The name of the first field in which they differ."""
-    names = (field.name for field in fields(About))
-    return next((name for name in names if getattr(one, name) != getattr(other, name)), None)
+    """The name of the first field in which they differ, as JSON has them: a pair is a list there."""
+    first, second = (json.loads(about.to_json()) for about in (one, other))
+    return next((name for name in first if first[name] != second[name]), None)

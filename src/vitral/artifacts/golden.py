@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vitral.artifacts.engine import Answers, Engine
+from vitral.images.picture import open_image
 from vitral.images.preprocess import Preprocess
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import write_atomically
@@ -73,8 +74,7 @@ def check_pixels(folder: Path, preprocess: Preprocess) -> np.ndarray:
         VitralError: if it is not what it saw when it was exported.
     """
     pixels_HWC = preprocess.pixels(folder / PICTURE)
-    with Image.open(folder / PIXELS) as image:  # ours, not a user's picture
-        expected_HWC = np.asarray(image.convert("RGB"))
+    expected_HWC = np.asarray(open_image(folder / PIXELS))
     if pixels_HWC.shape != expected_HWC.shape:
         raise VitralError(
             f"{folder}: preprocessing gives {pixels_HWC.shape[1]}x{pixels_HWC.shape[0]} pixels, and gave "
@@ -84,7 +84,7 @@ def check_pixels(folder: Path, preprocess: Preprocess) -> np.ndarray:
     if levels.any():
         raise VitralError(
             f"{folder}: preprocessing differs on the golden picture, by up to {levels.max()} of 255 levels "
-            f"in {(levels > 0).mean():.1%} of the values; the crop, the filter or Pillow ({_pillow()}) is not "
+            f"in {(levels > 0).mean():.1%} of the values; the crop, the filter or Pillow {_pillow()} is not "
             "that of the export; export the model again"
         )
     return pixels_HWC

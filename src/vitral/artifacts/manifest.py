@@ -21,6 +21,7 @@ Kind = Literal["onnx", "onnx-image", "openvino", "pt2", "web"]
 FormPrecision = Literal["float32", "bfloat16", "int8"]
 KINDS: tuple[str, ...] = get_args(Kind)
 # The kinds that Vitral itself answers with; the others are for other runtimes.
+_MODEL_SUFFIXES = (".onnx", ".xml", ".pt2", ".html")
 RUN_HERE: tuple[Kind, ...] = ("openvino", "onnx", "pt2")
 # Of the largest logit: float32 sums in another order; bfloat16 has 8 bits of mantissa. An int8 form is
 # compared with its own answers at export, which another processor may round otherwise.
@@ -51,11 +52,11 @@ class Manifest:
     files: dict[str, str]  # the golden files and others of no form -> SHA-256
     versions: dict[str, str] = field(default_factory=dict)  # of the libraries that exported it
 
-    def form(self, kind: str) -> Form:
-        """Raises VitralError if the artifact has no such form."""
-        found = next((form for form in self.forms if form.kind == kind), None)
+    def form(self, wanted: str) -> Form:
+        """Gives a form by its kind or the name of its model's file. Raises VitralError if there is none."""
+        found = next((form for form in self.forms if wanted in (form.kind, form.model_file)), None)
         if found is None:
-            raise VitralError(f"there is no form {kind!r}; this artifact has {', '.join(self.kinds)}")
+            raise VitralError(f"there is no form {wanted!r}; this artifact has {', '.join(self.kinds)}")
         return found
 
     @property
@@ -64,7 +65,16 @@ class Manifest:
 
 
 def is_artifact(path: Path | str) -> bool:
-    return Path(path, MANIFEST_FILE).is_file()
+    """Tells whether it is an artifact's folder, or the model's file of one of its forms."""
+    path = Path(path)
+    folder = path.parent if path.suffix in _MODEL_SUFFIXES else path
+    return (folder / MANIFEST_FILE).is_file()
+
+
+def located(path: Path | str) -> tuple[Path, str | None]:
+    """Gives the artifact's folder, and the file within it that was named, if one was."""
+    path = Path(path)
+    return (path.parent, path.name) if path.suffix in _MODEL_SUFFIXES else (path, None)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

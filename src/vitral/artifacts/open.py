@@ -1,13 +1,23 @@
 """Opens an artifact: its files are those of the export and it answers as it did, or it is refused."""
 
 from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
 
 from vitral.artifacts import golden
 from vitral.artifacts.about import About, first_difference
 from vitral.artifacts.engine import Engine
 from vitral.artifacts.engines import onnx, openvino, pt2
-from vitral.artifacts.manifest import RUN_HERE, TOLERANCES, Form, Kind, Manifest, read_manifest, sha256
+from vitral.artifacts.manifest import (
+    RUN_HERE,
+    TOLERANCES,
+    Form,
+    Kind,
+    Manifest,
+    located,
+    read_manifest,
+    sha256,
+)
 from vitral.artifacts.predictor import Predictor
 from vitral.runtime.errors import VitralError
 
@@ -15,11 +25,11 @@ from vitral.runtime.errors import VitralError
 _ENGINES = {"onnx": onnx.open_engine, "openvino": openvino.open_engine, "pt2": pt2.open_engine}
 
 
-def open_artifact(folder: str | Path, *, form: str | None = None, trusted: bool = False) -> Predictor:
+def open_artifact(path: str | PathLike, *, form: str | None = None, trusted: bool = False) -> Predictor:
     """Opens what `vitral export` or `vitral optimize` wrote, and checks that it answers as it did.
 
     Args:
-        folder: the artifact.
+        path: the artifact's folder, or the model's file of one of its forms, such as ``art/model.onnx``.
         form: "onnx", "openvino" or "pt2"; None: the first that this machine can run.
         trusted: whether to open a .pt2 file, which is loaded by pickle and can execute code.
 
@@ -27,27 +37,27 @@ def open_artifact(folder: str | Path, *, form: str | None = None, trusted: bool 
         VitralError: if a file is missing or changed, no form can be run here, or the golden picture gives
             other pixels, logits, probabilities or labels than at export.
     """
-    folder = Path(folder)
+    folder, file = located(Path(path))
     manifest = read_manifest(folder)
-    chosen = _first_that_runs(manifest, form, trusted=trusted)
+    chosen = _first_that_runs(manifest, form or file, trusted=trusted)
     predictor, _ = _opened(folder, manifest, chosen, trusted=trusted)
     return predictor
 
 
 def verify_artifact(
-    folder: str | Path, *, trusted: bool = False, tell: Callable[[str, str], None] = lambda *_: None
+    path: str | PathLike, *, trusted: bool = False, tell: Callable[[str, str], None] = lambda *_: None
 ) -> Manifest:
     """Checks every form of an artifact.
 
     Args:
-        folder: the artifact.
+        path: the artifact's folder.
         trusted: whether .pt2 files are opened too.
         tell: told the name of each form and what was found.
 
     Raises:
         VitralError: as `open_artifact`, for the first form that differs.
     """
-    folder = Path(folder)
+    folder, _ = located(Path(path))
     manifest = read_manifest(folder)
     for form in manifest.forms:
         if form.kind not in RUN_HERE:
@@ -126,7 +136,7 @@ def _why_not(kind: Kind, *, trusted: bool) -> str | None:
     if kind not in RUN_HERE:
         return f"{kind} is for other runtimes (export with --to {RUN_HERE[1]} too)"
     if kind == "pt2" and not trusted:
-        return "a .pt2 file is loaded by pickle and can execute code; if you trust it, say --trust"
+        return pt2.UNTRUSTED
     library = {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "torch"}[kind]
     from importlib.util import find_spec
 

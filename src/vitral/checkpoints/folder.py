@@ -14,6 +14,7 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
+from vitral.artifacts.manifest import is_artifact
 from vitral.checkpoints import hub, lora, own, validate
 from vitral.checkpoints.checkpoint import Checkpoint
 from vitral.checkpoints.fit import empty_model, fill, told
@@ -59,6 +60,11 @@ def load_checkpoint(source: Path | str, **overrides: Any) -> Checkpoint:
     module = overrides.pop("model", None)
     try:
         path = hub.download(name) if hub.is_reference(name) else Path(source)
+        if is_artifact(path):
+            raise VitralError(
+                f"{name} is an artifact of `vitral export`; predict, eval, doctor, bench, serve and verify "
+                "take it, all else needs the model that it was made from"
+            )
         if not path.exists():
             raise VitralError(f"{name} does not exist; {NOT_A_MODEL}")
         found = _load(name, path, overrides, base) if module is None else _load_into(module, path, overrides)

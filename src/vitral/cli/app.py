@@ -27,6 +27,7 @@ from vitral.cli.commands import (
     recipe,
     report,
     train,
+    verify,
 )
 from vitral.cli.console import warn
 from vitral.runtime.errors import VitralError
@@ -62,9 +63,10 @@ def _options(
 # In the order of --help.
 for _command in (
     demo.demo, train.train, eval.eval, predict.predict, explain.explain, report.report, info.info,
-    doctor.doctor, probe.probe, convert.convert, push.push, bench.bench,
+    doctor.doctor, probe.probe, convert.convert, push.push, verify.verify,
 ):  # fmt: skip
     app.command()(_command)
+app.add_typer(bench.app, name="bench")
 app.add_typer(recipe.app, name="recipe")
 
 

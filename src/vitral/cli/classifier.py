@@ -9,13 +9,22 @@ if TYPE_CHECKING:
 
 
 def load_classifier(
-    model: str, device: str, precision: str, tta: str = "none", img_size: int | None = None
+    model: str,
+    device: str,
+    precision: str,
+    tta: str = "none",
+    img_size: int | None = None,
+    *,
+    trusted: bool = False,
 ) -> "Classifier":
     """Load it, and print the notes on how it was read."""
+    from vitral.artifacts.manifest import is_artifact
     from vitral.checkpoints.folder import load_checkpoint
-    from vitral.inference.classifier import as_classifier
+    from vitral.inference.classifier import as_classifier, load
     from vitral.runtime.devices import Placement
 
+    if is_artifact(model):
+        return load(model, img_size=img_size, device=device, precision=precision, tta=tta, trusted=trusted)  # type: ignore[arg-type]
     checkpoint = load_checkpoint(model, **({} if img_size is None else {"img_size": img_size}))
     for note in checkpoint.notes:
         warn(note)

@@ -110,8 +110,8 @@ Model = Annotated[
     str,
     text(
         "MODEL",
-        "A model or run folder, a hub folder of timm or transformers, a .npz, .safetensors or .pth file, or "
-        "hf://org/name\\[@revision].",  # rich would take brackets for its own
+        "A model or run folder, a hub folder of timm or transformers, a .npz, .safetensors or .pth file, "
+        "an artifact of export, or hf://org/name\\[@revision].",  # rich would take brackets for its own
     ),
 ]
 Settings = Annotated[
@@ -121,6 +121,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, choice(limits.DEVICES)]
 Precision = Annotated[str, choice(limits.PRECISIONS)]
 Tta = Annotated[str, choice(limits.TTA, " (mean of the probabilities of each image and its mirror image).")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Open an artifact's .pt2 file, which can execute code, if you trust it."),
+]
 Split = Annotated[str | None, choice(limits.SPLITS, "; by default test, or val if there is no test split.")]
 Seed = Annotated[int, number(limits.SEED, "Seed of all random choices.")]
 MaxDamaged = Annotated[float, share("Largest share of damaged images that is accepted.")]

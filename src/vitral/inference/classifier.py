@@ -2,14 +2,17 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from vitral.artifacts.manifest import is_artifact, located, read_manifest
+from vitral.artifacts.open import open_artifact
 from vitral.artifacts.prediction import Prediction, likeliest
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint
 from vitral.images import notebook
@@ -17,6 +20,7 @@ from vitral.images.picture import ImageSource
 from vitral.images.preprocess import Preprocess
 from vitral.images.reading import as_sequence, batches_ahead
 from vitral.inference.activation import log_activation
+from vitral.inference.artifact import EngineModule
 from vitral.model.config import Size
 from vitral.model.vit import Features, VisionTransformer
 from vitral.runtime.devices import Device, Placement, Precision
@@ -62,13 +66,18 @@ class Classifier:
             ("model", f"{type(self.model).__name__}, {parameters:,} parameters"),
             ("images", f"{height}x{width} pixels"),
             ("labels", f"{len(self.labels):,} ({shown})" if self.labels else "none"),
-            ("computes on", str(self.placement)),
+            ("computes on", self.computed_by),
         ]
         if self.multi_label:
             facts.append(("answers", "any number of labels per image"))
         if self.temperature != 1:
             facts.append(("temperature", f"{self.temperature:.3f}"))
         return facts if self.tta == "none" else [*facts, ("test-time augmentation", self.tta)]
+
+    @property
+    def computed_by(self) -> str:
+        """The engine of an artifact, or torch's device and precision."""
+        return self.model.engine.name if isinstance(self.model, EngineModule) else str(self.placement)
 
     def predict(
         self, images: ImageSource | Iterable[ImageSource], *, top: int = 5, batch_size: int = 32
@@ -153,6 +162,10 @@ class Classifier:
 
     def refuse_others(self, what: str) -> None:
         """Raises VitralError if the model is a module of the user's own, whose inside is unknown."""
+        if isinstance(self.model, EngineModule):
+            raise VitralError(
+                f"{what} are of a model, and an artifact gives its answers; take what it was made from"
+            )
         if not isinstance(self.model, VisionTransformer):
             name = type(self.model).__name__
             raise VitralError(f"{what} are of Vitral's own models; a {name} gives logits alone")
@@ -176,7 +189,7 @@ class Classifier:
             raise VitralError("no images were given")
 
 
-def load(
+def load(  # noqa: PLR0913 - whatever a checkpoint leaves open
     source: str | PathLike,
     *,
     model: nn.Module | None = None,
@@ -186,13 +199,14 @@ def load(
     device: Device = "auto",
     precision: Precision = "auto",
     tta: TestTimeAugmentation = "none",
+    trusted: bool = False,
     **options: Any,
 ) -> Classifier:
-    """A `Classifier` from a checkpoint of any known layout.
+    """A `Classifier` from a checkpoint of any known layout, or from an artifact of `export`.
 
     Args:
         source: a model or run folder, a hub folder of timm or transformers, a file of Google's, torchvision's
-            or the authors', or ``hf://org/name[@revision]``.
+            or the authors', or ``hf://org/name[@revision]``; an artifact's folder.
         model: takes the weights of a folder of ours, as those of your own modules need it; it is changed.
         img_size: pixels, if other than the model was trained with; positions are resized by its own rule.
         num_classes: for a fresh, untrained head.
@@ -201,6 +215,7 @@ def load(
         precision: of matrix products.
         tta: "flip" averages probabilities over an image and its mirror, at twice the time; not for what
             a mirror changes, such as digits.
+        trusted: opens an artifact's .pt2 file, which is loaded by pickle and can execute code.
         options: other fields of `ViTConfig`, for what a bare file does not say, such as
             ``num_heads=12`` or ``layer={"feed_forward": {"activation": "quick_gelu"}}``; and
             ``preprocess={"mean": [...]}``, or ``base``, the model of a LoRA adapter that does not name it.
@@ -212,10 +227,57 @@ def load(
     """
     asked = {"model": model, "img_size": img_size, "num_classes": num_classes, "patch_size": patch_size}
     overrides = {name: value for name, value in asked.items() if value is not None}
+    if is_artifact(str(source)):
+        fixed = {**overrides, **options, **_placing(device, precision)}
+        return artifact_classifier(source, tta, trusted=trusted, asked=fixed)
     checkpoint = load_checkpoint(str(source), **overrides, **options)
     for note in checkpoint.notes:
         warnings.warn(note, stacklevel=2)
     return as_classifier(checkpoint, Placement.choose(device, precision), tta)
+
+
+def artifact_classifier(
+    source: str | PathLike,
+    tta: TestTimeAugmentation = "none",
+    *,
+    trusted: bool = False,
+    asked: Mapping[str, Any] = MappingProxyType({}),
+) -> Classifier:
+    """The `Classifier` of an artifact: its engine in the place of the model.
+
+    Args:
+        source: the artifact, as `open_artifact` takes it.
+        tta: as `load` takes it.
+        trusted: as `load` takes it.
+        asked: settings of a model that an artifact has not, each of which is refused.
+
+    Raises:
+        VitralError: if it cannot be opened, or a setting was asked for.
+    """
+    if asked:
+        raise VitralError(
+            f"{source} was exported as it is and computes on the CPU; {next(iter(asked))} cannot be changed: "
+            "leave it out, or give the model that it was made from"
+        )
+    predictor = open_artifact(source, trusted=trusted)
+    about = read_manifest(located(str(source))[0]).about
+    module = EngineModule(predictor.engine, about.preprocess)
+    return Classifier(
+        module,  # pyrefly: ignore[bad-argument-type] - a module of logits
+        about.preprocess,
+        about.labels,
+        Placement(torch.device("cpu"), torch.float32),
+        about.metadata,
+        about.temperature,
+        tta,
+        about.multi_label,
+    )
+
+
+def _placing(device: Device, precision: Precision) -> dict[str, str]:
+    """What was asked for beyond the CPU."""
+    asked = {"device": device, "precision": precision}
+    return {name: value for name, value in asked.items() if value not in ("auto", "cpu")}
 
 
 def loaded(model: str | PathLike | Classifier) -> Classifier:

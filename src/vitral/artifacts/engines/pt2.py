@@ -13,6 +13,10 @@ from vitral.runtime.errors import VitralError
 if TYPE_CHECKING:
     from vitral.artifacts.manifest import Form
 
+UNTRUSTED = (
+    "a .pt2 file is loaded by pickle and can execute code; if you trust it, say --trust "
+    "(in Python trusted=True)"
+)
 METADATA_FILE = "vitral_about.json"  # among the program's extra files
 
 
@@ -43,9 +47,7 @@ class Pt2Engine:
 def open_engine(folder: Path, form: "Form", *, trusted: bool = False) -> tuple[Pt2Engine, About]:
     """Raises VitralError unless the file is trusted."""
     if not trusted:
-        raise VitralError(
-            "a .pt2 file is loaded by pickle and can execute code; if you trust it, say --trust"
-        )
+        raise VitralError(UNTRUSTED)
     path = folder / form.model_file
     engine = Pt2Engine(path, form)
     return engine, embedded_about(engine.embedded, path)

@@ -26,18 +26,19 @@ def doctor(  # noqa: PLR0913 - a command's options
     json_output: options.Json = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    trust: options.Trust = False,
 ) -> None:
     """Evaluate MODEL with other settings (mean, crop and so on), and say whether one of them is better."""
     from vitral.evaluation.diagnosis.doctor import diagnose
 
-    classifier = load_classifier(model, device, precision)
+    classifier = load_classifier(model, device, precision, trusted=trust)
     with progress_bar("examining") as bar:
         how: dict[str, Any] = {"split": split, "limit": limit, "seed": seed, "workers": workers}
         diagnosis = diagnose(classifier, data, **how, warn=warn, on_images=bar)
     if json_output:
         print(to_json(diagnosis.to_dict()))
     else:
-        title = f"{model} on {data}, split {diagnosis.split} ({classifier.placement})"
+        title = f"{model} on {data}, split {diagnosis.split} ({classifier.computed_by})"
         print_diagnosis(diagnosis, title)
 
 

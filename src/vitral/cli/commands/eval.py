@@ -38,6 +38,7 @@ def eval(  # noqa: PLR0913 - a command's options
     tta: options.Tta = "none",
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    trust: options.Trust = False,
 ) -> None:
     """Evaluate MODEL on labelled images: accuracy with its interval, loss, calibration, and each class.
 
@@ -48,8 +49,8 @@ def eval(  # noqa: PLR0913 - a command's options
     """
     from vitral.evaluation.evaluate import evaluate_classifier
 
-    classifier = load_classifier(model, device, precision, tta)
-    how = f"{classifier.placement}" + ("" if tta == "none" else f", test-time augmentation {tta}")
+    classifier = load_classifier(model, device, precision, tta, trusted=trust)
+    how = classifier.computed_by + ("" if tta == "none" else f", test-time augmentation {tta}")
     with progress_bar("evaluating") as bar:
         how_to: dict[str, Any] = {"split": split, "max_damaged": max_damaged, "workers": workers}
         how_to |= {"mistakes": bool(wrong or sheet), "warn": warn, "on_images": bar}

@@ -9,6 +9,7 @@ from torch import nn
 
 from vitral.checkpoints.layouts.preprocessing import CLIP, IMAGENET
 from vitral.images.preprocess import Interpolation, Preprocess, Resize
+from vitral.inference.artifact import EngineModule
 from vitral.inference.classifier import Classifier
 from vitral.model.config import ViTConfig, patch_grid
 from vitral.model.encoder import ACTIVATIONS, FeedForward, Gated
@@ -64,9 +65,10 @@ def changes_to_try(classifier: Classifier) -> list[Change]:
     """No change first, then one at a time; of a module of the user's, of the images alone."""
     now, model = classifier.preprocess, classifier.model
     bgr = Change("channel order", "RGB", "BGR", now, bgr=True, why_idle="the images are grey")
+    normalizes = isinstance(model, EngineModule)  # in the graph, where no setting reaches
     changes = [
         Change("", "", "", now),
-        *_preprocess_changes(now),
+        *(change for change in _preprocess_changes(now) if not (normalizes and change.setting == "mean/std")),
         *([bgr] if now.channels == 3 else []),
     ]
     if not isinstance(getattr(model, "config", None), ViTConfig):
