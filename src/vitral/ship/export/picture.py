@@ -100,7 +100,9 @@ class _Picture:
     def refuse_too_narrow(self, size: Value) -> Value:
         op = self.op
         most = max(MAX_RESIZED_PIXELS, MAX_TIMES_ENLARGED * math.prod(self.preprocess.img_size))
-        too_large = op.Cast(op.Greater(op.ReduceProd(size, keepdims=0), self.constant(most)), to=ir.DataType.INT64)
+        too_large = op.Cast(
+            op.Greater(op.ReduceProd(size, keepdims=0), self.constant(most)), to=ir.DataType.INT64
+        )
         # There is only one row to take: the second is none, and a run ends here.
         row = op.Gather(
             op.Reshape(size, self.ints(1, 2)), too_large, axis=0, _name="refuse_a_picture_that_is_too_narrow"

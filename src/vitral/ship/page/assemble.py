@@ -16,7 +16,8 @@ from vitral.runtime.errors import VitralError
 from vitral.runtime.version import vitral_version
 
 _SCRIPTS = (
-    "elements.js", "bytes.js", "picture.js", "preprocess.js", "attention.js", "glass.js", "looking.js",
+    "elements.js", "bytes.js", "deep_png.js",
+    "picture.js", "preprocess.js", "attention.js", "glass.js", "looking.js",
     "comparison.js", "answers.js", "intake.js", "page.js",
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ const MOST_PIXELS = 50e6; // as the server: what one picture may cost
 async function decode(blob) {
   const name = blob.name || "the picture";
   if (!blob.size) throw new Refusal(`${name} is empty`);
-  const bitmap = await createImageBitmap(blob, {
+  const bitmap = await createImageBitmap((await decodeDeepPng(blob)) ?? blob, {
     colorSpaceConversion: "none", premultiplyAlpha: "none", imageOrientation: "from-image",
   }).catch(() => null);
   if (!bitmap) throw new Refusal(`${name} is no picture that this browser can read; give JPEG, PNG, WebP, AVIF or GIF`);
