@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from vitral.images.picture import ImageSource, decoded, open_image
@@ -174,3 +175,11 @@ class Preprocess:
         # Rounded, as timm does for rectangles and for what it pads.
         height, width = (max(round(side / ratio), 1) for side in sides)
         return height, width
+
+
+def resizes_rows_first() -> bool:
+    """Whether Pillow may resize rows before columns, which shows in the result: it is rounded between the two.
+
+    From version 13 on it does so where more than twice as many rows go as columns (its pull request 9549).
+    """
+    return int(PIL.__version__.split(".")[0]) >= 13

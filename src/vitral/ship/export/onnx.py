@@ -11,7 +11,6 @@ from vitral.artifacts.engines.onnx import METADATA_KEY
 from vitral.runtime.errors import VitralError
 from vitral.ship.export.pixels import INPUTS, OUTPUTS, first_line
 
-OPSETS = (18, 23)  # `Resize` with antialias came with 18
 # A file of protobuf holds 2 GiB; what is beyond the weights takes little.
 MAX_IN_ONE_FILE = 2**31 - 2**24
 

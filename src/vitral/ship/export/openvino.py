@@ -7,7 +7,7 @@ from torch.export import ExportedProgram
 from vitral.artifacts.engines.openvino import METADATA_PATH
 from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
-from vitral.runtime.telemetry import without_telemetry
+from vitral.runtime.telemetry import import_silently
 from vitral.ship.export.pixels import INPUTS, OUTPUTS, first_line
 
 
@@ -24,11 +24,9 @@ def write_openvino(program: ExportedProgram, path: Path, about: str) -> list[Pat
     Raises:
         VitralError: if OpenVINO has no such operator.
     """
-    import openvino
-
+    openvino = import_silently("openvino")
     try:
-        with without_telemetry():
-            model = openvino.convert_model(program)
+        model = openvino.convert_model(program)
     except Exception as error:
         raise VitralError(f"OpenVINO cannot compute the model: {first_line(error)}") from error
     for ports, names in ((model.inputs, INPUTS), (model.outputs, OUTPUTS)):

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import PIL
 from onnxscript import GraphBuilder, ir
 
-from vitral.images.preprocess import MAX_RESIZED_PIXELS, MAX_TIMES_ENLARGED, Preprocess
+from vitral.images.preprocess import MAX_RESIZED_PIXELS, MAX_TIMES_ENLARGED, Preprocess, resizes_rows_first
 from vitral.runtime.errors import VitralError
 
 Value = Any  # a value in the graph that is built
@@ -114,7 +113,7 @@ class _Picture:
         op = self.op
         rows, columns = self.ints(0), self.ints(1)
         across = op.Concat(op.Gather(sides, rows), op.Gather(size, columns), axis=0)
-        if _PILLOW_CHOOSES:
+        if resizes_rows_first():
             down = op.Concat(op.Gather(size, rows), op.Gather(sides, columns), axis=0)
             less = op.Sub(sides, size)
             less_rows, less_columns = op.Gather(less, rows), op.Gather(less, columns)
@@ -186,7 +185,3 @@ class _Picture:
         odd, half_odd = (op.Mod(number, self.ints(2)) for number in (excess, half))
         return op.Add(half, op.Mul(odd, half_odd))
 
-
-# From version 13 on Pillow resizes rows first where that loses more than twice as many of them as of columns
-# (its pull request 9549); before, columns always came first. What rounds to bytes between shows in the result.
-_PILLOW_CHOOSES = int(PIL.__version__.split(".")[0]) >= 13

@@ -22,7 +22,7 @@ class PixelsModel(nn.Module):
     What the host does before is decoding, turning, resizing and cropping, or `picture.picture_model`.
 
     Args:
-        classifier: whose model, mean, std and temperature are taken; its model is copied, and stays as it is.
+        classifier: whose model (of `portable`), mean, std and temperature are taken.
     """
 
     mean: Tensor
@@ -30,29 +30,27 @@ class PixelsModel(nn.Module):
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        model = copy.deepcopy(classifier.model).to("cpu", torch.float32).eval()
-        # Attention whose bias depends on weights that learn cannot be exported to ONNX.
-        self.model = model.requires_grad_(requires_grad=False)
-        set_kernels(self.model, PORTABLE)
+        self.model = classifier.model
         preprocess = classifier.preprocess
         self.channels, self.temperature = preprocess.channels, classifier.temperature
-        self.multi_label, self.mirrored = classifier.multi_label, classifier.tta == "flip"
+        self.multi_label = classifier.multi_label
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(preprocess, name)).view(-1, 1, 1))
+
+    @staticmethod
+    def portable(model: nn.Module) -> nn.Module:
+        """A copy in float32 on the CPU, with kernels that every exporter knows."""
+        found = copy.deepcopy(model).to("cpu", torch.float32).eval()
+        set_kernels(found, PORTABLE)
+        # Attention whose bias depends on weights that learn cannot be written as ONNX.
+        return found.requires_grad_(requires_grad=False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         pixels_BCHW = pixels[..., : self.channels].permute(0, 3, 1, 2).float()
         images_BCHW = (pixels_BCHW / 255 - self.mean) / self.std
         logits_BL = self.model(images_BCHW).float()
-        probabilities_BL = self.activation(logits_BL)
-        if self.mirrored:
-            mirrored_BL = self.activation(self.model(images_BCHW.flip(-1)).float())
-            probabilities_BL = (probabilities_BL + mirrored_BL) / 2
-        return logits_BL, probabilities_BL
-
-    def activation(self, logits_BL: Tensor) -> Tensor:
         scaled_BL = logits_BL / self.temperature
-        return scaled_BL.sigmoid() if self.multi_label else scaled_BL.softmax(dim=1)
+        return logits_BL, scaled_BL.sigmoid() if self.multi_label else scaled_BL.softmax(dim=1)
 
 
 def exported(module: PixelsModel, img_size: tuple[int, int], *, any_size: bool = False) -> ExportedProgram:
