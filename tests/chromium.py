@@ -53,7 +53,9 @@ class Tab:
                 details = said["exceptionDetails"]
                 self.complaints.append(details.get("exception", {}).get("description", details["text"]))
             case "Runtime.consoleAPICalled" if said["type"] in ("error", "warning"):
-                self.complaints.append(" ".join(str(a.get("value", a.get("description"))) for a in said["args"]))
+                self.complaints.append(
+                    " ".join(str(a.get("value", a.get("description"))) for a in said["args"])
+                )
             case "Log.entryAdded" if said["entry"]["level"] in ("error", "warning"):
                 self.complaints.append(said["entry"]["text"])
 
@@ -106,7 +108,9 @@ class Tab:
         for kind in ("keyDown", "keyUp"):
             code = {"Tab": 9, "Enter": 13, " ": 32, "Escape": 27}.get(key, 0)
             text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
-            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
+            self.send(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text
+            )
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
         picture = self.send("Page.captureScreenshot", captureBeyondViewport=whole, format="png")

@@ -57,11 +57,9 @@ def render(
     if any("</script" in text.lower() for text in scripts):
         raise ValueError("a script of the page would end its own element")
     data = json.dumps(about, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    given = {
-        "title": title, **words, "policy": policy, "version": vitral_version(), "style": Markup(source("page.css")),
-        "about": Markup(data), "golden_picture": encoded(golden_picture), "blocks": blocks or {},
-        "scripts": [Markup(text) for text in scripts],
-    }  # fmt: skip
+    given: dict[str, Any] = {**words, "title": title, "policy": policy, "version": vitral_version()}
+    given |= {"about": Markup(data), "golden_picture": encoded(golden_picture), "blocks": blocks or {}}
+    given |= {"style": Markup(source("page.css")), "scripts": [Markup(text) for text in scripts]}
     return _template().render(**given).encode()
 
 

@@ -1,13 +1,12 @@
 """The page that runs the model itself: one file, from a disk or any host, without a server that computes.
 
-ONNX Runtime Web lies in it (`vendor/`, by ``scripts/vendor_ort_web``), with the weights and the golden picture.
-Its build has no WebGPU: that answers wrongly or slowly for models of this size (docs/page.md).
+In it lie ONNX Runtime Web (`vendor/`, by ``scripts/vendor_ort_web``), the weights and the golden picture.
+Its build has no WebGPU (docs/page.md says why).
 """
 
 import gzip
 from dataclasses import asdict
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from vitral.artifacts.about import About
 from vitral.artifacts.engine import Answers
+from vitral.images.preprocess import resizes_rows_first
 from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import write_atomically
@@ -40,19 +40,14 @@ def write_web(folder: Path, about: About, model: bytes, golden: Answers) -> Path
     Args:
         folder: where to.
         about: what travels with the weights.
-        model: ONNX, `pixels` (B, H, W, 3) uint8 -> `logits` and `probabilities`; where it can be looked into also
-            `attention` (layers, heads, T, T) uint8 and `maxima` (layers, heads, T) of the first image.
+        model: ONNX, `pixels` (B, H, W, 3) uint8 -> `logits` and `probabilities`; where it can be looked into
+            also `attention` (layers, heads, T, T) uint8 and `maxima` (layers, heads, T) of the first image.
         golden: what torch answers to the golden picture.
 
     Raises:
         VitralError: if the weights are too large for one file.
     """
-    megabytes = len(model) / 1e6
-    if megabytes > _MOST_MEGABYTES:
-        raise VitralError(
-            f"the weights are {megabytes:.0f} MB, and a page of one file holds up to {_MOST_MEGABYTES}; "
-            "`vitral serve` shows the same page of a model of any size"
-        )
+    refuse_too_large(len(model) / 1e6)
     scripts = [_runtime(), script("engine_wasm.js")]
     blocks = {
         "runtime-wasm": encoded(_vendored("ort-wasm-simd-threaded.wasm.gz")),
@@ -67,6 +62,15 @@ def write_web(folder: Path, about: About, model: bytes, golden: Answers) -> Path
     return folder / FILE
 
 
+def refuse_too_large(megabytes: float) -> None:
+    """Raises VitralError if weights of so many megabytes are too large for one file."""
+    if megabytes > _MOST_MEGABYTES:
+        raise VitralError(
+            f"the weights are {megabytes:.0f} MB, and a page of one file holds up to {_MOST_MEGABYTES}; "
+            "`vitral serve` shows the same page of a model of any size"
+        )
+
+
 def _told(about: About, golden: Answers) -> dict[str, Any]:
     """What the page's script is told of the model."""
     preprocess = about.preprocess
@@ -74,7 +78,7 @@ def _told(about: About, golden: Answers) -> dict[str, Any]:
         "engine": "wasm",
         "labels": list(about.labels),
         "abstain_below": about.abstain_below,
-        "preprocess": {**asdict(preprocess), "rows_first": rows_first()},
+        "preprocess": {**asdict(preprocess), "rows_first": resizes_rows_first()},
         "description": _description(about),
         "golden": {
             "logits": [float(value) for value in golden.logits[0]],
@@ -88,14 +92,9 @@ def _description(about: About) -> dict[str, Any]:
     """As ``GET /v1/model`` of a server says it."""
     return {
         "name": about.name, "labels": list(about.labels), "multi_label": about.multi_label,
-        "abstain_below": about.abstain_below, "temperature": about.temperature, "parameters": about.parameters,
-        "licence": about.licence, "img_size": list(about.preprocess.img_size), **inside(about),
+        "abstain_below": about.abstain_below, "temperature": about.temperature, "licence": about.licence,
+        "parameters": about.parameters, "img_size": list(about.preprocess.img_size), **inside(about),
     }  # fmt: skip
-
-
-def rows_first() -> bool:
-    """Whether Pillow resizes rows first where many of them go: from its version 13 on (its pull request 9549)."""
-    return int(version("pillow").split(".")[0]) >= 13
 
 
 def inside(about: About) -> dict[str, Any]:
