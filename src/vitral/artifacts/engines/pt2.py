@@ -13,8 +13,10 @@ from vitral.runtime.errors import VitralError
 if TYPE_CHECKING:
     from vitral.artifacts.manifest import Form
 
-UNTRUSTED = "a .pt2 file is loaded by pickle and can execute code; if you trust it, say --trust "
+UNTRUSTED = (
+    "a .pt2 file is loaded by pickle and can execute code; if you trust it, say --trust "
     "(in Python trusted=True)"
+)
 METADATA_FILE = "vitral_about.json"  # among the program's extra files
 
 
