@@ -26,6 +26,7 @@ from vitral.cli.commands import (
     push,
     recipe,
     report,
+    serve,
     train,
     verify,
 )
@@ -63,7 +64,7 @@ def _options(
 # In the order of --help.
 for _command in (
     demo.demo, train.train, eval.eval, predict.predict, explain.explain, report.report, info.info,
-    doctor.doctor, probe.probe, convert.convert, push.push, verify.verify, bench.bench,
+    serve.serve, doctor.doctor, probe.probe, convert.convert, push.push, verify.verify, bench.bench,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(recipe.app, name="recipe")

@@ -21,7 +21,6 @@ class Admission:
     Args:
         seconds_for: how long so many pictures take.
         deadline: seconds from a request to its answer.
-        decides: how many pictures always may wait, whatever they take: one request's.
     """
 
     def __init__(self, seconds_for: Callable[[int], float], deadline: float) -> None:
@@ -31,7 +30,7 @@ class Admission:
         self._seen: OrderedDict[str, float] = OrderedDict()
 
     def check(self, client: str, count: int = 1) -> None:
-        """Raises Refusal if so many pictures more would not be answered in time, or are not their client's turn."""
+        """Raises Refusal if so many pictures more would be late, or are more than their client's share."""
         others = self._others_about(client)
         if not self.waiting:
             return  # what takes longer alone would never be answered

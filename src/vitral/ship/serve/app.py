@@ -1,5 +1,6 @@
 """The application: the table of routes with its handlers, around one model."""
 
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ class App:
     Args:
         served: the model.
         options: limits and times.
-        tell: is told, in one line each, of errors and, if asked for, of requests.
+        tell: is told of errors, in one line each.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class App:
             self.pipeline.close()
 
     def _warm_up(self) -> None:
-        """Computes every size of a batch, and checks that a picture's answer does not depend on the others."""
+        """Computes every size of a batch, and checks that a picture's answer is its own."""
         try:
             pixels_HWC = _noise(self.served.predictor.preprocess.img_size)
             self.pipeline.batcher.time_sizes(pixels_HWC)
@@ -75,8 +76,8 @@ class App:
         seconds = self.pipeline.seconds_for(1)
         if seconds > self.options.deadline / 2:
             self._tell(
-                f"one picture takes {seconds:.2f} s here, too near to --deadline {self.options.deadline:g}s: most "
-                f"requests will be refused; give --deadline {10 * seconds:.0f}s"
+                f"one picture takes {seconds:.2f} s here: with --deadline {self.options.deadline:g}s most "
+                f"requests will be refused; give --deadline {math.ceil(10 * seconds)}s"
             )
 
     def _check_batches(self, pixels_HWC: np.ndarray) -> None:
@@ -160,7 +161,7 @@ class App:
         content, media_type = self.metrics.page()
         return Reply(content, media_type=media_type)
 
-    async def _not_found(self, request: Any, error: Any) -> Any:
+    async def _not_found(self, _: Any, error: Any) -> Any:
         """404 and 405, as JSON like all else; through the guard, for they tell which routes there are."""
         said = {404: "there is no such route; see /openapi.json", 405: "this route does not take this method"}
         headers = dict(error.headers or {})
@@ -183,11 +184,7 @@ def _always(reply: Reply) -> Handler:
 
 
 def _page() -> Reply:
-    from vitral.ship.page.server import page_for_server
-
-    content, headers = page_for_server()
-    fields = {name.lower(): value for name, value in headers.items()}
-    return Reply(content, media_type=fields.pop("content-type"), headers=fields)
+    return Reply(b"<!doctype html><title>Vitral</title><p>See /openapi.json", media_type="text/html")
 
 
 def _noise(img_size: tuple[int, int]) -> np.ndarray:

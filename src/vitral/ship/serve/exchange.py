@@ -112,7 +112,7 @@ class Exchange:
             ) from None
         if not content:
             raise Refusal(400, "the body is empty; send a picture's bytes, or JSON")
-        if self._options.log_requests:
+        if self._options.log is not None:
             self.content_digest = hashlib.sha256(content).hexdigest()[:16]
         return content
 

@@ -14,7 +14,7 @@ from vitral.ship.serve.metrics import Metrics
 from vitral.ship.serve.options import ServeOptions
 from vitral.ship.serve.refusal import Refusal
 
-# For probes, which carry no token; and the page, which knows nothing of the model and asks its reader for one.
+# For probes, which carry no token; and for the page, which asks its reader for one and knows nothing else.
 OPEN_ROUTES = frozenset(["/healthz", "/readyz", "/"])
 _HEADERS = {
     "x-content-type-options": "nosniff",
@@ -78,7 +78,7 @@ class Guard:
 
     def _note(self, route: str, exchange: Exchange, status: int, seconds: float) -> None:
         self._metrics.request(route, status, seconds)
-        if self._options.log_requests:
+        if self._options.log is not None:
             fields = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "route": route,
@@ -86,7 +86,7 @@ class Guard:
                 "seconds": round(seconds, 4),
                 "body_sha256": exchange.content_digest or None,
             }
-            self._tell(to_json(fields))
+            self._options.log(to_json(fields))
 
     # --- Checks -----------------------------------------------------------------------------------
 
@@ -107,8 +107,10 @@ class Guard:
 
     def _may(self, exchange: Exchange) -> bool:
         given = _token_in(exchange.headers.get("authorization", ""))
-        # Every token is compared, so that the time says nothing.
-        return any([hmac.compare_digest(given, token) for token in self._tokens])
+        found = False
+        for token in self._tokens:  # every one is compared, so that the time says nothing
+            found |= hmac.compare_digest(given, token)
+        return found
 
 
 class Guarded:

@@ -151,7 +151,9 @@ class InferenceProtocol:
         named = isinstance(outputs, list) and all(isinstance(one, dict) for one in outputs)
         names = [str(one.get("name")) for one in outputs] if named else []
         if not names or not set(names) <= self._outputs.keys():
-            raise Refusal(400, f'"outputs" must be a list of objects with a "name": {", ".join(self._outputs)}')
+            raise Refusal(
+                400, f'"outputs" must be a list of objects with a "name": {", ".join(self._outputs)}'
+            )
         return names
 
     def _written(self, answers: list[Answer], wanted: list[str]) -> list[dict[str, Any]]:

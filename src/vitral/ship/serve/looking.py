@@ -53,7 +53,7 @@ class Looking:
         if (size := len(layers) * facts["heads"] * tokens**2) > _MOST_BYTES:
             raise Refusal(
                 413,
-                f"the attention of {tokens:,} tokens takes {size / 2**20:,.0f} MiB; ask for one: ?layer=0",
+                f"attention of {tokens:,} tokens takes {size / 2**20:,.0f} MiB; ask for one: ?layer=0",
             )
         pixels_HWC = await self._pixels(exchange)
         return as_json(await self._look(lambda: attended(classifier, pixels_HWC, layers)))
@@ -62,8 +62,8 @@ class Looking:
         if not self._served.explains or self._served.classifier is None:
             raise Refusal(
                 501,
-                "this server answers by an exported model, which shows nothing of its inside; serve the model's "
-                "own folder",
+                "this server answers by an exported model, which shows nothing of its inside; serve the "
+                "model's own folder",
                 closes=True,
             )
         return self._served.classifier

@@ -1,5 +1,6 @@
 """What a server is told: where it listens, what it takes, how long anything may last."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vitral.runtime.errors import VitralError
@@ -28,7 +29,7 @@ class ServeOptions:
     body_timeout: float = 20.0
     grace: float = 30.0  # for what is under way when the server is asked to stop
     decoders: int = 0  # threads; 0: one a core, two at least
-    log_requests: bool = False
+    log: Callable[[str], None] | None = None  # is given a line of JSON a request
 
     def __post_init__(self) -> None:
         for name in ("deadline", "max_batch", "max_body", "max_pixels", "max_images", "grace"):

@@ -72,7 +72,7 @@ class Predictions:
         if media_type != "application/json" and not _is_picture(media_type):
             raise Refusal(
                 415,
-                f"Content-Type {media_type[:50]!r}: send a picture's bytes as image/jpeg or another image/..., or "
+                f"Content-Type {media_type[:50]!r}: send a picture's bytes as image/jpeg or its like, or "
                 'application/json {"images": [base64, ...]}',
                 closes=True,
             )

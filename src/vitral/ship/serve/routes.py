@@ -8,7 +8,9 @@ from vitral.ship.serve.guard import OPEN_ROUTES
 from vitral.ship.serve.served import Served
 
 Schema = dict[str, Any]
-_TEXT, _NUMBER, _COUNT, _BOOL = ({"type": kind} for kind in ("string", "number", "integer", "boolean"))
+_TEXT, _NUMBER, _COUNT, _BOOL, _ANY = (
+    {"type": kind} for kind in ("string", "number", "integer", "boolean", "object")
+)
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,9 @@ class Route:
     refusals: tuple[int, ...] = ()  # beside those that every route has
 
 
-def _object(required: bool = True, **properties: Schema) -> Schema:  # noqa: FBT001, FBT002
-    found: Schema = {"type": "object", "properties": properties}
-    return {**found, "required": list(properties)} if required else found
+def _object(**properties: Schema) -> Schema:
+    """An object that has all of these."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 def _list(items: Schema) -> Schema:
@@ -51,6 +53,8 @@ _ASKED = {
     "properties": {"id": _TEXT, "inputs": _list(_TENSOR), "outputs": _list(_object(name=_TEXT))},
 }
 _ANSWERED = _object(model_name=_TEXT, model_version=_TEXT, outputs=_list(_TENSOR))
+_SERVER = _object(name=_TEXT, version=_TEXT)
+_V2_MODEL = _object(name=_TEXT, versions=_list(_TEXT), platform=_TEXT, inputs=_METADATA, outputs=_METADATA)
 _READY = _object(ready=_BOOL)
 _MODEL = _object(
     name=_TEXT,
@@ -59,7 +63,7 @@ _MODEL = _object(
     multi_label=_BOOL,
     abstain_below=_or_null(_NUMBER),
     engine=_TEXT,
-    preprocess=_object(required=False),
+    preprocess=_ANY,
     explains=_BOOL,
 )
 _MAP = _object(grid=_list(_COUNT), values=_list(_NUMBER), target=_TEXT, method=_TEXT, picture=_TEXT)
@@ -100,8 +104,8 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         "/v1/attention",
         "attention",
-        "Which token looks where, in all layers and heads: rows in 8 bits (layers, heads, T, T) and their maxima "
-        "in float32 (layers, heads, T), both base64",
+        "Which token looks where, in all layers and heads: rows in 8 bits (layers, heads, T, T) and their "
+        "maxima in float32 (layers, heads, T), both base64",
         _ATTENTION,
         _ONE_OR_MORE,
         {"layer": ({**_COUNT, "minimum": 0}, "One layer alone, from 0")},
@@ -110,8 +114,8 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/healthz", "health", "Whether the process lives", _object(live=_BOOL)),
     Route("GET", "/readyz", "ready", "Whether it takes requests", _READY, refusals=(503,)),
     Route("GET", "/metrics", "metrics", "Metrics for Prometheus", "text/plain"),
-    Route("GET", "/openapi.json", "openapi", "This description", _object(required=False)),
-    Route("GET", "/v2", "v2_server", "Open Inference Protocol: the server", _object(name=_TEXT, version=_TEXT)),
+    Route("GET", "/openapi.json", "openapi", "This description", _ANY),
+    Route("GET", "/v2", "v2_server", "Open Inference Protocol: the server", _SERVER),
     Route("GET", "/v2/health/live", "v2_live", "Open Inference Protocol: alive", _object(live=_BOOL)),
     Route("GET", "/v2/health/ready", "v2_ready", "Open Inference Protocol: ready", _READY, refusals=(400,)),
     *(
@@ -123,7 +127,7 @@ ROUTES: tuple[Route, ...] = (
                 path,
                 "v2_model",
                 "Open Inference Protocol: the model's inputs and outputs",
-                _object(name=_TEXT, versions=_list(_TEXT), platform=_TEXT, inputs=_METADATA, outputs=_METADATA),
+                _V2_MODEL,
                 refusals=(404,),
             ),
             Route(

@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import StopSignal, stop_signal
@@ -13,6 +13,11 @@ from vitral.ship.serve.app import App, missing
 from vitral.ship.serve.http import protocol_class
 from vitral.ship.serve.options import ServeOptions
 from vitral.ship.serve.served import Served
+
+if TYPE_CHECKING:
+    from uvicorn import Server as Base
+else:  # the package is there when a server begins
+    Base = object
 
 # After the last request, for those whose clients have not yet heard that the server ends.
 _NOTICE_SECONDS = 0.3
@@ -33,7 +38,7 @@ def serve(
         served: the model.
         options: where, and within which limits.
         listening: is told the address, such as "http://127.0.0.1:8000", once requests are taken.
-        tell: is told, in one line each, of errors and, if asked for, of requests.
+        tell: is told of errors, in one line each.
         stop: what asks to stop; None: SIGINT, SIGTERM and SIGHUP.
 
     Returns:
@@ -65,45 +70,45 @@ def serve(
             timeout_graceful_shutdown=1,
             backlog=_BACKLOG,
         )
-        server = _server(config, app, stop, lambda: listening(_address(options.host, listener)))
+        server = type("DrainingServer", (Draining, uvicorn.Server), {})(config)
+        server.app, server.stop = app, stop
+        server.listening = lambda: listening(_address(options.host, listener))
         asyncio.run(server.serve(sockets=[listener]))
     return app.unfinished
 
 
-def _server(config: Any, app: App, stop: StopSignal, listening: Callable[[], None]) -> Any:
-    import uvicorn
+class Draining(Base):
+    """uvicorn's server, that heeds our signals, and drains before it ends."""
 
-    class Server(uvicorn.Server):
-        """uvicorn's, that heeds our signals, and drains before it ends."""
+    app: App
+    stop: StopSignal
+    listening: Callable[[], None]
+    _asked_at: float | None = None
+    _quiet_since: float | None = None
 
-        _asked_at: float | None = None
-        _quiet_since: float | None = None
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.listening()
 
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            listening()
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or (self.stop.requested and self._drained())
 
-        async def on_tick(self, counter: int) -> bool:
-            return await super().on_tick(counter) or (stop.requested and self._drained())
-
-        def _drained(self) -> bool:
-            now = time.monotonic()
-            if self._asked_at is None:
-                self._asked_at = now
-                app.drain()
-            if app.guard.under_way:
-                self._quiet_since = None
-            elif self._quiet_since is None:
-                self._quiet_since = now
-            app.unfinished = app.guard.under_way
-            quiet = self._quiet_since is not None and now - self._quiet_since >= _NOTICE_SECONDS
-            return quiet or now - self._asked_at >= app.options.grace
-
-    return Server(config)
+    def _drained(self) -> bool:
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+            self.app.drain()
+        self.app.unfinished = self.app.guard.under_way
+        if self.app.unfinished:
+            self._quiet_since = None
+        elif self._quiet_since is None:
+            self._quiet_since = now
+        quiet = self._quiet_since is not None and now - self._quiet_since >= _NOTICE_SECONDS
+        return quiet or now - self._asked_at >= self.app.options.grace
 
 
 def _listener(options: ServeOptions) -> socket.socket:
@@ -117,8 +122,8 @@ def _listener(options: ServeOptions) -> socket.socket:
         listener.bind(place)
     except OSError as error:
         raise VitralError(
-            f"{options.host}, port {options.port}: cannot listen there: {error.strerror or error}; choose another "
-            "--port, such as 0 for any that is free"
+            f"{options.host}, port {options.port}: cannot listen there: {error.strerror or error}; choose "
+            "another --port, such as 0 for any that is free"
         ) from error
     return listener
 
