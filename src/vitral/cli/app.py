@@ -64,9 +64,10 @@ def _options(
 # In the order of --help.
 for _command in (
     demo.demo, train.train, eval.eval, predict.predict, explain.explain, report.report, info.info,
-    serve.serve, doctor.doctor, probe.probe, convert.convert, push.push, verify.verify, bench.bench,
+    serve.serve, doctor.doctor, probe.probe, convert.convert, push.push, verify.verify,
 ):  # fmt: skip
     app.command()(_command)
+app.add_typer(bench.app, name="bench")
 app.add_typer(recipe.app, name="recipe")
 
 

@@ -11,6 +11,10 @@ IMAGES = (1, 10**9)  # that a set is limited to
 LABELS = (1, 10**6)  # to print of an image
 ROUNDS = (1, 1000)
 LAYER = (-1000, 999)
+CLIENTS = (1, 1000)  # of a load test, at a time
+LOAD_SECONDS = (0.1, 86_400)
+RATE = (0, 100_000)  # requests a second; more than 0
+REQUESTS = 10_000_000  # of a load test: their times are kept in memory
 
 # What DATA may be.
 DATA = "an image folder, a .parquet file or pattern with {split}, or 'digits'"

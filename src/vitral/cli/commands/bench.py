@@ -1,7 +1,5 @@
 """`vitral bench`: speed beside the other libraries."""
 
-import shlex
-import sys
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -9,24 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitral.cli import options
+from vitral.cli import options, usage
+from vitral.cli.bench_report import command_line, give
+from vitral.cli.commands.bench_serve import serve
 from vitral.cli.console import giga, print_table, say, warn
 from vitral.runtime import limits
-from vitral.runtime.plainjson import to_json
 from vitral.runtime.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from vitral.bench.report import Report, Row
 
-_What = Annotated[
-    str,
-    typer.Argument(
-        metavar="WHAT",
-        callback=options.one_of(limits.BENCHMARKS),
-        help="train: steps; infer: forward passes; start: a fresh process to its first prediction; "
-        "kernels: our two routes of patches and of attention.",
-    ),
-]
+app = typer.Typer(
+    cls=usage.Commands,
+    help="Speed beside other libraries, and a server under load.",
+    no_args_is_help=True,
+)
+
 _Words = Annotated[
     list[str] | None,
     typer.Argument(
@@ -47,44 +43,47 @@ _Compiled = Annotated[bool, typer.Option("--compile/--no-compile", help="Also me
 _Peers = Annotated[list[str] | None, typer.Option(help="Compete with this library only; repeatable.")]
 
 
-def bench(  # noqa: PLR0913 - a command's options
-    what: _What,
-    words: _Words = None,
-    rounds: Annotated[
-        int, options.number(limits.ROUNDS, "Number of measurements of each library, taken in turns.")
-    ] = 7,
-    out: Annotated[Path | None, options.file("A JSON file for the report.")] = None,
-    json_output: options.Json = False,
-    compiled: _Compiled = True,
-    isolated: _Isolated = False,
-    peer: _Peers = None,
-    device: options.Device = "auto",
-    precision: options.Precision = "auto",
-) -> None:
-    """Compare speed with timm, transformers, torchvision and vit-pytorch, if they are installed.
+# In the order of --help; what is said of each there.
+_COMPARED = {
+    "train": "Training steps beside timm, transformers, torchvision and vit-pytorch, if they are installed.",
+    "infer": "Forward passes beside the other libraries.",
+    "start": "A fresh process to its first prediction, beside the other libraries.",
+    "kernels": "Our two routes of patches and of attention; takes no MODEL.",
+}
 
-    \b
-    vitral bench train ViT-Ti/4 img_size=32 batch_size=256 --isolated --out bench.json
-    vitral bench infer ViT-B/16 "batch_size=[1, 32]" --no-compile
-    """
-    from vitral.bench.rounds import Settings
-    from vitral.bench.run import run
-    from vitral.runtime.devices import Placement
-    from vitral.runtime.files import write_atomically
 
-    placement = Placement.choose(device, precision)  # type: ignore[arg-type]
-    command = shlex.join(["vitral", *sys.argv[1:]])
-    if what == "train" and not isolated:
-        keep_freed_memory()  # as in a run; here for all alike
-    settings = Settings(placement, rounds, compiled, isolated, tuple(peer or ()), command, warn)
-    report = run(what, words or [], settings)
-    content = to_json(report.to_dict(), indent=1)
-    if out is not None:
-        write_atomically(out, f"{content}\n".encode())
-    if json_output:
-        print(content)
-    else:
-        print_report(report)
+def _comparison(what: str) -> Callable[..., None]:
+    def command(  # noqa: PLR0913 - a command's options
+        words: _Words = None,
+        rounds: Annotated[
+            int, options.number(limits.ROUNDS, "Number of measurements of each library, taken in turns.")
+        ] = 7,
+        out: Annotated[Path | None, options.file("A JSON file for the report.")] = None,
+        json_output: options.Json = False,
+        compiled: _Compiled = True,
+        isolated: _Isolated = False,
+        peer: _Peers = None,
+        device: options.Device = "auto",
+        precision: options.Precision = "auto",
+    ) -> None:
+        from vitral.bench.rounds import Settings
+        from vitral.bench.run import run
+        from vitral.runtime.devices import Placement
+
+        placement = Placement.choose(device, precision)  # type: ignore[arg-type]
+        if what == "train" and not isolated:
+            keep_freed_memory()  # as in a run; here for all alike
+        settings = Settings(placement, rounds, compiled, isolated, tuple(peer or ()), command_line(), warn)
+        report = run(what, words or [], settings)
+        if not give(report.to_dict(), out, as_json=json_output):
+            print_report(report)
+
+    return command
+
+
+for _what in limits.BENCHMARKS:
+    app.command(_what, help=_COMPARED[_what])(_comparison(_what))
+app.command("serve")(serve)
 
 
 def print_report(report: "Report") -> None:

@@ -52,44 +52,52 @@ def _share_above_0(about: str) -> Any:
     return typer.Option(callback=checked, help=about)
 
 
+_Model = Annotated[
+    str, options.text("MODEL", "A model as `vitral predict` takes it, or an artifact of `vitral export`.")
+]
+_Host = Annotated[str, options.name("ADDRESS", "Where to listen; beyond this machine a token is needed.")]
+_Port = Annotated[int, options.number((0, 65535), "0 takes any that is free.")]
+_Name = Annotated[str | None, options.name("NAME", "What the model is called; by default as its folder.")]
+_Deadline = Annotated[float, _seconds("An answer that would come later is refused at once.")]
+_MaxBatch = Annotated[int, options.number((1, 1024), "Pictures that are computed together.")]
+_MaxBody = Annotated[float, _bytes("Largest body of a request.")]
+_AbstainBelow = Annotated[
+    float | None, _share_above_0("Give no label where the likeliest is less probable than this.")
+]
+_MaxError = Annotated[
+    float | None,
+    _share_above_0("Abstain so often that at most this share of the answers is wrong; needs --data."),
+]
+_Data = Annotated[str | None, options.name("DATA", f"Held-out images for --max-error: {limits.DATA}.")]
+_TokenFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="File of tokens, one a line; requests must carry one.")
+]
+_Insecure = Annotated[bool, typer.Option("--insecure", help="Listen to other machines without a token.")]
+_Grace = Annotated[float, _seconds("For what is under way when the server is asked to stop.")]
+_Log = Annotated[
+    bool, typer.Option("--log", help="A line of JSON a request on standard error; no image, no name.")
+]
+_Form = Annotated[
+    str | None, options.name("FORM", "Of an artifact: onnx, openvino or pt2; by default the first that runs.")
+]
+
+
 def serve(  # noqa: PLR0913 - a command's options
-    model: Annotated[
-        str, options.text("MODEL", "A model as `vitral predict` takes it, or an artifact of `vitral export`.")
-    ],
-    host: Annotated[
-        str, options.name("ADDRESS", "Where to listen; other than this machine alone needs a token.")
-    ] = "127.0.0.1",
-    port: Annotated[int, options.number((0, 65535), "0 takes any that is free.")] = 8000,
-    name: Annotated[
-        str | None, options.name("NAME", "What the model is called; by default as its folder.")
-    ] = None,
-    deadline: Annotated[float, _seconds("An answer that would come later is refused at once.")] = "1s",  # type: ignore[assignment]
-    max_batch: Annotated[int, options.number((1, 1024), "Pictures that are computed together.")] = 8,
-    max_body: Annotated[float, _bytes("Largest body of a request.")] = "10MiB",  # type: ignore[assignment]
-    abstain_below: Annotated[
-        float | None, _share_above_0("Give no label where the likeliest is less probable than this.")
-    ] = None,
-    max_error: Annotated[
-        float | None,
-        _share_above_0("Abstain so often that at most this share of the answers is wrong; needs --data."),
-    ] = None,
-    data: Annotated[
-        str | None, options.name("DATA", f"Held-out images for --max-error: {limits.DATA}.")
-    ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File of tokens, one a line; requests must carry one.")
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen to other machines without a token.")
-    ] = False,
-    grace: Annotated[float, _seconds("For what is under way when the server is asked to stop.")] = "30s",  # type: ignore[assignment]
-    log: Annotated[
-        bool, typer.Option("--log", help="A line of JSON a request on standard error; no image, no name.")
-    ] = False,
-    form: Annotated[
-        str | None,
-        options.name("FORM", "Of an artifact: onnx, openvino or pt2; by default the first that runs."),
-    ] = None,
+    model: _Model,
+    host: _Host = "127.0.0.1",
+    port: _Port = 8000,
+    name: _Name = None,
+    deadline: _Deadline = "1s",  # type: ignore[assignment]
+    max_batch: _MaxBatch = 8,
+    max_body: _MaxBody = "10MiB",  # type: ignore[assignment]
+    abstain_below: _AbstainBelow = None,
+    max_error: _MaxError = None,
+    data: _Data = None,
+    token_file: _TokenFile = None,
+    insecure: _Insecure = False,
+    grace: _Grace = "30s",  # type: ignore[assignment]
+    log: _Log = False,
+    form: _Form = None,
     trust: options.Trust = False,
     tta: options.Tta = "none",
     device: options.Device = "auto",
@@ -106,15 +114,9 @@ def serve(  # noqa: PLR0913 - a command's options
     from vitral.ship.serve.options import ServeOptions
     from vitral.ship.serve.server import serve as run
 
+    tokens = _tokens(token_file)
     wanted = ServeOptions(
-        host=host,
-        port=port,
-        tokens=_tokens(token_file),
-        deadline=deadline,
-        max_batch=max_batch,
-        max_body=int(max_body),
-        grace=grace,
-        log=_print_line if log else None,
+        host, port, tokens, deadline, max_batch, int(max_body), grace=grace, log=_print_line if log else None
     )
     _refuse_open(wanted.on_loopback, token_file, insecure)
     _refuse_half(abstain_below, max_error, data)
@@ -123,9 +125,7 @@ def serve(  # noqa: PLR0913 - a command's options
         served = served.abstaining_below(_chosen(served, model, data, max_error, trust))
     elif abstain_below is not None:
         served = served.abstaining_below(abstain_below)
-    unfinished = run(
-        served, wanted, listening=lambda address: _greet(address, served, wanted.tokens), tell=warn
-    )
+    unfinished = run(served, wanted, listening=lambda address: _greet(address, served, tokens), tell=warn)
     if unfinished:
         raise VitralError(f"{unfinished:,} requests were not finished within --grace {grace:g}s")
 

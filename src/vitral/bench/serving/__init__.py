@@ -1,0 +1,1 @@
+"""A running server under load: how fast it answers, what it refuses, and whether an answer is missing."""
