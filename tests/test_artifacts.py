@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,6 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 from PIL import Image
-from vitral.ship.export.export import export
 
 import vitral
 from vitral.artifacts.about import About, about_from
@@ -25,6 +25,7 @@ from vitral.inference.classifier import Classifier
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
+from vitral.ship.export.export import export
 
 LABELS = ("ant", "bee", 'quoted "cat"', "犬")
 FORMS = ("onnx", "openvino", "pt2")
@@ -151,7 +152,7 @@ def in_description(**fields: object) -> Callable[[Path], None]:
 
     def sabotage(folder: Path) -> None:
         manifest = read_manifest(folder)
-        about = asdict(manifest.about)
+        about: dict[str, Any] = asdict(manifest.about)
         for name, value in fields.items():
             group, _, field = name.rpartition("__")
             (about[group] if group else about)[field] = value

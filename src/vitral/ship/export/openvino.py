@@ -52,7 +52,9 @@ def refuse_any_size(config: ViTConfig) -> None:
     elif rotary is not None and rotary.reference_grid is not None:
         why = "it cannot scale places to a reference grid"
     if why:
-        raise VitralError(f"OpenVINO has no form of this model for images of any size: {why}; export it for one size")
+        raise VitralError(
+            f"OpenVINO has no form of this model for images of any size: {why}; export it for one size"
+        )
 
 
 def _image(program: ExportedProgram) -> list[int]:
