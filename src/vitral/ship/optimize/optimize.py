@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import torch
 
 from vitral.artifacts.assemble import Draft, assemble
 from vitral.checkpoints.checkpoint import Checkpoint
@@ -20,11 +21,12 @@ from vitral.data.split import Split
 from vitral.evaluation.task import task_of
 from vitral.inference.classifier import Classifier, load
 from vitral.inference.engine import ClassifierEngine
+from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import new_folder, refuse_filled, write_atomically
 from vitral.runtime.machine import describe_machine
 from vitral.runtime.plainjson import to_json
-from vitral.ship.export.export import about_of, in_float32, refuse_without_answers
+from vitral.ship.export.export import about_of, refuse_without_answers
 from vitral.ship.optimize.frontier import frontier
 from vitral.ship.optimize.images import (
     CALIBRATING,
@@ -115,27 +117,31 @@ def optimize(
         search = Search(lab, subject, ends, minutes, judge_all, listener.tell, listener.on_images)
         with lab:
             taken = search.run()
-            ledger = Ledger(
-                model=name,
-                data=_called(data),
-                split=images.judging_name,
-                goal=goal,
-                max_drop=max_drop,
-                images={
-                    "calibrating": calibrating,
-                    "fitting": len(subject.fitting),
-                    "judging": len(search.judging),
-                },
-                score_name=subject.task.score_name,
-                machine={**describe_machine(in_float32(classifier).placement), **asdict(processor)},
-                notes=(*processor.notes(), *_doubts(len(search.judging), max_drop)),
-                rows=tuple(search.rows.values()),
-            )
+            ledger = _ledger(name, data, images.judging_name, calibrating, search)
             if taken is None or out is None:
                 return Optimized(ledger, None)
             listener.tell("writing the artifact")
             _write(Path(out), lab, taken, ledger, checkpoint)
     return Optimized(ledger, Path(out))
+
+
+def _ledger(name: str, data: DataSource, split: str, calibrating: int, search: Search) -> Ledger:
+    """Write down what a search found."""
+    subject, processor, judged = search.subject, search.lab.processor, len(search.judging)
+    placement = Placement(torch.device("cpu"), torch.float32)
+    max_drop = 100 * subject.max_drop
+    return Ledger(
+        model=name,
+        data=_called(data),
+        split=split,
+        goal=search.lab.goal,
+        max_drop=max_drop,
+        images={"calibrating": calibrating, "fitting": len(subject.fitting), "judging": judged},
+        score_name=subject.task.score_name,
+        machine={**describe_machine(placement), **asdict(processor)},
+        notes=(*processor.notes(), *_doubts(judged, max_drop)),
+        rows=tuple(search.rows.values()),
+    )
 
 
 def _refuse(max_drop: float, goal: str, minutes: float) -> None:
