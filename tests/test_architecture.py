@@ -162,7 +162,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "torch.get_num_threads": ("runtime.threads",),
     "torch.set_num_threads": ("runtime.threads",),
     "compute_in_one_thread": ("data.workers",),  # within a worker process
-    "torch.autocast": ("runtime.devices", "model.positions", "explain.observe"),  # the latter two turn it off
+    # The latter three turn it off.
+    "torch.autocast": ("runtime.devices", "model.merging", "model.positions", "explain.observe"),
     "DataLoader": ("data.workers",),
     "multiprocessing.get_context": ("bench.processes", "data.workers"),
     "keep_freed_memory": ("cli.commands", "bench.processes"),  # the latter in a contender's process

@@ -104,7 +104,11 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         about = about_from(content.pop("about"), str(path))
-        return build(Manifest, {**content, "about": about})
+        manifest = build(Manifest, {**content, "about": about})
+        for name in [*manifest.files, *(name for form in manifest.forms for name in form.files)]:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise VitralError(f"it names a file outside of the artifact, {name!r}")
+        return manifest
     except (VitralError, KeyError, TypeError) as error:
         raise VitralError(f"{path} cannot be used: {error}; export the model again") from error
 

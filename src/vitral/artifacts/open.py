@@ -83,7 +83,7 @@ def _opened(
     _check_files(folder, manifest, form)
     pixels_HWC = golden.check_pixels(folder, about.preprocess)
     engine = engine_of(folder, about, form, trusted=trusted)
-    kept = golden.kept_answers(folder, form.kind)
+    kept = golden.kept_answers(folder, form.kind, about.labels)
     described = f"{folder}, form {form.kind}"
     found = golden.check_answers(engine, pixels_HWC, kept, TOLERANCES[form.precision], described)
     predictor = Predictor(

@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 import torch
 
+from vitral.artifacts.manifest import is_artifact
+from vitral.bench.forms import infer_forms
 from vitral.bench.kernels import kernels
 from vitral.bench.report import Report
 from vitral.bench.rounds import Settings
 from vitral.bench.speed import infer, train
 from vitral.bench.start import start
-from vitral.bench.workload import Workload, choose_workload
+from vitral.bench.workload import Workload, batch_sizes_of, choose_workload
 from vitral.checkpoints import peers as libraries
 from vitral.runtime.devices import Device, Placement, Precision
 from vitral.runtime.errors import VitralError
@@ -40,7 +42,8 @@ def benchmark(
     Args:
         what: "train" steps, "infer" forward passes, "start" a fresh process to its first prediction, or
             "kernels", our two routes of patches and of attention.
-        model: a variant's name or a checkpoint; "kernels" takes none.
+        model: a variant's name or a checkpoint; "kernels" takes none. "infer" takes an artifact too, and
+            measures its forms beside each other.
         rounds: interleaved readings of each contender.
         peers: compete with these libraries only.
         device: where to compute.
@@ -80,4 +83,6 @@ def run(benchmark: str, words: Sequence[str], settings: Settings) -> Report:
     with torch.random.fork_rng(devices=[]):  # images and products are drawn
         if benchmark == "kernels":
             return kernels(settings)
+        if benchmark == "infer" and words and is_artifact(words[0]):
+            return infer_forms(words[0], batch_sizes_of(words[1:]), settings)
         return _OF_MODELS[benchmark](choose_workload(benchmark, words, settings.placement), settings)

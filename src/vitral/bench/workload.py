@@ -69,6 +69,21 @@ def choose_workload(benchmark: str, words: Sequence[str], placement: Placement) 
     return Workload(f"{named} at {height}x{width} pixels", checkpoint, _batch_sizes(batches))
 
 
+def batch_sizes_of(words: Sequence[str]) -> tuple[int, ...]:
+    """The batch sizes for an artifact, of which nothing else can be set.
+
+    Raises:
+        VitralError: if a word is another setting.
+    """
+    settings = parse_overrides(words)
+    batches = settings.pop("batch_size", (1, 8))
+    if settings:
+        raise VitralError(
+            f"{next(iter(settings))}: an artifact is measured as it was exported; only batch_size can be set"
+        )
+    return _batch_sizes(batches)
+
+
 def _batch_sizes(value: Any) -> tuple[int, ...]:
     sizes = build(_Batches, {"batch_size": value}).batch_size
     sizes = (sizes,) if isinstance(sizes, int) else sizes

@@ -1,6 +1,6 @@
 """The classifier that a command's MODEL names, with what is to be said of it."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitral.cli.console import warn
 
@@ -15,6 +15,7 @@ def load_classifier(
     tta: str = "none",
     img_size: int | None = None,
     *,
+    merge: str | None = None,
     trusted: bool = False,
 ) -> "Classifier":
     """Load it, and print the notes on how it was read."""
@@ -24,8 +25,9 @@ def load_classifier(
     from vitral.runtime.devices import Placement
 
     if is_artifact(model):
-        return load(model, img_size=img_size, device=device, precision=precision, tta=tta, trusted=trusted)  # type: ignore[arg-type]
+        how: dict[str, Any] = {"device": device, "precision": precision, "tta": tta, "merge": merge}
+        return load(model, img_size=img_size, trusted=trusted, **how)
     checkpoint = load_checkpoint(model, **({} if img_size is None else {"img_size": img_size}))
     for note in checkpoint.notes:
         warn(note)
-    return as_classifier(checkpoint, Placement.choose(device, precision), tta)  # type: ignore[arg-type]
+    return as_classifier(checkpoint, Placement.choose(device, precision), tta, merge)  # type: ignore[arg-type]

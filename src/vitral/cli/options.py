@@ -121,6 +121,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, choice(limits.DEVICES)]
 Precision = Annotated[str, choice(limits.PRECISIONS)]
 Tta = Annotated[str, choice(limits.TTA, " (mean of the probabilities of each image and its mirror image).")]
+Merge = Annotated[
+    str | None,
+    name(
+        "R",
+        "Patches that merge in each layer, for speed: 8, 16..0 (falling), or a number a layer: 8,8,4.",
+        "--merge",
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option("--trust", help="Open an artifact's .pt2 file, which can execute code, if you trust it."),

@@ -38,6 +38,7 @@ class Inside:
     def __init__(self, model: Classifier | str | PathLike) -> None:
         self.classifier = loaded(model)
         self.classifier.refuse_others("attention maps")
+        self.classifier.refuse_merged("attention maps")
         self.model = self.classifier.model
 
     def __repr__(self) -> str:

@@ -22,6 +22,7 @@ from vitral.images.reading import as_sequence, batches_ahead
 from vitral.inference.activation import log_activation
 from vitral.inference.artifact import EngineModule
 from vitral.model.config import Size
+from vitral.model.merging import Merge
 from vitral.model.vit import Features, VisionTransformer
 from vitral.runtime.devices import Device, Placement, Precision
 from vitral.runtime.errors import ImageError, VitralError
@@ -70,6 +71,9 @@ class Classifier:
         ]
         if self.multi_label:
             facts.append(("answers", "any number of labels per image"))
+        if isinstance(self.model, VisionTransformer) and any(self.model.merge):
+            listed = ", ".join(map(str, self.model.merge))
+            facts.append(("patches that merge, by layer", listed))
         if self.temperature != 1:
             facts.append(("temperature", f"{self.temperature:.3f}"))
         return facts if self.tta == "none" else [*facts, ("test-time augmentation", self.tta)]
@@ -170,6 +174,11 @@ class Classifier:
             name = type(self.model).__name__
             raise VitralError(f"{what} are of Vitral's own models; a {name} gives logits alone")
 
+    def refuse_merged(self, what: str) -> None:
+        """Raises VitralError if patches merge in the model, of which `what` would be of fewer."""
+        if isinstance(self.model, VisionTransformer) and any(self.model.merge):
+            raise VitralError(f"{what} are of every patch, and this model merges some; load it without merge")
+
     def _logits(self, images_BCHW: Tensor) -> Tensor:
         with self.placement.autocast():
             logits_BL = self.model(images_BCHW).float()
@@ -199,6 +208,7 @@ def load(  # noqa: PLR0913 - whatever a checkpoint leaves open
     device: Device = "auto",
     precision: Precision = "auto",
     tta: TestTimeAugmentation = "none",
+    merge: Merge | None = None,
     trusted: bool = False,
     **options: Any,
 ) -> Classifier:
@@ -215,6 +225,9 @@ def load(  # noqa: PLR0913 - whatever a checkpoint leaves open
         precision: of matrix products.
         tta: "flip" averages probabilities over an image and its mirror, at twice the time; not for what
             a mirror changes, such as digits.
+        merge: how many of the most similar patches merge in each layer, for speed at a small loss (ToMe,
+            arXiv:2210.09461): 8, or "16..0" for 16 in the first layer falling to none in the last, or a
+            list of one number a layer. The weights stay as they are.
         trusted: opens an artifact's .pt2 file, which is loaded by pickle and can execute code.
         options: other fields of `ViTConfig`, for what a bare file does not say, such as
             ``num_heads=12`` or ``layer={"feed_forward": {"activation": "quick_gelu"}}``; and
@@ -228,12 +241,13 @@ def load(  # noqa: PLR0913 - whatever a checkpoint leaves open
     asked = {"model": model, "img_size": img_size, "num_classes": num_classes, "patch_size": patch_size}
     overrides = {name: value for name, value in asked.items() if value is not None}
     if is_artifact(str(source)):
-        fixed = {**overrides, **options, **_placing(device, precision)}
+        merging = {} if merge is None else {"merge": merge}
+        fixed = {**overrides, **options, **merging, **_placing(device, precision)}
         return artifact_classifier(source, tta, trusted=trusted, asked=fixed)
     checkpoint = load_checkpoint(str(source), **overrides, **options)
     for note in checkpoint.notes:
         warnings.warn(note, stacklevel=2)
-    return as_classifier(checkpoint, Placement.choose(device, precision), tta)
+    return as_classifier(checkpoint, Placement.choose(device, precision), tta, merge)
 
 
 def artifact_classifier(
@@ -286,8 +300,14 @@ def loaded(model: str | PathLike | Classifier) -> Classifier:
 
 
 def as_classifier(
-    checkpoint: Checkpoint, placement: Placement, tta: TestTimeAugmentation = "none"
+    checkpoint: Checkpoint,
+    placement: Placement,
+    tta: TestTimeAugmentation = "none",
+    merge: Merge | None = None,
 ) -> Classifier:
+    """What computes as is asked for; the arguments are those of `load`."""
+    if merge is not None:
+        _merge_tokens(checkpoint.model, merge)
     return Classifier(
         placement.place(checkpoint.model).eval(),
         checkpoint.preprocess,
@@ -299,6 +319,16 @@ def as_classifier(
         checkpoint.multi_label,
         checkpoint.notes,
     )
+
+
+def _merge_tokens(model: nn.Module, merge: Merge) -> None:
+    if not isinstance(model, VisionTransformer):
+        name = type(model).__name__
+        raise VitralError(f"tokens merge in Vitral's own models only; use the {name} without merge")
+    try:
+        model.merge_tokens(merge)
+    except ValueError as error:
+        raise VitralError(str(error)) from error
 
 
 def _refuse_overflow(answers: Tensor) -> None:

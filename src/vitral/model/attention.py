@@ -89,6 +89,8 @@ class MultiHeadAttention(HasKernels):
         if queries_BQD is not tokens_BTD:
             q, _, _ = self._project(queries_BQD)
         q, k = self.q_norm(q), self.k_norm(k)
+        if relation.merge is not None:
+            relation.merge.see(k)
         if relation.rotation is not None:
             q, k = rotate(q, relation.rotation), rotate(k, relation.rotation)
         return q, k, v

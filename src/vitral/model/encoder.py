@@ -132,12 +132,13 @@ class EncoderLayer(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, z_BTD: Tensor, relation: Relation = NO_RELATION) -> Tensor:
-        """(B, T, D) -> (B, T, D), or (B, Q, D) for the queries that the relation asks for.
+        """(B, T, D) -> (B, T, D), or (B, Q, D) for the queries that the relation asks for, or merged.
 
         Raises:
             ValueError: if attention depends on places, and the relation does not give them.
         """
         z_BTD = self.residual(z_BTD, lambda z: self.msa(self.attention_norm(z), relation))  # eq. 2
+        z_BTD = relation.merged(z_BTD)
         return self.residual(z_BTD, lambda z: self.mlp(self.feed_forward_norm(z)))  # eq. 3
 
     def msa(self, z_BTD: Tensor, relation: Relation) -> Tensor:
@@ -170,6 +171,7 @@ class PostNormLayer(EncoderLayer):
 
     def forward(self, z_BTD: Tensor, relation: Relation = NO_RELATION) -> Tensor:
         z_BTD = self.attention_norm(self.residual(z_BTD, lambda z: self.msa(z, relation)))
+        z_BTD = relation.merged(z_BTD)
         return self.feed_forward_norm(self.residual(z_BTD, self.mlp))
 
 
@@ -179,7 +181,7 @@ class ResidualPostNormLayer(EncoderLayer):
     order = "residual_post"
 
     def forward(self, z_BTD: Tensor, relation: Relation = NO_RELATION) -> Tensor:
-        z_BTD = self.residual(z_BTD, lambda z: self.msa(z, relation))
+        z_BTD = relation.merged(self.residual(z_BTD, lambda z: self.msa(z, relation)))
         return self.residual(z_BTD, self.mlp)
 
     def msa(self, z_BTD: Tensor, relation: Relation) -> Tensor:

@@ -10,6 +10,14 @@ from vitral.model.encoder import FeedForward
 from vitral.model.kernels import HasKernels
 
 
+def mean(tokens_BTD: Tensor, sizes_BT: Tensor | None = None) -> Tensor:
+    """The mean token, each counted as often as it stands for patches: (B, T, D) -> (B, D)."""
+    if sizes_BT is None:
+        return tokens_BTD.mean(dim=1)
+    shares_BT1 = (sizes_BT / sizes_BT.sum(dim=1, keepdim=True))[:, :, None]
+    return (shares_BT1.to(tokens_BTD.dtype) * tokens_BTD).sum(dim=1)
+
+
 class AttentionPool(HasKernels):
     """One vector of all tokens, by a learned query and an MLP: (B, T, D) -> (B, D).
 
@@ -31,9 +39,9 @@ class AttentionPool(HasKernels):
     def reset_parameters(self) -> None:
         initialize.truncated_normal(self.query)
 
-    def forward(self, tokens_BTD: Tensor) -> Tensor:
+    def forward(self, tokens_BTD: Tensor, bias_B11T: Tensor | None = None) -> Tensor:
         q_BA1K, k_BATK, v_BATK = self.query_keys_values(tokens_BTD)
-        mixed_BA1K = attend(q_BA1K, k_BATK, v_BATK, kernel=self.kernels.attention)
+        mixed_BA1K = attend(q_BA1K, k_BATK, v_BATK, bias_B11T, self.kernels.attention)
         pooled_B1D = self.out(mixed_BA1K.transpose(1, 2).flatten(2))
         return (pooled_B1D + self.feed_forward(self.norm(pooled_B1D)))[:, 0]
 

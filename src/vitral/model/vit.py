@@ -27,7 +27,8 @@ from vitral.model.embedding import ViTEmbedding
 from vitral.model.encoder import EncoderLayer, encoder_layer
 from vitral.model.initialize import initialize_weights
 from vitral.model.kernels import HasKernels, fastest, set_kernels
-from vitral.model.pooling import AttentionPool
+from vitral.model.merging import Merge, Merging, log_sizes, merging_in, plan
+from vitral.model.pooling import AttentionPool, mean
 from vitral.model.positions.relation import NO_RELATION, Relation
 from vitral.model.positions.relative import RelativeBias
 from vitral.model.positions.rotary import RotaryPositions
@@ -61,6 +62,9 @@ class VisionTransformer(HasKernels):
     A model with a distillation head gives, in training mode, the logits of both heads, (2, B, L), and in
     evaluation their mean, (B, L) (DeiT, arXiv:2012.12877, §3).
 
+    `merge_tokens` lets similar patches become one between the layers, which is faster and nearly the same
+    (`model/merging.py`).
+
     `checkpoint_layers` is no part of the function: it keeps only what enters each layer for the backward
     pass and computes the rest again (arXiv:1604.06174), for the memory of a larger batch.
 
@@ -70,6 +74,7 @@ class VisionTransformer(HasKernels):
     """
 
     checkpoint_layers = False
+    merge: tuple[int, ...] = ()  # patches that merge in each layer (`merge_tokens`)
 
     def __init__(  # noqa: PLR0913 - the paper's nine numbers, as its readers expect them, and every choice
         self,
@@ -147,16 +152,19 @@ class VisionTransformer(HasKernels):
         """Logits (B, L); while training with a distillation head both heads', (2, B, L).
 
         Raises:
-            ValueError: if the images do not fit.
+            ValueError: if the images do not fit, or tokens are to merge and stochastic depth is on.
         """
         z_BTD = self.embedding(images_BCHW)  # eq. 1
         if self.training and self.kernels.stream is not None:
             z_BTD = z_BTD.to(self.kernels.stream)
-        *relations, last = self.relations_of_layers(z_BTD, self.embedding.grid_of(images_BCHW))
+        grid = self.embedding.grid_of(images_BCHW)
+        *relations, last = self.relations_of_layers(z_BTD, grid)
         # The class token's head reads that token alone, so the last layer computes no other.
         last = last._replace(num_queries=self.num_tokens_read)
-        z_BQD = self._through_layers(z_BTD, [*relations, last])  # eq. 2 and 3
-        return self.classify(self.norm(z_BQD))  # eq. 4
+        merging = self._merging(grid, z_BTD.device)
+        z_BQD = self._through_layers(z_BTD, [*relations, last], merging=merging)  # eq. 2 and 3
+        sizes_BT = None if merging is None else merging.sizes_BT
+        return self.classify(self.norm(z_BQD), sizes_BT)  # eq. 4
 
     @property
     def num_tokens_read(self) -> int | None:
@@ -173,27 +181,79 @@ class VisionTransformer(HasKernels):
     ) -> Tensor:
         """The layers and the final norm: (B, T, D) -> (B, T, D).
 
+        Where tokens merge, each patch gets the vector of the token that it became part of.
+
         Args:
             x_BTD: embedded tokens.
             grid: rows and columns of patches, if the images are of another size than the model.
             relations: one for each layer, in the place of `relations_of_layers(x_BTD, grid)`: with an
-                observer of their attention, or of the tokens that were not left out.
+                observer of their attention, or of the tokens that were not left out. Then none merge.
             outputs: gets what leaves each layer, (B, T, D).
         """
-        relations = relations or self.relations_of_layers(x_BTD, grid)
-        return self.norm(self._through_layers(x_BTD, relations, outputs))
+        merging = None
+        if relations is None:
+            relations = self.relations_of_layers(x_BTD, grid)
+            merging = self._merging(grid or self.embedding.grid_size, x_BTD.device)
+        z_BTD = self._through_layers(x_BTD, relations, outputs, merging)
+        return self.norm(z_BTD if merging is None else merging.unmerged(z_BTD))
 
     def _through_layers(
-        self, z_BTD: Tensor, relations: Sequence[Relation], outputs: list[Tensor] | None = None
+        self,
+        z_BTD: Tensor,
+        relations: Sequence[Relation],
+        outputs: list[Tensor] | None = None,
+        merging: Merging | None = None,
     ) -> Tensor:
-        for layer, relation in zip(self.layers, relations, strict=True):
+        for index, (layer, relation) in enumerate(zip(self.layers, relations, strict=True)):
+            if merging is not None:
+                relation = merging.relation(index, relation)
             if self.checkpoint_layers and self.training:
                 z_BTD = checkpoint(layer, z_BTD, relation, use_reentrant=False)
             else:
                 z_BTD = layer(z_BTD, relation)
             if outputs is not None:
-                outputs.append(z_BTD)
+                outputs.append(z_BTD if merging is None else merging.unmerged(z_BTD))
         return z_BTD
+
+    def merge_tokens(self, merge: Merge | None) -> None:
+        """Lets patches merge from now on, wherever images go through all layers; None: no longer.
+
+        Raises:
+            ValueError: if `merge` says nothing of use, or tokens of this model cannot merge.
+        """
+        if merge is None:
+            self.merge = ()
+            return
+        counts = plan(merge, len(self.layers))
+        if self.config.layer.attention.relative_bias != "none":
+            raise ValueError(
+                "tokens cannot merge in a model with relative biases, which are of pairs of places of the "
+                "grid: use it without merge"
+            )
+        if self.config.layer.order == "parallel":
+            raise ValueError(
+                "tokens merge between attention and MLP, which this model's layers compute side by side: use "
+                "it without merge"
+            )
+        # Of the last layer the class token alone is read.
+        self.merge = counts if self.num_tokens_read is None else (*counts[:-1], 0)
+
+    def _merging(self, grid: Grid, device: torch.device) -> Merging | None:
+        """The patches of a pass, if some are to merge."""
+        if not any(self.merge):
+            return None
+        if self.training and self.config.drop_path:
+            raise ValueError(
+                "tokens cannot merge while stochastic depth leaves images out of attention: set drop_path to "
+                "0, or merge after training"
+            )
+        counts = merging_in(self.merge, grid[0] * grid[1])
+        rotaries = [relation for relation in self.relations if isinstance(relation, RotaryPositions)]
+        if not rotaries:
+            return Merging(counts, self.config.num_prefix_tokens)
+        places_T2 = rotaries[0].places(grid, device)
+        each = rotaries if len(rotaries) == len(counts) else rotaries * len(counts)
+        return Merging(counts, self.config.num_prefix_tokens, each, places_T2)
 
     def relations_of_layers(self, x_BTD: Tensor, grid: Grid | None = None) -> list[Relation]:
         """What the attention of each layer knows of places."""
@@ -206,35 +266,38 @@ class VisionTransformer(HasKernels):
             case _:
                 return found
 
-    def pool(self, tokens_BTD: Tensor, pooling: Pooling | None = None) -> Tensor:
+    def pool(
+        self, tokens_BTD: Tensor, pooling: Pooling | None = None, sizes_BT: Tensor | None = None
+    ) -> Tensor:
         """Makes one vector of each image, y of eq. 4 for "class": (B, D), or (B, 2 D) for "class_mean".
 
         Args:
             tokens_BTD: encoded tokens.
             pooling: None: the model's own.
+            sizes_BT: how many patches each token stands for, where some merged; None: one each.
 
         Raises:
             ValueError: if it is "map", which the model has not learned.
         """
-        others_BTD = (
-            tokens_BTD if self.config.head.pool_prefix else tokens_BTD[:, self.config.num_prefix_tokens :]
-        )
+        first = 0 if self.config.head.pool_prefix else self.config.num_prefix_tokens
+        others_BTD = tokens_BTD[:, first:]
+        sizes_BT = None if sizes_BT is None else sizes_BT[:, first:]
         match pooling or self.config.pooling:
             case "class":
                 pooled = tokens_BTD[:, 0]
             case "mean":
-                pooled = others_BTD.mean(dim=1)
+                pooled = mean(others_BTD, sizes_BT)
             case "class_mean":
-                pooled = torch.cat([tokens_BTD[:, 0], others_BTD.mean(dim=1)], dim=1)
+                pooled = torch.cat([tokens_BTD[:, 0], mean(others_BTD, sizes_BT)], dim=1)
             case "map":
                 if self.attention_pool is None:
                     raise ValueError("pooling is 'map', and this model has no attention pooling")
-                pooled = self.attention_pool(others_BTD)
+                pooled = self.attention_pool(others_BTD, None if sizes_BT is None else log_sizes(sizes_BT))
         return self.pooled_norm(pooled)
 
-    def classify(self, tokens_BTD: Tensor) -> Tensor:
-        """Logits of encoded tokens, as `forward` gives them."""
-        logits_BL = self.head(self.hidden(self.pool(tokens_BTD)))
+    def classify(self, tokens_BTD: Tensor, sizes_BT: Tensor | None = None) -> Tensor:
+        """Logits of encoded tokens, as `forward` gives them; `sizes_BT` as in `pool`."""
+        logits_BL = self.head(self.hidden(self.pool(tokens_BTD, sizes_BT=sizes_BT)))
         if self.distillation_head is None:
             return logits_BL
         both_2BL = torch.stack([logits_BL, self.distillation_head(tokens_BTD[:, 1])])

@@ -36,6 +36,7 @@ def eval(  # noqa: PLR0913 - a command's options
     max_damaged: options.MaxDamaged = 0.01,
     workers: options.Workers = None,
     tta: options.Tta = "none",
+    merge: options.Merge = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     trust: options.Trust = False,
@@ -49,8 +50,9 @@ def eval(  # noqa: PLR0913 - a command's options
     """
     from vitral.evaluation.evaluate import evaluate_classifier
 
-    classifier = load_classifier(model, device, precision, tta, trusted=trust)
+    classifier = load_classifier(model, device, precision, tta, merge=merge, trusted=trust)
     how = classifier.computed_by + ("" if tta == "none" else f", test-time augmentation {tta}")
+    how += "" if merge is None else f", merging {merge} patches a layer"
     with progress_bar("evaluating") as bar:
         how_to: dict[str, Any] = {"split": split, "max_damaged": max_damaged, "workers": workers}
         how_to |= {"mistakes": bool(wrong or sheet), "warn": warn, "on_images": bar}

@@ -23,6 +23,7 @@ def predict(  # noqa: PLR0913 - a command's options
     json_output: options.Json = False,
     batch_size: Annotated[int, options.number(limits.BATCH, "Images at a time.")] = 32,
     tta: options.Tta = "none",
+    merge: options.Merge = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     trust: options.Trust = False,
@@ -32,12 +33,12 @@ def predict(  # noqa: PLR0913 - a command's options
     from vitral.data.sources import find_images
 
     found = find_images(images)
-    if is_artifact(model) and (tta, device, precision) == ("none", "auto", "auto"):
+    if is_artifact(model) and (tta, merge, device, precision) == ("none", None, "auto", "auto"):
         from vitral.artifacts.open import open_artifact
 
         predictor: Predictor | Classifier = open_artifact(model, trusted=trust)  # without torch
     else:
-        predictor = load_classifier(model, device, precision, tta, trusted=trust)
+        predictor = load_classifier(model, device, precision, tta, merge=merge, trusted=trust)
     for note in (*found.notes, *found.failures):
         warn(note)
     failed = 0

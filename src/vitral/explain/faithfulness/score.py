@@ -124,6 +124,7 @@ def methods_to_score(names: Sequence[str] | None, config: ViTConfig) -> list[Met
 
 def _refuse(classifier: Classifier, methods: Sequence[Method]) -> None:
     classifier.refuse_others("faithfulness scores")
+    classifier.refuse_merged("faithfulness scores")
     if not classifier.model.config.num_classes:
         raise VitralError(
             "faithfulness is about a class's logit, and this model has no classes; train a head first: "

@@ -104,6 +104,7 @@ def measure_figures(
     classifiers = [loaded(model) for model in _listed(models)]
     for classifier in classifiers:
         classifier.refuse_others("figures")
+        classifier.refuse_merged("figures")
     short = _names(names or _listed(models))
     facts = tuple(facts_of(classifier) for classifier in classifiers)
     of_weights = [tuple(measure.of_weights(classifier.model)) for classifier in classifiers]

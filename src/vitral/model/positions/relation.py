@@ -1,7 +1,7 @@
 """What attention is told of the places of queries and tokens. Axes are those of `embedding`."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,17 +19,29 @@ class Rotation(NamedTuple):
 Observer = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 
+class Merge(Protocol):
+    """What makes fewer tokens of a layer's between its attention and its MLP (`model/merging.py`)."""
+
+    def see(self, k_BATK: Tensor) -> None: ...
+    def __call__(self, z_BTD: Tensor) -> Tensor: ...
+
+
 class Relation(NamedTuple):
     """What attention knows of the places of tokens, which of them ask, and who is shown what it computes."""
 
     rotation: Rotation | None = None
-    bias_ATT: Tensor | None = None  # (A, T, T), or (B, A, T, T) where images differ
+    bias_ATT: Tensor | None = None  # (A, T, T), or (B, A, T, T) where images differ; axes may be 1
     num_queries: int | None = None  # so many of the first tokens ask, those that a head reads; None: all
     observer: Observer | None = None
+    merge: Merge | None = None  # is shown the keys, not turned
 
     def queries(self, tokens_BTD: Tensor) -> Tensor:
         """The tokens that ask: (B, T, D) -> (B, Q, D)."""
         return tokens_BTD if self.num_queries is None else tokens_BTD[:, : self.num_queries]
+
+    def merged(self, z_BTD: Tensor) -> Tensor:
+        """The tokens that go on to the MLP: (B, T, D) -> (B, T', D)."""
+        return z_BTD if self.merge is None else self.merge(z_BTD)
 
     def of_tokens(self, kept_BT: Tensor) -> "Relation":
         """The same for some of the tokens, each at its own place: indices (B, T'), the rest is left out."""

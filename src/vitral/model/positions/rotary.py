@@ -49,10 +49,28 @@ class RotaryPositions(KeepsLearned):
     def mixed(self, grid: Grid) -> Tensor:
         """Cosines and sines of the learned frequencies, (2, A, T, K)."""
         assert self.frequencies is not None
-        first, second = _coordinates(self.options, grid, self.frequencies.device)
+        places = self.places(grid, self.frequencies.device)
+        return _cosines_and_sines(self._mixed_angles(places), self.options)
+
+    def _mixed_angles(self, places_BT2: Tensor) -> Tensor:
+        """(T, 2) -> (A, T, K / 2), or (B, T, 2) -> (B, A, T, K / 2)."""
+        assert self.frequencies is not None
+        first, second = places_BT2.unsqueeze(-3).split(1, dim=-1)
         by_first, by_second = self.frequencies.float()[:, :, None]
-        angles = first[:, None] * by_first + second[:, None] * by_second
-        return _cosines_and_sines(angles, self.num_prefix_tokens, self.options)
+        return first * by_first + second * by_second
+
+    def places(self, grid: Grid, device: torch.device) -> Tensor:
+        """Two coordinates of each token, (T, 2), the first ones 0: by those a token does not turn."""
+        return _places_of_tokens(self.options, self.num_prefix_tokens, grid, device)
+
+    def rotation(self, places_BT2: Tensor) -> Rotation:
+        """Turns tokens that are anywhere, as those are that merged: (B, 1 or A, T, K)."""
+        if self.frequencies is None:
+            angles = _axial_angles(self.options, self.head_dim, places_BT2).unsqueeze(-3)
+        else:
+            angles = self._mixed_angles(places_BT2)
+        cos, sin = _cosines_and_sines(angles, self.options).unbind()
+        return Rotation(cos, sin, self.options.halves)
 
 
 @computed_once
@@ -60,18 +78,29 @@ def _axial(
     options: RotaryOptions, head_dim: int, num_prefix_tokens: int, grid: Grid, device: torch.device
 ) -> Tensor:
     """Cosines and sines, (2, T, K)."""
-    first, second = _coordinates(options, grid, device)
-    bands = _bands(options, head_dim, device)
-    angles = torch.cat([first[:, None] * bands, second[:, None] * bands], dim=-1)
-    return _cosines_and_sines(angles, num_prefix_tokens, options)
+    places = _places_of_tokens(options, num_prefix_tokens, grid, device)
+    return _cosines_and_sines(_axial_angles(options, head_dim, places), options)
 
 
-def _cosines_and_sines(angles: Tensor, num_prefix_tokens: int, options: RotaryOptions) -> Tensor:
-    """Of each channel, after tokens that do not turn: (..., N, K / 2) -> (2, ..., T, K)."""
-    angles = F.pad(angles, (0, 0, num_prefix_tokens, 0))
+def _axial_angles(options: RotaryOptions, head_dim: int, places_BT2: Tensor) -> Tensor:
+    """(..., T, 2) -> (..., T, K / 2): half by the first coordinate, half by the second."""
+    bands = _bands(options, head_dim, places_BT2.device)
+    return (places_BT2[..., None] * bands).flatten(-2)
+
+
+def _cosines_and_sines(angles: Tensor, options: RotaryOptions) -> Tensor:
+    """Of each channel: (..., T, K / 2) -> (2, ..., T, K)."""
     # Both channels of a pair turn alike.
     angles = torch.cat([angles, angles], -1) if options.halves else angles.repeat_interleave(2, -1)
     return torch.stack([angles.cos(), angles.sin()])
+
+
+def _places_of_tokens(
+    options: RotaryOptions, num_prefix_tokens: int, grid: Grid, device: torch.device
+) -> Tensor:
+    """(T, 2), the tokens before the patches at 0."""
+    places_N2 = torch.stack(_coordinates(options, grid, device), dim=-1)
+    return F.pad(places_N2, (0, 0, num_prefix_tokens, 0))
 
 
 def _coordinates(options: RotaryOptions, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
