@@ -37,7 +37,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from scripts.servers import end, free_port, serving, vitral_server
 from vitral.artifacts.open import open_artifact
-from vitral.artifacts.predictor import Predictor
 from vitral.bench.serving.measure import Load, measure
 from vitral.bench.serving.process import Family
 from vitral.bench.serving.target import raw
@@ -126,41 +125,8 @@ def _until(contents: list[bytes], time_to_end: float) -> Iterator[bytes]:
         yield content
 
 
-def litserve(arguments: argparse.Namespace) -> None:
-    """Serve the artifact by LitServe; decoding, engine and answer are those of `vitral serve`."""
-    import litserve
-    import numpy as np
-
-    class Api(litserve.LitAPI):
-        def setup(self, device: str) -> None:  # noqa: ARG002 - its name
-            self.predictor: Predictor = open_artifact(arguments.artifact, form=arguments.form)
-
-        def decode_request(self, request: dict) -> Any:
-            return self.predictor.pixels(base64.b64decode(request["image"]))
-
-        def batch(self, inputs: list) -> Any:
-            return np.stack(inputs)
-
-        def predict(self, pixels: Any) -> Any:
-            pixels_BHWC = pixels if pixels.ndim == 4 else pixels[None]
-            rows = self.predictor.answers(pixels_BHWC).probabilities
-            return rows if pixels.ndim == 4 else rows[0]
-
-        def unbatch(self, output: Any) -> list:
-            return list(output)
-
-        def encode_response(self, output: Any) -> dict:
-            top = self.predictor.prediction("", output).top
-            pairs = [{"label": label, "probability": probability} for label, probability in top]
-            return {"predictions": [{"label": pairs[0]["label"], "top": pairs}]}
-
-    options = {} if arguments.workers > 1 else {"max_batch_size": BATCH, "batch_timeout": 0.005}
-    server = litserve.LitServer(Api(**options), accelerator="cpu", workers_per_device=arguments.workers)
-    server.run(port=arguments.port, host="127.0.0.1", log_level="error", generate_client_file=False)
-
-
 def as_json(content: bytes, _: str) -> tuple[str, bytes]:
-    """What the LitServe server above takes."""
+    """What `scripts/litserve_server.py` takes."""
     return "application/json", json.dumps({"image": base64.b64encode(content).decode()}).encode()
 
 
@@ -176,7 +142,7 @@ def contenders(arguments: argparse.Namespace, stack: ExitStack, work: Path) -> l
     common = [str(arguments.artifact), str(arguments.photos), "--form", arguments.form]
     script = [sys.executable, str(Path(__file__).resolve())]
     process = subprocess.Popen(
-        [*script, *common, "--as", "offline"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*script, *common, "--as-offline"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     stack.callback(end, process)
     assert process.stdout
@@ -191,7 +157,8 @@ def contenders(arguments: argparse.Namespace, stack: ExitStack, work: Path) -> l
     add("vitral", command, port, "/readyz", "/v1/predict", raw)
     for workers, name in ((1, "litserve"), (2, "litserve, 2 workers")):
         port = free_port()
-        command = [*script, *common, "--as", "litserve", "--port", str(port), "--workers", str(workers)]
+        program = str(Path(__file__).with_name("litserve_server.py").resolve())
+        command = [sys.executable, program, common[0], arguments.form, str(port), str(workers)]
         add(name, command, port, "/health", "/predict", as_json)
     return found
 
@@ -245,12 +212,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--out", type=Path, help="all readings as JSON")
-    for name, kind in (("as", str), ("port", int), ("workers", int)):  # of a contender's process
-        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
+    parser.add_argument("--as-offline", action="store_true", help=argparse.SUPPRESS)  # a contender's process
     arguments = parser.parse_args()
     arguments.artifact, arguments.photos = arguments.artifact.resolve(), arguments.photos.resolve()
-    if role := getattr(arguments, "as"):
-        {"offline": offline, "litserve": litserve}[role](arguments)
+    if arguments.as_offline:
+        offline(arguments)
         return
     readings = compare(arguments)
     rows = summary(readings)

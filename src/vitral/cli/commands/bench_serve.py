@@ -66,8 +66,8 @@ def serve(  # noqa: PLR0913 - a command's options
     for note in (*found.notes, *found.failures):
         warn(note)
     load = Load(
-        clients, seconds, rates, timeout, pid, _token(token_file), elsewhere,
-        seed=seed, command=command_line(), say=warn,
+        clients, seconds, rates, timeout, pid,
+        token=_token(token_file), elsewhere=elsewhere, seed=seed, command=command_line(), say=warn,
     )  # fmt: skip
     report = measure(url, [Path(file) for file in found.files], load)
     if not give(report.to_dict(), out, as_json=json_output):
