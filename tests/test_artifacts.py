@@ -14,7 +14,6 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 from PIL import Image
-from vitral.ship.export.export import export
 
 import vitral
 from vitral.artifacts.about import About, about_from
@@ -26,6 +25,7 @@ from vitral.inference.classifier import Classifier
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
+from vitral.ship.export.export import export
 
 LABELS = ("ant", "bee", 'quoted "cat"', "犬")
 FORMS = ("onnx", "openvino", "pt2")

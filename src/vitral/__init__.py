@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vitral.reports.report import report
     from vitral.reports.train import train
     from vitral.runtime.errors import VitralError
+    from vitral.ship.export.export import export
 
 # Where each public name lives. Resolved on first use, so that `vitral --help` need not import torch.
 _HOMES = {
@@ -62,6 +63,7 @@ _HOMES = {
     "diagnose": "evaluation.diagnosis.doctor",
     "draw_figures": "explain.figures.draw",
     "evaluate": "evaluation.evaluate",
+    "export": "ship.export.export",
     "info": "inference.info",
     "load": "inference.classifier",
     "open_artifact": "artifacts.open",
@@ -96,6 +98,7 @@ __all__ = [
     "diagnose",
     "draw_figures",
     "evaluate",
+    "export",
     "info",
     "load",
     "open_artifact",

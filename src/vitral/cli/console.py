@@ -3,6 +3,7 @@
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
@@ -19,6 +20,14 @@ PLAIN_LINE_SECONDS = 30.0  # between two lines of progress where there is no ter
 def warn(message: str) -> None:
     """Print a message on standard error."""
     print(wrapped(f"vitral: {shown(message)}", sys.stderr), file=sys.stderr)
+
+
+@contextmanager
+def warnings_as_messages() -> Iterator[None]:
+    """Let a library call's warnings be messages."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: warn(str(message))  # pyrefly: ignore[bad-assignment]
+        yield
 
 
 def print_lines(text: str) -> None:

@@ -178,7 +178,7 @@ class Preprocess:
 
 
 def resizes_rows_first() -> bool:
-    """Whether Pillow may resize rows before columns, which shows in the result: it is rounded between the two.
+    """Whether Pillow may resize rows before columns, which shows: between the two it rounds to bytes.
 
     From version 13 on it does so where more than twice as many rows go as columns (its pull request 9549).
     """

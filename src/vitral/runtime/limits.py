@@ -26,6 +26,8 @@ FEATURES = ("class", "mean", "class_mean", "map")
 FILLS = ("drop", "mean")
 LOOKS = ("smooth", "patches", "both")
 LAYOUTS = ("vitral", "timm", "transformers", "torchvision", "google")
+FORMS = ("onnx", "onnx-image", "openvino", "pt2", "web")
+OPSETS = (18, 23)  # of ONNX; `Resize` with antialias came with 18
 DTYPES = ("float32", "float16", "bfloat16")
 BENCHMARKS = ("train", "infer", "start", "kernels")
 # Files of what was wrong (`mistakes`).

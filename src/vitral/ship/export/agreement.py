@@ -15,7 +15,7 @@ from vitral.evaluation.evaluate import choose_split
 from vitral.images.reading import batches_ahead
 from vitral.inference.classifier import Classifier
 from vitral.inference.engine import ClassifierEngine
-from vitral.runtime.errors import ImageError, VitralError
+from vitral.runtime.errors import VitralError
 
 _MOST_IMAGES = 2_000
 _BATCH = 32
@@ -81,16 +81,14 @@ def _answers(
     parts: dict[str, list[np.ndarray]] = {kind: [] for kind in engines}
     rows: list[int] = []
     sources = (images.images[row] for row in range(len(images)))
-    done = 0
+    begin = 0
     for names, loaded in batches_ahead(sources, classifier.preprocess.pixels, _BATCH):
-        readable = [
-            (done + place, item) for place, item in enumerate(loaded) if not isinstance(item, ImageError)
-        ]
-        done += len(names)
+        readable = {begin + place: item for place, item in enumerate(loaded) if isinstance(item, np.ndarray)}
+        begin += len(names)
         if not readable:
             continue
-        rows += [row for row, _ in readable]
-        pixels_BHWC = np.stack([pixels_HWC for _, pixels_HWC in readable])
+        rows += readable
+        pixels_BHWC = np.stack(list(readable.values()))
         for kind, engine in engines.items():
             parts[kind].append(engine(pixels_BHWC).probabilities)
     if not rows:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from vitral.artifacts.about import About
 from vitral.artifacts.assemble import assemble
@@ -26,7 +26,6 @@ from vitral.runtime.version import vitral_version
 from vitral.ship.export.agreement import Agreement, agreements
 from vitral.ship.export.forms import LIBRARIES, Source, check_image_form, refuse_forms, write_form
 from vitral.ship.export.pixels import PixelsModel
-
 
 # Of a model's metadata: which images were held out. Where its data lies on this machine is nobody's business.
 _CARRIED = "val_fraction", "seed", "held_out"
@@ -60,11 +59,11 @@ def export(
     Args:
         model: a run or any checkpoint, or a `Classifier`, which stays as it is.
         out: a new folder; it appears whole, or not at all.
-        to: "onnx", "onnx-image" (any picture's bytes in), "openvino", "pt2" (torch.export) or "web" (a page that
-            runs the model), or several; the first is what `open_artifact` prefers.
+        to: "onnx", "onnx-image" (any decoded picture in), "openvino", "pt2" (torch.export) or "web" (a page
+            that runs the model), or several; the first is what `open_artifact` prefers.
         img_size: pixels, if other than the model's; positions are resized by its own rule.
         opset: of ONNX's operators, 18 to 23.
-        dynamic_size: lets forms take images of any height and width that the patch divides, where that is right.
+        dynamic_size: lets forms take images of any size that the patch divides, where that is right.
         check: labelled images on which each form is compared with torch.
         tell: told what is done.
 
@@ -82,12 +81,12 @@ def export(
     with new_folder(out) as folder:
         tell("tracing the model")
         source = Source.of(reference, about, ClassifierEngine(reference), opset, dynamic_size=dynamic_size)
-        drafts = []
-        for kind in kinds:
+        drafts = {}
+        for kind in sorted(kinds, key=KINDS.index):  # others are made of the first
             tell(f"writing {kind}")
-            drafts.append(write_form(kind, folder, source))
+            drafts[kind] = write_form(kind, folder, source)
         tell("opening each form, to compare its answers with torch's")
-        manifest = assemble(folder, about, drafts, source.engine)
+        manifest = assemble(folder, about, [drafts[kind] for kind in kinds], source.engine)
         if "onnx-image" in kinds:
             check_image_form(folder, source)
         found = () if check is None else agreements(folder, manifest, reference, check, tell)
@@ -110,7 +109,7 @@ def _known(to: tuple[str, ...]) -> tuple[str, ...]:
 
 def _loaded(model: str | PathLike | Classifier, img_size: Size | None) -> Classifier:
     if not isinstance(model, Classifier):
-        if is_artifact(model):
+        if is_artifact(str(model)):
             raise VitralError(f"{model} is an artifact already; export the model that it was made from")
         return load(model, img_size=img_size, device="cpu", precision="float32")
     own = model.preprocess.img_size
@@ -132,29 +131,28 @@ def refuse_without_answers(classifier: Classifier) -> None:
     """Raises VitralError if there is nothing to answer with, or no picture to answer for."""
     if classifier.metadata.get("regression"):
         raise VitralError(
-            "this model is a regression, whose numbers are no labels' probabilities; an artifact answers with "
-            "labels, so it cannot be exported"
+            "this model is a regression, whose numbers are no labels' probabilities, and an artifact answers "
+            "with labels; it cannot be exported"
         )
     if not classifier.labels:
         raise VitralError(
-            "this model has no labels, and an artifact answers with labels; train it on labelled images first "
-            "(vitral train DATA RUN --from MODEL, or vitral probe)"
+            "this model has no labels, and an artifact answers with labels; train it on labelled images first"
         )
     if classifier.tta != "none":
         raise VitralError(
-            "an artifact answers for the image as it is; load the model without tta, and ask for it where the "
-            "artifact is used (vitral predict ARTIFACT IMAGE --tta flip)"
+            "an artifact answers for the image as it is; load the model without tta, and ask for it where "
+            "the artifact is used (vitral predict ARTIFACT IMAGE --tta flip)"
         )
     if classifier.preprocess.channels not in (1, 3):
         raise VitralError(
-            f"the model takes {classifier.preprocess.channels} channels, and an artifact takes pictures, which "
-            "have 3, or 1 where they are grey"
+            f"the model takes {classifier.preprocess.channels} channels, and an artifact takes pictures, "
+            "which have 3, or 1 where they are grey"
         )
 
 
 def in_float32(classifier: Classifier) -> Classifier:
     """A copy that computes on the CPU, by kernels that every exporter knows; the given one stays as it is."""
-    module: nn.Module = PixelsModel.portable(classifier.model)
+    module: Any = PixelsModel.portable(classifier.model)
     return replace(classifier, model=module, placement=Placement(torch.device("cpu"), torch.float32))
 
 

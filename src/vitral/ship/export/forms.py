@@ -1,21 +1,23 @@
 """What each form of an artifact is written with, which of a model there can be, and the check of one."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch.export import ExportedProgram
 
 from vitral.artifacts.about import About
 from vitral.artifacts.assemble import Draft
 from vitral.artifacts.engine import Answers, Engine
-from vitral.artifacts.golden import check_answers, golden_picture
-from vitral.artifacts.manifest import TOLERANCES
+from vitral.artifacts.engines.onnx import run_on_picture
+from vitral.artifacts.golden import compare, golden_picture
+from vitral.artifacts.manifest import PICTURE_TOLERANCE
 from vitral.inference.classifier import Classifier
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
+from vitral.runtime.limits import OPSETS
 from vitral.ship.export import openvino
 from vitral.ship.export.pixels import PixelsModel, exported, refuse_one_size
 from vitral.ship.export.pt2 import write_pt2
@@ -25,7 +27,6 @@ _ONNX = "onnx", "onnxscript", "onnxruntime"
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "onnx": _ONNX, "onnx-image": _ONNX, "openvino": ("openvino",), "pt2": (), "web": _ONNX,
 }  # fmt: skip
-OPSETS = (18, 23)  # `Resize` with antialias came with 18
 _MODEL, _PREPROCESS, _IMAGE = "model.onnx", "preprocess.onnx", "image.onnx"
 
 
@@ -53,8 +54,8 @@ def refuse_forms(kinds: Sequence[str], classifier: Classifier, opset: int, *, dy
         raise VitralError(f"opset is {opset}; ONNX's operators are written in {OPSETS[0]} to {OPSETS[1]}")
     if "onnx-image" in kinds and classifier.preprocess.interpolation == "lanczos":
         raise VitralError(
-            "there is no form onnx-image of this model: its pictures are resized by Lanczos' filter, which ONNX "
-            "has not; export --to onnx, and resize before the model"
+            "there is no form onnx-image of this model: its pictures are resized by Lanczos' filter, which "
+            "ONNX has not; export --to onnx, and resize before the model"
         )
     if not dynamic_size:
         return
@@ -88,17 +89,32 @@ def _write_onnx(folder: Path, source: Source) -> Draft:
 def _write_image(folder: Path, source: Source) -> Draft:
     import onnx
 
-    from vitral.ship.export.onnx import merged, write_onnx
+    from vitral.ship.export.onnx import merged
     from vitral.ship.export.picture import picture_model
 
-    text = source.about.to_json()
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        files = write_onnx(source.program, Path(scratch, _MODEL), text, source.opset)
-        if len(files) > 1:
-            raise VitralError("the weights are more than one file holds, 2 GiB; export --to onnx")
-        picture = picture_model(source.about.preprocess, source.opset, batch=True)
-        onnx.save(merged(picture, files[0], text), folder / _IMAGE)
+    picture = picture_model(source.about.preprocess, source.opset, batch=True)
+    with _one_file(folder, source) as model:
+        onnx.save(merged(picture, model, source.about.to_json()), folder / _IMAGE)
     return Draft("onnx-image", [_IMAGE], options={"opset": source.opset})
+
+
+@contextmanager
+def _one_file(folder: Path, source: Source) -> Iterator[Path]:
+    """The model as one file of ONNX: the form's, where that was written, else one that goes again.
+
+    Raises:
+        VitralError: if one file does not hold the weights.
+    """
+    from vitral.ship.export.onnx import write_onnx
+
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        path = folder / _MODEL
+        if not path.exists():
+            path = Path(scratch, _MODEL)
+            write_onnx(source.program, path, source.about.to_json(), source.opset)
+        if path.with_name(f"{_MODEL}.data").exists():
+            raise VitralError("its weights are 2 GiB or more, which one file does not hold; export --to onnx")
+        yield path
 
 
 def _write_openvino(folder: Path, source: Source) -> Draft:
@@ -118,13 +134,7 @@ _WRITERS: dict[str, Callable[[Path, Source], Draft]] = {
 
 def check_image_form(folder: Path, source: Source) -> None:
     """Raises VitralError if ``image.onnx`` answers otherwise than torch to the golden picture as it is."""
-    import onnxruntime
-
-    session: Any = onnxruntime.InferenceSession(folder / _IMAGE, providers=["CPUExecutionProvider"])
     pixels_HWC = source.about.preprocess.pixels(golden_picture())
     expected = source.engine(pixels_HWC[None])
-
-    def engine(_: Any) -> Answers:
-        return Answers(*session.run(["logits", "probabilities"], {"picture": golden_picture()}))
-
-    check_answers(engine, pixels_HWC, expected, TOLERANCES["float32"], "the form onnx-image")
+    answers = Answers(*run_on_picture(folder / _IMAGE, golden_picture()))
+    compare(answers, expected, PICTURE_TOLERANCE, "the form onnx-image")

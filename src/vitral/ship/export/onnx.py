@@ -1,6 +1,7 @@
 """ONNX: what ONNX Runtime, browsers and most other tools compute."""
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -58,16 +59,16 @@ def _bare(model: ir.Model) -> None:
             value.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
-    names = dict(zip(_symbols(model.graph.inputs[0]), ("batch", "height", "width"), strict=False))
+    open_sizes = [str(size) for size in _sizes(model.graph.inputs[0]) if not isinstance(size, int)]
+    names = dict(zip(open_sizes, ("batch", "height", "width"), strict=False))
     for value in (*model.graph.inputs, *model.graph.outputs):
-        shape = value.shape
-        for axis, size in enumerate(shape):
-            if not isinstance(size, int):
-                shape[axis] = names.get(str(size), str(size))
+        sizes = [size if isinstance(size, int) else names.get(str(size), str(size)) for size in _sizes(value)]
+        value.shape = ir.Shape(sizes)
 
 
-def _symbols(pixels: ir.Value) -> list[str]:
-    return [str(size) for size in pixels.shape if not isinstance(size, int)]
+def _sizes(value: ir.Value) -> list[Any]:
+    assert value.shape is not None
+    return list(value.shape)
 
 
 def merged(picture: onnx.ModelProto, model: Path, about: str) -> onnx.ModelProto:

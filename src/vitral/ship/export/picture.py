@@ -1,9 +1,9 @@
 """Preprocessing as an ONNX graph: any picture's bytes -> the bytes that the model sees, as Pillow gives them.
 
 The graph is `images/preprocess.py: Preprocess.fit` in the operators of ONNX: sizes and offsets to the last
-pixel in integers or float64, the resize on bytes. ONNX's `Resize` on uint8, antialiased, with a = -0.5 and the
-borders left out, is Pillow's convolution; it differs by one level at most, where a sum is close to a half.
-On floats it would differ by five (docs/log.md, 2026-11-27).
+pixel in integers or float64, the resize on bytes. ONNX's `Resize` on uint8, antialiased, with a = -0.5 and
+the borders left out, is Pillow's convolution. One pass differs by one level at most, where a sum is close to
+a half; on floats it would be five (docs/log.md, 2026-11-27).
 """
 
 import math
@@ -25,16 +25,17 @@ _GREY = (19595, 38470, 7471)
 def picture_model(preprocess: Preprocess, opset: int = 20, *, batch: bool = False) -> onnx.ModelProto:
     """Builds the graph: `picture`, uint8 (any height, any width, 3) -> `pixels`, uint8 (H, W, 3).
 
-    With `batch`, `pixels` is (1, H, W, 3), as models take it. The picture is decoded, upright, RGB. One too narrow to be resized stops the graph at the node
-    `refuse_a_picture_that_is_too_narrow`, before memory is asked for.
+    With `batch`, `pixels` is (1, H, W, 3), as models take it. The picture is decoded, upright, RGB. One too
+    narrow to be resized stops the graph at the node `refuse_a_picture_that_is_too_narrow`, before memory is
+    asked for.
 
     Raises:
         VitralError: if ONNX has no such resize.
     """
     if preprocess.interpolation == "lanczos":
         raise VitralError(
-            "the picture cannot be resized inside of the graph: ONNX has no Lanczos resize; export --to onnx, "
-            'at level "pixels", and resize before the model'
+            "the picture cannot be resized inside of the graph, for ONNX has no Lanczos resize; export --to "
+            "onnx, and resize before the model"
         )
     graph = ir.Graph([], [], nodes=[], opset_imports={"": opset}, name="picture")
     builder = GraphBuilder(graph)

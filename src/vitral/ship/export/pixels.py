@@ -81,8 +81,8 @@ def exported(module: PixelsModel, img_size: tuple[int, int], *, any_size: bool =
             f"{type(module.model).__name__} cannot be exported; torch.export says: {first_line(error)}"
         ) from error
     # From which lines of which files of this machine it came is nobody's business.
-    for module in program.graph_module.modules():
-        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
             node.meta.pop("stack_trace", None)
     return program
 
