@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from vitral.ship.serve.options import ServeOptions
 
 from scripts import hostile
 from scripts.hostile import Hostile, attempt, post
@@ -24,6 +23,7 @@ from vitral.checkpoints.folder import Checkpoint, save_checkpoint
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import load
 from vitral.model.vit import VisionTransformer
+from vitral.ship.serve.options import ServeOptions
 
 for _name in ("starlette", "uvicorn", "httptools", "prometheus_client"):
     pytest.importorskip(_name)
@@ -105,19 +105,20 @@ def test_the_kinds_are_those_of_the_bar() -> None:
     assert len({kind.name for kind in KINDS}) == len(KINDS) > 60
 
 
-def of(name: str, trap: Trap) -> Hostile:
-    """A kind as it is with the trap's port in it."""
-    named = hostile.kinds(
-        trap.port, header_timeout=_OPTIONS.header_timeout, body_timeout=_OPTIONS.body_timeout
-    )
-    return next(kind for kind in named if kind.name == name)
+@pytest.fixture(scope="module")
+def kinds(trap: Trap) -> dict[str, Hostile]:
+    """With the trap's port in them."""
+    options = {"header_timeout": _OPTIONS.header_timeout, "body_timeout": _OPTIONS.body_timeout}
+    return {kind.name: kind for kind in hostile.kinds(trap.port, **options)}
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(k.name, marks=pytest.mark.slow) if k.name in SLOW else k.name for k in KINDS]
 )
-def test_what_means_harm_is_refused_at_once(name: str, server: Server, trap: Trap) -> None:
-    kind = of(name, trap)
+def test_what_means_harm_is_refused_at_once(
+    name: str, server: Server, trap: Trap, kinds: dict[str, Hostile]
+) -> None:
+    kind = kinds[name]
     server.forget_peak()
     before = server.resident_bytes()
     for left in reversed(range(1 if name in SLOW else TRIES)):

@@ -105,24 +105,29 @@ class Predictions:
             futures = [item.ticket for item in items]
             gone = asyncio.ensure_future(exchange.gone())
             try:
-                done = asyncio.gather(*futures, return_exceptions=True)
-                await asyncio.wait((done, gone), return_when=asyncio.FIRST_COMPLETED)
-                if not done.done():
-                    done.cancel()
+                left = {gone, *futures}
+                while left - {gone} and not gone.done():
+                    _, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                if left - {gone}:
                     raise Disconnected
-                return [_found(one) for one in done.result()]
+                return [_found(one) for one in futures]
             finally:
                 for item in items:
                     item.dropped = True
+                    item.ticket.cancel()
                 gone.cancel()
                 with suppress(asyncio.CancelledError):
                     await gone
 
 
-def _found(outcome: Any) -> Found:
-    if isinstance(outcome, BaseException) and not isinstance(outcome, ImageError):
-        raise outcome
-    return outcome
+def _found(future: asyncio.Future[Answer]) -> Found:
+    """The answer, or why the picture cannot be read; raises what else went wrong."""
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, ImageError):
+        return error
+    raise error
 
 
 def _is_picture(media_type: str) -> bool:
