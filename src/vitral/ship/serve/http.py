@@ -110,7 +110,7 @@ class Patient(Base):
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def _throw_away(self, count: int) -> None:
-        self._bytes_to_throw_away -= count
+        self._bytes_to_throw_away = (self._bytes_to_throw_away or 0) - count
         if self._bytes_to_throw_away < 0:
             self.transport.abort()
 

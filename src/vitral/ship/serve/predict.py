@@ -105,29 +105,26 @@ class Predictions:
             futures = [item.ticket for item in items]
             gone = asyncio.ensure_future(exchange.gone())
             try:
-                left = {gone, *futures}
-                while left - {gone} and not gone.done():
-                    _, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-                if left - {gone}:
+                done = asyncio.gather(*futures, return_exceptions=True)
+                await asyncio.wait((done, gone), return_when=asyncio.FIRST_COMPLETED)
+                if not done.done():
+                    done.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await done
                     raise Disconnected
-                return [_found(one) for one in futures]
+                return [_found(one) for one in done.result()]
             finally:
                 for item in items:
                     item.dropped = True
-                    item.ticket.cancel()
                 gone.cancel()
                 with suppress(asyncio.CancelledError):
                     await gone
 
 
-def _found(future: asyncio.Future[Answer]) -> Found:
-    """The answer, or why the picture cannot be read; raises what else went wrong."""
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if isinstance(error, ImageError):
-        return error
-    raise error
+def _found(outcome: Any) -> Found:
+    if isinstance(outcome, BaseException) and not isinstance(outcome, ImageError):
+        raise outcome
+    return outcome
 
 
 def _is_picture(media_type: str) -> bool:
