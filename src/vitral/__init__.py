@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from vitral.reports.report import report
     from vitral.reports.train import train
     from vitral.runtime.errors import VitralError
+    from vitral.ship.export.export import export
+    from vitral.ship.optimize.optimize import optimize
 
 # Where each public name lives. Resolved on first use, so that `vitral --help` need not import torch.
 _HOMES = {
@@ -62,10 +64,12 @@ _HOMES = {
     "diagnose": "evaluation.diagnosis.doctor",
     "draw_figures": "explain.figures.draw",
     "evaluate": "evaluation.evaluate",
+    "export": "ship.export.export",
     "info": "inference.info",
     "load": "inference.classifier",
     "open_artifact": "artifacts.open",
     "open_data": "data.image_data",
+    "optimize": "ship.optimize.optimize",
     "probe": "evaluation.probing.probe",
     "report": "reports.report",
     "train": "reports.train",
@@ -96,10 +100,12 @@ __all__ = [
     "diagnose",
     "draw_figures",
     "evaluate",
+    "export",
     "info",
     "load",
     "open_artifact",
     "open_data",
+    "optimize",
     "probe",
     "report",
     "train",

@@ -72,7 +72,7 @@ def assemble(
                     engine, pixels_HWC, expected, TOLERANCES[form.precision], f"the form {form.kind}"
                 )
         forms.append(form)
-    golden.write_answers(folder, answers)
+    golden.write_answers(folder, answers, about.labels)
     names = (golden.PICTURE, golden.PIXELS, golden.ANSWERS, *extra)
     manifest = Manifest(about, tuple(forms), {name: sha256(folder / name) for name in names}, _versions())
     write_manifest(folder, manifest)

@@ -4,11 +4,13 @@ Its two sides differ, its colours are of no grey, and it has lines finer than a 
 mean, crop, filter, channel order or weight gives other numbers.
 """
 
+import hashlib
 import io
 import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,6 +31,9 @@ class Difference:
 
     logits: float
     probabilities: float
+
+    def __str__(self) -> str:
+        return f"logits within {self.logits:.1e}, probabilities within {self.probabilities:.1e}"
 
 
 @cache
@@ -58,12 +63,12 @@ def write_golden(folder: Path, preprocess: Preprocess) -> np.ndarray:
     return pixels_HWC
 
 
-def write_answers(folder: Path, answers: dict[str, Answers]) -> None:
-    """Writes the answers of each form, by its kind."""
-    content = {
-        kind: {"logits": of.logits[0].tolist(), "probabilities": of.probabilities[0].tolist()}
-        for kind, of in answers.items()
-    }
+def write_answers(folder: Path, answers: dict[str, Answers], labels: tuple[str, ...]) -> None:
+    """Writes the answers of each form, by its kind, and what the labels are."""
+    content: dict[str, Any] = {"labels_sha256": _digest(labels)}
+    for kind, of in answers.items():
+        rows = {"logits": of.logits[0].tolist(), "probabilities": of.probabilities[0].tolist()}
+        content[kind] = {**rows, "label": labels[int(of.logits[0].argmax())]}
     write_atomically(folder / ANSWERS, json.dumps(content, allow_nan=False).encode())
 
 
@@ -90,11 +95,20 @@ def check_pixels(folder: Path, preprocess: Preprocess) -> np.ndarray:
     return pixels_HWC
 
 
-def kept_answers(folder: Path, kind: str) -> Answers:
-    """The answers that were written for a form. Raises VitralError if there are none."""
+def kept_answers(folder: Path, kind: str, labels: tuple[str, ...]) -> Answers:
+    """The answers that were written for a form.
+
+    Raises:
+        VitralError: if there are none, or they were given for other labels, or in another order.
+    """
     try:
-        content = json.loads((folder / ANSWERS).read_bytes())[kind]
-        rows = (np.asarray(content[name], np.float32)[None] for name in ("logits", "probabilities"))
+        content = json.loads((folder / ANSWERS).read_bytes())
+        rows = (np.asarray(content[kind][name], np.float32)[None] for name in ("logits", "probabilities"))
+        if content["labels_sha256"] != _digest(labels):
+            raise VitralError(
+                f"{folder}: the labels are not those of the export, or not in its order (the golden picture "
+                f"was {content[kind]['label']!r}); export the model again"
+            )
         return Answers(*rows)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VitralError(f"{folder / ANSWERS} has no answers of the form {kind}; export it again") from error
@@ -117,15 +131,24 @@ def check_answers(
     engine: Engine, pixels_HWC: np.ndarray, kept: Answers, tolerance: float, described: str
 ) -> Difference:
     """Runs the engine on the golden picture. Raises VitralError if it answers otherwise than was kept."""
-    found = difference(engine(pixels_HWC[None]), kept)
+    return compare(engine(pixels_HWC[None]), kept, tolerance, f"{described}, {engine.name}")
+
+
+def compare(answers: Answers, kept: Answers, tolerance: float, described: str) -> Difference:
+    """Compares answers to the golden picture. Raises VitralError if they are not those that were kept."""
+    found = difference(answers, kept)
     for part in ("logits", "probabilities"):
         if not getattr(found, part) <= tolerance:
             raise VitralError(
                 f"{described}: {part} on the golden picture differ by {getattr(found, part):.1e}, and may by "
-                f"{tolerance:.0e}; it is not the model that was exported, or {engine.name} computes it "
-                "otherwise; export it again"
+                f"{tolerance:.0e}; it is not the model that was exported, or it is computed otherwise here; "
+                "export it again"
             )
     return found
+
+
+def _digest(labels: tuple[str, ...]) -> str:
+    return hashlib.sha256(json.dumps(labels).encode()).hexdigest()
 
 
 def _png(pixels_HWC: np.ndarray) -> bytes:

@@ -26,6 +26,8 @@ RUN_HERE: tuple[Kind, ...] = ("openvino", "onnx", "pt2")
 # Of the largest logit: float32 sums in another order; bfloat16 has 8 bits of mantissa. An int8 form is
 # compared with its own answers at export, which another processor may round otherwise.
 TOLERANCES: dict[str, float] = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 2e-2}
+# Of a graph that resizes the picture itself: a few of its bytes are one level from Pillow's.
+PICTURE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,11 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         about = about_from(content.pop("about"), str(path))
-        return build(Manifest, {**content, "about": about})
+        manifest = build(Manifest, {**content, "about": about})
+        for name in [*manifest.files, *(name for form in manifest.forms for name in form.files)]:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise VitralError(f"it names a file outside of the artifact, {name!r}")
+        return manifest
     except (VitralError, KeyError, TypeError) as error:
         raise VitralError(f"{path} cannot be used: {error}; export the model again") from error
 

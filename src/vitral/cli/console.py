@@ -3,6 +3,7 @@
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
@@ -19,6 +20,21 @@ PLAIN_LINE_SECONDS = 30.0  # between two lines of progress where there is no ter
 def warn(message: str) -> None:
     """Print a message on standard error."""
     print(wrapped(f"vitral: {shown(message)}", sys.stderr), file=sys.stderr)
+
+
+@contextmanager
+def warnings_as_messages() -> Iterator[None]:
+    """Let a library call's warnings be messages."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: warn(str(message))  # pyrefly: ignore[bad-assignment]
+        yield
+
+
+def columns() -> int:
+    """How wide the output is."""
+    from rich.console import Console
+
+    return max(Console().width, _NARROWEST)
 
 
 def print_lines(text: str) -> None:
@@ -41,9 +57,7 @@ def say(text: str, indent: str = "") -> None:
 
 def _filled(line: str, indent: str) -> str:
     """A line broken between words, with an indent before all parts but the first."""
-    from rich.console import Console
-
-    width = max(Console().width, _NARROWEST)
+    width = columns()
     options = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
     return textwrap.fill(line, width, subsequent_indent=indent, **options)
 
@@ -110,6 +124,27 @@ def progress_bar(description: str, things: str = "images") -> Iterator[Callable[
                 console.print(f"vitral: {description}: {done:,} of {total:,} {things}", highlight=False)
 
         yield tell
+
+
+@contextmanager
+def phases() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """Show what is being done, in a bar on a terminal, a line each elsewhere.
+
+    Gives a function of the words, and one of how many images of how many are done.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+
+        def tell(words: str) -> None:
+            progress.reset(task, total=None, description=words)
+            if not console.is_terminal:
+                console.print(f"vitral: {words}", highlight=False, markup=False)
+
+        yield tell, lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def clock(seconds: float) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from vitral.images.picture import ImageSource, decoded, open_image
@@ -25,7 +26,7 @@ CropRounding = Literal["even", "down"]
 
 # "shortest" makes 1x100,000 pixels 22 million wide: a few bytes in a file, 15 GB in memory.
 # A hundred million at most for the sizes that models take, whatever the shape.
-_MAX_RESIZED_PIXELS, _MAX_TIMES_ENLARGED = 16_000_000, 64
+MAX_RESIZED_PIXELS, MAX_TIMES_ENLARGED = 16_000_000, 64
 
 
 @functools.lru_cache
@@ -124,7 +125,7 @@ class Preprocess:
     def resized(self, image: Image.Image) -> Image.Image:
         """The picture before its centre is cut out, or before it is padded."""
         height, width = self._resized_size(image)
-        if height * width > max(_MAX_RESIZED_PIXELS, _MAX_TIMES_ENLARGED * math.prod(self.img_size)):
+        if height * width > max(MAX_RESIZED_PIXELS, MAX_TIMES_ENLARGED * math.prod(self.img_size)):
             raise ImageError(f"is too narrow to be resized, {image.width}x{image.height} pixels")
         return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
 
@@ -153,9 +154,15 @@ class Preprocess:
         rounded = round if self.crop_rounding == "even" and excess > 0 else int
         return -rounded(excess / 2)
 
+    @property
+    def target_size(self) -> tuple[int, int]:
+        """(height, width) that are resized to, of which `crop_fraction` is kept."""
+        height, width = (math.floor(side / self.crop_fraction + 1e-6) for side in self.img_size)
+        return height, width
+
     def _resized_size(self, image: Image.Image) -> tuple[int, int]:
         """(height, width) to resize to before the centre is cut out."""
-        target_h, target_w = (math.floor(side / self.crop_fraction + 1e-6) for side in self.img_size)
+        target_h, target_w = self.target_size
         if self.resize == "squash":
             return target_h, target_w
         sides = image.height, image.width
@@ -168,3 +175,11 @@ class Preprocess:
         # Rounded, as timm does for rectangles and for what it pads.
         height, width = (max(round(side / ratio), 1) for side in sides)
         return height, width
+
+
+def resizes_rows_first() -> bool:
+    """Whether Pillow may resize rows before columns, which shows: between the two it rounds to bytes.
+
+    From version 13 on it does so where more than twice as many rows go as columns (its pull request 9549).
+    """
+    return int(PIL.__version__.split(".")[0]) >= 13

@@ -24,6 +24,20 @@ def recording() -> bool:
     )
 
 
+def serves_any(grid: Grid | None) -> bool:
+    """Whether the graph that is exported now is for any grid, so that no choice may rest on this one."""
+    return (
+        torch.compiler.is_exporting()
+        and grid is not None
+        and any(isinstance(side, torch.SymInt) for side in grid)
+    )
+
+
+def same_grid(one: Grid, other: Grid) -> bool:
+    """Whether two grids are the same, as far as a graph may know: one for any grid resizes at its own too."""
+    return not serves_any(one) and not serves_any(other) and one == other
+
+
 def computed_once(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Lets a function of hashable arguments, the device among them, keep its last tables."""
     kept: OrderedDict[tuple[Hashable, ...], Tensor] = OrderedDict()

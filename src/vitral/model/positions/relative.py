@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from vitral.model import initialize
 from vitral.model.config import Grid, RelativeStart, Resize
 from vitral.model.kernels import HasKernels
-from vitral.model.positions.kept import KeepsLearned, computed_once
+from vitral.model.positions.kept import KeepsLearned, computed_once, same_grid
 from vitral.model.positions.relation import Relation
 from vitral.model.positions.resize import resize_grid
 
@@ -78,7 +78,7 @@ class RelativeBias(KeepsLearned, HasKernels):
     def resized(self, grid: Grid) -> Tensor:
         """The table, (M, A), for another grid of patches."""
         old, new = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (self.grid, grid))
-        if old == new:
+        if same_grid(old, new):
             return self.table
         patches, class_token = self.table[:-3], self.table[-3:]
         return torch.cat([resize_grid(patches, old, new, self.resize), class_token])

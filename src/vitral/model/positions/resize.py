@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitral.model.config import Grid, Resize
+from vitral.model.positions.kept import same_grid
 
 
 def _interpolate(mode: str, **options: bool) -> Callable[[Tensor, Grid], Tensor]:
@@ -67,7 +68,7 @@ assert set(RESIZE) == set(get_args(Resize))
 
 def resize_grid(table_ND: Tensor, old: Grid, new: Grid, rule: Resize) -> Tensor:
     """A row-major table (N, D) over the grid `old`, at the grid `new`; computed in float32."""
-    if old == new:
+    if same_grid(old, new):
         return table_ND
     image_1DHW = table_ND.float().unflatten(0, old).permute(2, 0, 1)[None]
     with _without_autocast(table_ND.device):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from vitral.model import initialize
 from vitral.model.config import Grid, Resize
-from vitral.model.positions.kept import KeepsLearned, computed_once
+from vitral.model.positions.kept import KeepsLearned, computed_once, same_grid, serves_any
 from vitral.model.positions.resize import resize_grid
 
 
@@ -76,10 +76,10 @@ class SinusoidalPositions(nn.Module):
         table = sinusoidal_table(places_on_cpu(num_prefix_tokens + grid[0] * grid[1]), embed_dim)
         self.register_buffer("table", table, persistent=False)
 
-    def forward(self, patches_BND: Tensor, grid: Grid | None = None) -> Tensor:  # noqa: ARG002 - as others
+    def forward(self, patches_BND: Tensor, grid: Grid | None = None) -> Tensor:
         length = self.num_prefix_tokens + patches_BND.shape[1]
         table, (max_len, embed_dim) = self.table, self.table.shape
-        if length > max_len:
+        if serves_any(grid) or length > max_len:
             table = _longer_table(length, embed_dim, patches_BND.device)
         return patches_BND + table[self.num_prefix_tokens : length].to(patches_BND.device)
 
@@ -106,7 +106,7 @@ class PositionalEncoding2d(nn.Module):
         self.register_buffer("table", sinusoidal_table_2d(grid, embed_dim), persistent=False)
 
     def forward(self, patches_BND: Tensor, grid: Grid | None = None) -> Tensor:
-        if grid is None or grid == self.grid:
+        if grid is None or same_grid(grid, self.grid):
             return patches_BND + self.table.to(patches_BND.device)
         return patches_BND + _other_table_2d(grid, patches_BND.shape[2], patches_BND.device)
 
@@ -141,7 +141,7 @@ class LearnedPositions(KeepsLearned):
 
     def forward(self, patches_BND: Tensor, grid: Grid | None = None) -> Tensor:
         grid = grid or self.grid
-        table = self.table if grid == self.grid else self.made_once(self.table, self.resized, grid)
+        table = self.table if same_grid(grid, self.grid) else self.made_once(self.table, self.resized, grid)
         return patches_BND + table[self.num_prefix_tokens :]
 
     def of_prefix(self, tokens_1ED: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class LearnedPositions(KeepsLearned):
 
     def resized(self, grid: Grid) -> Tensor:
         """The whole table, (T, D), for another grid of patches."""
-        if grid == self.grid:
+        if same_grid(grid, self.grid):
             return self.table
         prefix, patches = self.table[: self.num_prefix_tokens], self.table[self.num_prefix_tokens :]
         return torch.cat([prefix, resize_grid(patches, self.grid, grid, self.resize)])
