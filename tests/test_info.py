@@ -201,3 +201,18 @@ def test_times_are_measured_only_where_a_clock_is_given() -> None:
     assert timed.milliseconds is not None
     assert 0 < timed.milliseconds < 1000
     assert untimed.milliseconds is None
+
+
+def test_merged_patches_cost_less_from_the_next_layer_on() -> None:
+    counts = [6 - 2 * index for index in range(LAYERS - 1)] + [0]
+    found = [stage for stage in info.stages(config(), counts) if stage.name.startswith("layers.")]
+    tokens = [1 + ROWS * COLUMNS - sum(counts[:index]) for index in range(LAYERS + 1)]
+    assert [stage.shape for stage in found] == [(after, DIM) for after in tokens[1:]]
+    for stage, before, after in zip(found, tokens, tokens[1:], strict=False):
+        mlp = 4 * (before - after) * DIM * HIDDEN
+        without = linear_flops(before) - mlp + attention_flops(before)
+        matching = 2 * (before // 2) * ((before - 1) // 2) * (DIM // HEADS) if after < before else 0
+        joining = 2 * ((before - 1) // 2) * (before - after) * DIM
+        assert stage.flops == without + matching + joining
+    [own] = [cost for cost in info.patch_costs(config(), None, counts) if cost.patch_size == PATCH]
+    assert own.attention_flops == sum(attention_flops(count) for count in tokens[:-1])

@@ -1,20 +1,31 @@
 """Token merging: against a merge by hand, one in numpy, and attention over tokens that never merged."""
 
+import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+import vitral
 from tests.parts import away_from_initial_values, close
+from vitral.checkpoints.folder import Checkpoint, save_checkpoint
+from vitral.cli import app as cli
+from vitral.images.preprocess import Preprocess
+from vitral.inference import features
+from vitral.inference.classifier import as_classifier
 from vitral.model.encoder import EncoderLayer
 from vitral.model.merging import LayerMerge, Merging, log_sizes, match, merging_in, plan
 from vitral.model.positions.relation import NO_RELATION
 from vitral.model.positions.rotary import RotaryPositions
 from vitral.model.vit import VisionTransformer
+from vitral.runtime.devices import Placement
+from vitral.runtime.errors import VitralError
 
 KINDS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -340,6 +351,88 @@ def test_models_whose_tokens_cannot_merge_say_so() -> None:
     with pytest.raises(ValueError, match="set drop_path to 0"):
         deep(images(8))
     assert deep.eval()(images()).isfinite().all()
+
+
+# --- As users meet it ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_checkpoint(tmp_path / "saved", Checkpoint(build("registers"), Preprocess(SIZE), tuple("abcdefg")))
+    return tmp_path / "saved"
+
+
+def picture(folder: Path) -> str:
+    pixels = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "a.png")
+    return str(folder / "a.png")
+
+
+def test_a_loaded_model_merges_and_its_files_stay(folder: Path) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    merged, plain = vitral.load(folder, merge="4..0", device="cpu"), vitral.load(folder, device="cpu")
+    assert "merge, by layer 4, 2, 0" in repr(merged)
+    assert "merge" not in repr(plain)
+    image = picture(folder.parent)
+    assert not torch.allclose(merged.logits(image), plain.logits(image))
+    expected = build("registers")
+    expected.merge_tokens([4, 2, 0])
+    with torch.inference_mode():
+        close(merged.logits(image), expected(next(plain.batches([image], 1))))
+    assert merged.features(image).patch_tokens.shape == plain.features(image).patch_tokens.shape
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_cached_features_are_of_one_plan(folder: Path) -> None:
+    keys = {
+        features._keys(vitral.load(folder, merge=merge, device="cpu"), [-1])[-1] for merge in (None, 0, 2, 3)
+    }
+    assert len(keys) == 3  # to merge none is not to merge
+
+
+def test_what_needs_every_patch_refuses_a_merged_model(folder: Path) -> None:
+    merged = vitral.load(folder, merge=2, device="cpu")
+    for ask in (vitral.Inside, vitral.draw_figures):
+        arguments = (merged,) if ask is vitral.Inside else (merged, folder.parent / "figures")
+        with pytest.raises(
+            VitralError, match="are of every patch, and this model merges some; load it without"
+        ):
+            ask(*arguments)
+    with pytest.raises(VitralError, match="it must say how many patches merge in a layer"):
+        vitral.load(folder, merge="some")
+    with pytest.raises(VitralError, match="tokens cannot merge in a model with relative biases"):
+        vitral.info("Conv+ViT-Pico/4", img_size=32, merge=2)
+
+
+def test_modules_of_the_users_own_do_not_merge(tmp_path: Path) -> None:
+    module = torch.nn.Linear(2, 7)
+    with pytest.raises(VitralError, match="tokens merge in Vitral's own models only; use the Linear without"):
+        as_classifier(
+            Checkpoint(module, Preprocess(SIZE), tuple("abcdefg")), Placement.choose("cpu"), merge=2
+        )
+
+
+def test_the_command_line_merges(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = picture(folder.parent)
+    said = []
+    for words in (["--merge", "4..0"], [], ["--merge", "x"]):
+        monkeypatch.setattr(
+            sys, "argv", ["vitral", "predict", str(folder), image, "--json", "--device", "cpu", *words]
+        )
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said.append((ended.value.code or 0, *capsys.readouterr()))
+    merged, plain, wrong = said
+    top = dict(vitral.load(folder, merge="4..0", device="cpu").predict(image, top=3)[0].top)
+    found = {row["label"]: row["probability"] for row in json.loads(merged[1])["top"]}
+    assert found == pytest.approx(top, abs=1e-6)
+    assert merged[1] != plain[1]
+    assert wrong[0] == 1
+    assert wrong[2].count("\n") == 1
+    assert "merge is 'x'" in wrong[2]
 
 
 # --- In other engines ------------------------------------------------------------------------------

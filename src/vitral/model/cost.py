@@ -1,13 +1,16 @@
 """What a model costs: each stage's shape, parameters and FLOPs, and what the patch size changes."""
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitral.model.config import ViTConfig, height_and_width
+from vitral.model.merging import Merge, merging_in
 from vitral.model.positions.relation import Relation
 from vitral.model.vit import VisionTransformer
 
@@ -35,9 +38,17 @@ class PatchCost:
     milliseconds: float | None  # measured here; None if not asked for
 
 
-def stages(config: ViTConfig) -> list[Stage]:
-    """The stages of a model in order: the embedding's parts, relations, layers, norms, pool and heads."""
-    model = _on_meta(config)
+def stages(config: ViTConfig, merge: Merge | None = None) -> list[Stage]:
+    """The stages of a model in order: the embedding's parts, relations, layers, norms, pool and heads.
+
+    Args:
+        config: the model's.
+        merge: patches that merge in each layer (`merging.plan`), which leave fewer tokens to the next.
+
+    Raises:
+        ValueError: if tokens of such a model cannot merge so.
+    """
+    model = _on_meta(config, merge)
     modules = dict(model.named_modules())
     names = [
         *("embedding.stem", "embedding.patches", "embedding"),
@@ -68,10 +79,14 @@ def _shape(output: Tensor | Relation) -> tuple[int, ...]:
     return tuple(known.shape)
 
 
-def patch_costs(config: ViTConfig, seconds_an_image: Callable[[ViTConfig], float] | None) -> list[PatchCost]:
+def patch_costs(
+    config: ViTConfig,
+    seconds_an_image: Callable[[ViTConfig], float] | None,
+    merge: Merge | None = None,
+) -> list[PatchCost]:
     """Gives the cost at each of `PATCH_SIZES` that the model can have; timed if a clock is given."""
     wanted = (replace(config, patch_size=size) for size in sorted({*PATCH_SIZES, config.patch_size}))
-    return [_patch_cost(other, seconds_an_image) for other in wanted if _can_be_built(other)]
+    return [_patch_cost(other, seconds_an_image, merge) for other in wanted if _can_be_built(other)]
 
 
 def _can_be_built(config: ViTConfig) -> bool:
@@ -83,11 +98,16 @@ def _can_be_built(config: ViTConfig) -> bool:
     return True
 
 
-def _patch_cost(config: ViTConfig, seconds_an_image: Callable[[ViTConfig], float] | None) -> PatchCost:
+def _patch_cost(
+    config: ViTConfig, seconds_an_image: Callable[[ViTConfig], float] | None, merge: Merge | None
+) -> PatchCost:
     rows, columns = config.grid_size
-    tokens = config.num_prefix_tokens + rows * columns
-    attention = 4 * tokens**2 * config.embed_dim * config.num_layers
-    total = sum(stage.flops for stage in stages(config))
+    counts = merging_in(_on_meta(config, merge).merge or [0] * config.num_layers, rows * columns)
+    tokens_of_layers = accumulate(
+        counts[:-1], operator.sub, initial=config.num_prefix_tokens + rows * columns
+    )
+    attention = sum(4 * tokens**2 * config.embed_dim for tokens in tokens_of_layers)
+    total = sum(stage.flops for stage in stages(config, merge))
     milliseconds = None if seconds_an_image is None else 1e3 * seconds_an_image(config)
     return PatchCost(config.patch_size, rows * columns, attention, total - attention, milliseconds)
 
@@ -99,9 +119,11 @@ class _Whole(VisionTransformer):
         return self.classify(self.encode(self.embedding(images_BCHW)))
 
 
-def _on_meta(config: ViTConfig) -> VisionTransformer:
+def _on_meta(config: ViTConfig, merge: Merge | None = None) -> VisionTransformer:
     with torch.device("meta"):
-        return _Whole.from_config(config).eval()
+        model = _Whole.from_config(config).eval()
+    model.merge_tokens(merge)
+    return model
 
 
 def _flops(model: VisionTransformer, config: ViTConfig) -> dict[str, int]:

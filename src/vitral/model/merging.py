@@ -174,7 +174,7 @@ def _rows(x_BND: Tensor, index_BR: Tensor) -> Tensor:
 
 def _without_autocast(device: torch.device) -> AbstractContextManager:
     """Similarities in bfloat16 would be equal by the dozen."""
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

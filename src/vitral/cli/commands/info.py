@@ -21,6 +21,7 @@ def info(
     model: Annotated[str, options.text("MODEL", "A variant's name, such as ViT-B/16, or any checkpoint.")],
     settings: options.Settings = None,
     measure: Annotated[bool, typer.Option(help="Time one image for each patch size.")] = True,
+    merge: options.Merge = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
@@ -31,7 +32,7 @@ def info(
 
     placement = Placement.choose(device, precision)  # type: ignore[arg-type]
     overrides = nested(parse_overrides(settings or []))
-    found = describe(model, placement if measure else None, **overrides)
+    found = describe(model, placement if measure else None, merge=merge, **overrides)
     print_lines(_about(model, found.checkpoint) if found.checkpoint else model)
     print_stages(found.config, found.stages)
     print_patch_costs(found.config, found.patch_costs, placement)
