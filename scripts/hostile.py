@@ -138,7 +138,7 @@ def _gif_of(frames: int) -> bytes:
 
 def _many_scans(scans: int) -> bytes:
     """A progressive JPEG whose last scan is told again and again."""
-    content = _saved(picture(512), "JPEG", progressive=True)
+    content = _saved(picture(64), "JPEG", progressive=True)
     last = content.rindex(b"\xff\xda")
     return content[:last] + content[last:-2] * scans + content[-2:]
 
@@ -185,7 +185,7 @@ def pictures() -> dict[str, bytes]:
         "PNG whose pixels are 100 MB": _png(8, 8, _chunk(b"IDAT", _bomb(100))),
         "JPEG header of 65,535 squared": _jpeg_of(65_535, 65_535),
         "JPEG, truncated": _jpeg()[: len(_jpeg()) // 2],
-        "JPEG of 3,000 scans": _many_scans(3000),
+        "JPEG of 1,000 scans": _many_scans(1000),
         "JPEG with EXIF in a circle": _exif_in_a_circle(),
         "GIF of 10,000 frames": _gif_of(10_000),
         "GIF of 65,535 squared": b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + b"\x3b",
@@ -332,7 +332,7 @@ def kinds(trap: int, *, header_timeout: float, body_timeout: float) -> list[Host
         body_timeout: of the server, in seconds.
     """
     odd = {"GIF of 10,000 frames", "JPEG with EXIF in a circle", "PNG with a zTXt of 100 MB",
-           "PNG with an iCCP of 100 MB", "PNG whose pixels are 100 MB"}  # fmt: skip
+           "PNG with an iCCP of 100 MB", "PNG whose pixels are 100 MB", "JPEG of 1,000 scans"}  # fmt: skip
     found = requests(header_timeout=header_timeout, body_timeout=body_timeout)
     for name, body in pictures().items():
         statuses = REFUSED | {200} if name in odd else REFUSED
