@@ -7,7 +7,7 @@
 
 `hostile` sends mutations of the kinds of `scripts/hostile.py`, and says what was answered, how fast, how
 memory grew, and whether anybody was called. `soak` says how memory went, reading by reading. `drain` ends a
-loaded server with SIGTERM, again and again, and says what became of every request. Status 1 if a bar is missed.
+loaded server with SIGTERM, again and again, and says what became of every request. Status 1: a bar is missed.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def outgoing(server: Server) -> int:
 def harm(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
     statuses: Counter = Counter()
     seconds, called = [], 0
-    well = hostile._saved(hostile.picture(64), "PNG")
+    well = hostile.encoded(hostile.picture(64), "PNG")
     before_answer = server.post("/v1/predict", well, "image/png")
     with trap() as (port, knocks):
         server.forget_peak()
