@@ -1,4 +1,4 @@
-"""The page in a real browser: what it answers, shows and asks for, by the engine in the file and by a server."""
+"""The page in a real browser: what it answers, shows and asks for, in a file and of a server."""
 
 import base64
 import gzip
