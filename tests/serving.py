@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Colours:
-    """Logits are a tenth of the mean of each channel; it can be slow, and fails at a picture of one colour."""
+    """Logits are a tenth of the mean of each channel; it can be slow, and fail at a plain picture."""
 
     name = "colours 1.0"
     batch_sizes: tuple[int, ...] = ()
