@@ -581,7 +581,7 @@ def test_what_cannot_be_served_is_said_in_one_line(tmp_path: Path) -> None:
         (["x", "--host", "0.0.0.0"], "--token-file FILE, or --insecure"),
         (["x", "--token-file", str(short)], "16 letters or more"),
         (["x", "--max-error", "0.1"], "go together"),
-        (["x"], "there is no"),
+        (["x"], "x does not exist"),
     ):
         done = CliRunner().invoke(app, ["serve", *words])
         assert isinstance(done.exception, VitralError)

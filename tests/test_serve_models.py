@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -116,7 +117,7 @@ def test_an_artifact_is_served_without_torch(classifier: Classifier, tmp_path: P
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],
-        env={**__import__("os").environ, "PYTHONPATH": ":".join(path for path in sys.path if path)},
+        env={**os.environ, "PYTHONPATH": ":".join(path for path in sys.path if path)},
     )
     assert done.returncode == 0, done.stderr
     (codes, probability), torch_there = (
@@ -131,12 +132,13 @@ def test_an_artifact_is_served_without_torch(classifier: Classifier, tmp_path: P
 
 def test_held_out_images_choose_when_to_abstain() -> None:
     classifier = load(DIGITS, device="cpu")
-    told: list[str] = []
-    found = threshold_from(classifier, "digits", 0.01, warn=told.append)
+    found = threshold_from(classifier, "digits", 0.05)
     assert found.assured
     assert 0 < found.probability < 1
     assert "assurance of 95 %" in found.line
+    strict = threshold_from(classifier, "digits", 0.01)  # of which so few images cannot assure anybody
+    assert not strict.assured
+    assert strict.probability > found.probability
+    wrong = replace(classifier, labels=(*classifier.labels[1:], classifier.labels[0]))
     with pytest.raises(VitralError, match="no threshold keeps errors to 1e-09"):
-        threshold_from(
-            replace(classifier, labels=(*classifier.labels[1:], classifier.labels[0])), "digits", 1e-9
-        )
+        threshold_from(wrong, "digits", 1e-9)
