@@ -32,6 +32,9 @@ class Difference:
     logits: float
     probabilities: float
 
+    def __str__(self) -> str:
+        return f"logits within {self.logits:.1e}, probabilities within {self.probabilities:.1e}"
+
 
 @cache
 def golden_picture() -> np.ndarray:
@@ -128,13 +131,18 @@ def check_answers(
     engine: Engine, pixels_HWC: np.ndarray, kept: Answers, tolerance: float, described: str
 ) -> Difference:
     """Runs the engine on the golden picture. Raises VitralError if it answers otherwise than was kept."""
-    found = difference(engine(pixels_HWC[None]), kept)
+    return compare(engine(pixels_HWC[None]), kept, tolerance, f"{described}, {engine.name}")
+
+
+def compare(answers: Answers, kept: Answers, tolerance: float, described: str) -> Difference:
+    """Compares answers to the golden picture. Raises VitralError if they are not those that were kept."""
+    found = difference(answers, kept)
     for part in ("logits", "probabilities"):
         if not getattr(found, part) <= tolerance:
             raise VitralError(
                 f"{described}: {part} on the golden picture differ by {getattr(found, part):.1e}, and may by "
-                f"{tolerance:.0e}; it is not the model that was exported, or {engine.name} computes it "
-                "otherwise; export it again"
+                f"{tolerance:.0e}; it is not the model that was exported, or it is computed otherwise here; "
+                "export it again"
             )
     return found
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from vitral.artifacts import golden
 from vitral.artifacts.about import About, first_difference
-from vitral.artifacts.engine import Engine
+from vitral.artifacts.engine import Answers, Engine
 from vitral.artifacts.engines import onnx, openvino, pt2
 from vitral.artifacts.manifest import (
+    PICTURE_TOLERANCE,
     RUN_HERE,
     TOLERANCES,
     Form,
@@ -60,20 +61,25 @@ def verify_artifact(
     folder, _ = located(Path(path))
     manifest = read_manifest(folder)
     for form in manifest.forms:
-        if form.kind not in RUN_HERE:
-            _check_files(folder, manifest, form)
-            tell(form.kind, "its files are those that were exported; another runtime answers with it")
-        elif form.kind == "pt2" and not trusted:
-            _check_files(folder, manifest, form)
-            tell(form.kind, "its files are those that were exported; not run, for a .pt2 can execute code")
-        else:
-            predictor, found = _opened(folder, manifest, form, trusted=trusted)
-            tell(
-                form.kind,
-                f"{predictor.engine.name}: pixels the same, logits within {found.logits:.1e}, "
-                f"probabilities within {found.probabilities:.1e}",
-            )
+        _check_files(folder, manifest, form)
+        tell(form.kind, _verified(folder, manifest, form, trusted=trusted))
     return manifest
+
+
+def _verified(folder: Path, manifest: Manifest, form: Form, *, trusted: bool) -> str:
+    """Checks a form by running it, where it can be run; gives what was found."""
+    about = manifest.about
+    if form.kind == "pt2" and not trusted:
+        return "its files are those that were exported; not run, for a .pt2 can execute code (--trust)"
+    if form.kind == "web":
+        return "its files are those that were exported; the page checks its answers itself when it is opened"
+    if form.kind == "onnx-image":
+        kept = golden.kept_answers(folder, form.kind, about.labels)
+        answers = Answers(*onnx.run_on_picture(folder / form.model_file, golden.golden_picture()))
+        found = golden.compare(answers, kept, PICTURE_TOLERANCE, f"{folder}, form {form.kind}")
+        return f"onnxruntime, the picture as it is: {found}"
+    predictor, found = _opened(folder, manifest, form, trusted=trusted)
+    return f"{predictor.engine.name}: pixels the same, {found}"
 
 
 def _opened(

@@ -47,6 +47,21 @@ class OnnxEngine:
         return Answers(*(np.asarray(answer) for answer in found))
 
 
+def run_on_picture(path: Path, picture_HWC: np.ndarray) -> list[np.ndarray]:
+    """The outputs of a graph that takes any picture: ``image.onnx`` or ``preprocess.onnx``.
+
+    Raises:
+        VitralError: if it cannot be used.
+    """
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return [np.asarray(output) for output in session.run(None, {"picture": picture_HWC})]
+    except Exception as error:  # its exceptions have no common class
+        raise VitralError(f"{path} cannot be used: {' '.join(str(error).split())[:300]}") from error
+
+
 def open_engine(folder: Path, form: "Form", *, trusted: bool = False) -> tuple[OnnxEngine, About]:  # noqa: ARG001
     path = folder / form.model_file
     engine = OnnxEngine(path, form)

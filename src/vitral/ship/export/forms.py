@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch.export import ExportedProgram
 
 from vitral.artifacts.about import About
 from vitral.artifacts.assemble import Draft
 from vitral.artifacts.engine import Answers, Engine
-from vitral.artifacts.golden import check_answers, golden_picture
-from vitral.artifacts.manifest import TOLERANCES
+from vitral.artifacts.engines.onnx import run_on_picture
+from vitral.artifacts.golden import compare, golden_picture
+from vitral.artifacts.manifest import PICTURE_TOLERANCE
 from vitral.inference.classifier import Classifier
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
@@ -134,12 +134,7 @@ _WRITERS: dict[str, Callable[[Path, Source], Draft]] = {
 
 def check_image_form(folder: Path, source: Source) -> None:
     """Raises VitralError if ``image.onnx`` answers otherwise than torch to the golden picture as it is."""
-    import onnxruntime
-
-    session: Any = onnxruntime.InferenceSession(folder / _IMAGE, providers=["CPUExecutionProvider"])
     pixels_HWC = source.about.preprocess.pixels(golden_picture())
     expected = source.engine(pixels_HWC[None])
-
-    answers = Answers(*session.run(["logits", "probabilities"], {"picture": golden_picture()}))
-    engine: Any = lambda _: answers  # noqa: E731
-    check_answers(engine, pixels_HWC, expected, TOLERANCES["float32"], "the form onnx-image")
+    answers = Answers(*run_on_picture(folder / _IMAGE, golden_picture()))
+    compare(answers, expected, PICTURE_TOLERANCE, "the form onnx-image")
