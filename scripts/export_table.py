@@ -171,6 +171,8 @@ def form_distances(
                 found[kind] = max(distance(engine, reference, side) for side, reference in sides.items())
             except VitralError as error:
                 found[kind] = str(error)
+            except Exception as error:  # an engine's own, or torch's guards: it is written down, not hidden
+                found[kind] = f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return found
 
 
