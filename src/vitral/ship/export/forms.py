@@ -25,7 +25,7 @@ from vitral.ship.export.pt2 import write_pt2
 _ONNX = "onnx", "onnxscript", "onnxruntime"
 # What each form is written with, and opened to be checked.
 LIBRARIES: dict[str, tuple[str, ...]] = {
-    "onnx": _ONNX, "onnx-image": _ONNX, "openvino": ("openvino",), "pt2": (), "web": _ONNX,
+    "onnx": _ONNX, "onnx-image": _ONNX, "openvino": ("openvino",), "pt2": (), "web": (*_ONNX, "jinja2"),
 }  # fmt: skip
 _MODEL, _PREPROCESS, _IMAGE = "model.onnx", "preprocess.onnx", "image.onnx"
 
@@ -127,8 +127,16 @@ def _write_pt2(folder: Path, source: Source) -> Draft:
     return Draft("pt2", [file.name for file in files])
 
 
+def _write_web(folder: Path, source: Source) -> Draft:
+    from vitral.ship.export.web import write_page
+
+    page = write_page(folder, source.classifier, source.about, source.engine, source.opset)
+    return Draft("web", [page.name], options={"opset": source.opset})
+
+
 _WRITERS: dict[str, Callable[[Path, Source], Draft]] = {
     "onnx": _write_onnx, "onnx-image": _write_image, "openvino": _write_openvino, "pt2": _write_pt2,
+    "web": _write_web,
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """ONNX: what ONNX Runtime, browsers and most other tools compute."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from vitral.ship.export.pixels import INPUTS, OUTPUTS, first_line
 MAX_IN_ONE_FILE = 2**31 - 2**24
 
 
-def write_onnx(program: ExportedProgram, path: Path, about: str, opset: int = 20) -> list[Path]:
+def write_onnx(
+    program: ExportedProgram, path: Path, about: str, opset: int = 20, outputs: Sequence[str] = OUTPUTS
+) -> list[Path]:
     """Writes a program of `pixels.exported`, and gives its files.
 
     That is one file, with the weights inside; of 2 GiB and more of them a second, `path` with .data appended,
@@ -27,6 +30,7 @@ def write_onnx(program: ExportedProgram, path: Path, about: str, opset: int = 20
         path: the file, .onnx.
         about: embedded byte for byte as the metadata `vitral`.
         opset: of ONNX's operators.
+        outputs: what the program gives.
 
     Raises:
         VitralError: if ONNX has no such operator.
@@ -34,7 +38,7 @@ def write_onnx(program: ExportedProgram, path: Path, about: str, opset: int = 20
     try:
         translated = torch.onnx.export(
             program, dynamo=True, external_data=False, opset_version=opset,
-            input_names=INPUTS, output_names=OUTPUTS, verbose=False,
+            input_names=INPUTS, output_names=outputs, verbose=False,
         )  # fmt: skip
     except Exception as error:
         raise VitralError(f"the model cannot be written as ONNX: {first_line(error)}") from error

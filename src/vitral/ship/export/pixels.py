@@ -45,12 +45,18 @@ class PixelsModel(nn.Module):
         # Attention whose bias depends on weights that learn cannot be written as ONNX.
         return found.requires_grad_(requires_grad=False)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        logits_BL = self.model(self.images(pixels)).float()
+        return logits_BL, self.probabilities(logits_BL)
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """What the model takes: (B, H, W, 3) bytes -> (B, C, H, W)."""
         pixels_BCHW = pixels[..., : self.channels].permute(0, 3, 1, 2).float()
-        images_BCHW = (pixels_BCHW / 255 - self.mean) / self.std
-        logits_BL = self.model(images_BCHW).float()
+        return (pixels_BCHW / 255 - self.mean) / self.std
+
+    def probabilities(self, logits_BL: Tensor) -> Tensor:
         scaled_BL = logits_BL / self.temperature
-        return logits_BL, scaled_BL.sigmoid() if self.multi_label else scaled_BL.softmax(dim=1)
+        return scaled_BL.sigmoid() if self.multi_label else scaled_BL.softmax(dim=1)
 
 
 def exported(module: PixelsModel, img_size: tuple[int, int], *, any_size: bool = False) -> ExportedProgram:

@@ -39,11 +39,13 @@ class Patient(Base):
     def data_received(self, data: bytes) -> None:
         if not self._reading_body and self._timer is None:
             self._await_headers()
-        super().data_received(data)
         if not self._reading_body:
             self._header_bytes += len(data)
-            if self._header_bytes > _MOST_HEADER_BYTES:
-                self._end(431, "the headers are too long")
+        super().data_received(
+            data
+        )  # complete headers set the count to 0, also if the whole body came with them
+        if not self._reading_body and self._header_bytes > _MOST_HEADER_BYTES:
+            self._end(431, "the headers are too long")
 
     def on_headers_complete(self) -> None:
         self._stop_waiting()

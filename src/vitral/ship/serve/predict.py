@@ -109,6 +109,8 @@ class Predictions:
                 await asyncio.wait((done, gone), return_when=asyncio.FIRST_COMPLETED)
                 if not done.done():
                     done.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await done
                     raise Disconnected
                 return [_found(one) for one in done.result()]
             finally:
