@@ -8,7 +8,6 @@ forms onnx, onnx-image and openvino of MODEL.
 """
 
 import argparse
-import io
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,56 +16,16 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import vitral
+from tests.kinds import KINDS
 from vitral.artifacts.open import open_artifact
 from vitral.artifacts.predictor import Predictor
 from vitral.data.sources import find_images
 from vitral.images.picture import open_image
 from vitral.inference.engine import ClassifierEngine
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def turned(image: Image.Image) -> bytes:
-    """Lying on its side, with a note in its EXIF that says so."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return encoded(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=92)
-
-
-def see_through(image: Image.Image) -> bytes:
-    """Ever less to be seen from the left to the right."""
-    across = np.linspace(255, 0, image.width).astype(np.uint8)
-    alpha = Image.fromarray(np.broadcast_to(across, (image.height, image.width)).copy())
-    picture = image.copy()
-    picture.putalpha(alpha)
-    return encoded(picture, "PNG")
-
-
-def sixteen_bits(image: Image.Image) -> bytes:
-    levels = np.asarray(image.convert("L")).astype(np.uint16) * 257
-    return encoded(Image.fromarray(levels), "PNG")
-
-
-KINDS: dict[str, Callable[[Image.Image], bytes]] = {
-    "JPEG 4:2:0": lambda image: encoded(image, "JPEG", subsampling=2, quality=85),
-    "JPEG 4:4:4": lambda image: encoded(image, "JPEG", subsampling=0, quality=95),
-    "JPEG progressive": lambda image: encoded(image, "JPEG", progressive=True),
-    "JPEG turned by EXIF": turned,
-    "JPEG grey": lambda image: encoded(image.convert("L"), "JPEG"),
-    "JPEG CMYK": lambda image: encoded(image.convert("CMYK"), "JPEG"),
-    "PNG see-through": see_through,
-    "PNG palette": lambda image: encoded(image.quantize(64), "PNG"),
-    "PNG 16 bits": sixteen_bits,
-    "WebP": lambda image: encoded(image, "WEBP", quality=80),
-    "AVIF": lambda image: encoded(image, "AVIF", quality=70),
-}
 
 
 def answers(model: str, artifact: Path) -> dict[str, Callable[[bytes], np.ndarray]]:
@@ -94,7 +53,7 @@ def answers(model: str, artifact: Path) -> dict[str, Callable[[bytes], np.ndarra
 def files(photos: str, count: int) -> Iterator[tuple[str, bytes]]:
     for path in find_images([photos]).files[:count]:
         image = open_image(path)
-        for kind, encode in KINDS.items():
+        for kind, (_, encode) in KINDS.items():
             yield kind, encode(image)
 
 
