@@ -15,7 +15,11 @@ from PIL import Image
 from torch import nn
 
 from tests.conftest import write_images
+from tests.test_cli import Vitral
+from tests.test_cli import vitral as vitral  # the fixture
 from vitral.artifacts.open import open_artifact, verify_artifact
+from vitral.checkpoints.checkpoint import Checkpoint
+from vitral.checkpoints.folder import save_checkpoint
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier
 from vitral.model.vit import VisionTransformer
@@ -68,7 +72,7 @@ def expected(of: Classifier, pixels_BHWC: np.ndarray) -> tuple[np.ndarray, np.nd
     return logits_BL.numpy(), probabilities.numpy()
 
 
-def close(found: tuple[np.ndarray, ...] | list[np.ndarray], wanted: tuple[np.ndarray, ...]) -> None:
+def close(found: Any, wanted: tuple[np.ndarray, ...]) -> None:
     for one, other in zip(found, wanted, strict=True):
         assert one.shape == other.shape
         assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
@@ -212,7 +216,7 @@ def test_the_artifact_is_verified_and_predicts(artifact: Exported, model: Classi
 # --- Other models ----------------------------------------------------------------------------------
 
 
-def run_onnx(of: Classifier, folder: Path, pixels: np.ndarray, **options: Any) -> list[np.ndarray]:
+def run_onnx(of: Classifier, folder: Path, pixels: np.ndarray, **options: Any) -> Any:
     export(of, folder / "art", to="onnx", **options)  # type: ignore[arg-type]
     return session(folder / "art" / "model.onnx").run(None, {"pixels": pixels})
 
@@ -356,7 +360,7 @@ def test_a_form_that_answers_otherwise_is_not_kept(
     model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def other_weights(folder: Path, source: forms.Source) -> Any:
-        other = in_float32(classifier())
+        other: Any = in_float32(classifier())
         with torch.no_grad():
             other.model.head.weight[0, 0] += 0.05
         program = exported(PixelsModel(other), (SIDE, SIDE))
@@ -380,3 +384,42 @@ def test_agreement_on_labelled_images(tmp_path: Path) -> None:
     right = [p.label in p.image for p in found.predict(sorted(data.rglob("*.png")))]
     assert agreement.accuracy == pytest.approx(np.mean(right))
     assert any("split all" in line for line in told)
+
+
+# --- The command line ------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_to_do_with_what_it_wrote(
+    vitral: Vitral, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(Path("run"), Checkpoint(classifier().model, Preprocess((SIDE, SIDE)), LABELS))
+    Image.fromarray(pictures(1, 50, 40)[0]).save("a.png")
+    result = vitral("export", "run", "art", "--to", "onnx,openvino", "--opset", "21")
+    assert result.status == 0, result.err
+    assert "writing openvino" in result.err
+    said = [line.partition(": ")[2] for line in result.out.splitlines() if ": vitral " in line]
+    assert [line.split()[1] for line in said] == ["verify", "predict", "serve"]
+    for line in said[:2]:
+        again = vitral(*line.replace("IMAGE", "a.png").split()[1:])
+        assert again.status == 0, again.err
+    assert vitral("predict", "run", "a.png").out == vitral("predict", "art", "a.png").out
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "why"),
+    [
+        (("--to", "onnx,onxx"), 2, "'onxx' is not one of onnx, onnx-image, openvino, pt2, web"),
+        (("--opset", "7"), 2, "7 is not a whole number from 18 to 23"),
+        (("--img-size", "25"), 1, "25"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    words: tuple[str, ...], status: int, why: str, vitral: Vitral, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "run", Checkpoint(classifier().model, Preprocess((SIDE, SIDE)), LABELS))
+    result = vitral("export", str(tmp_path / "run"), str(tmp_path / "art"), *words)
+    assert result.status == status
+    assert why in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not (tmp_path / "art").exists()

@@ -1,7 +1,7 @@
 """Preprocessing as an ONNX graph: any picture's bytes -> the bytes that the model sees, as Pillow gives them.
 
-The graph is `images/preprocess.py: Preprocess.fit` in the operators of ONNX: sizes and places to the last pixel,
-in integers or float64, and `pillow_resize`, which gives Pillow's pixels to the last bit.
+The graph is `images/preprocess.py: Preprocess.fit` in the operators of ONNX: sizes and places to the last
+pixel, in integers or float64, and `pillow_resize`, which gives Pillow's pixels to the last bit.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Pillow's resize in the operators of ONNX, to the last bit.
 
-ONNX's own `Resize` computes the same convolution from weights in float32, which is off by a level in some pixels of
-ten thousand, and so in the fourth digit of a probability (docs/log.md, 2026-11-27); nor has it Lanczos' filter. Here
-weights are in float64 and then whole numbers of 22 bits, as Pillow has them, and sums are of integers.
+ONNX's own `Resize` computes the same convolution from weights in float32. It is off by a level in some pixels
+of ten thousand, and a probability in its fourth digit (docs/log.md, 2026-11-27); nor has it Lanczos'.
+Here weights are in float64 and then whole numbers of 22 bits, as Pillow has them, and sums are of integers.
 """
 
 from collections.abc import Callable
@@ -142,9 +142,8 @@ class Resize:
             return op.Max(op.Sub(number(1), x), number(0))
         if self.interpolation == "bicubic":  # a = -0.5
             near = op.Mul(op.Mul(op.Sub(op.Mul(number(1.5), x), number(2.5)), x), x)
-            far = op.Mul(
-                op.Sub(op.Mul(op.Add(op.Mul(op.Sub(x, number(5)), x), number(8)), x), number(4)), number(-0.5)
-            )
+            far = op.Add(op.Mul(op.Sub(x, number(5)), x), number(8))
+            far = op.Mul(op.Sub(op.Mul(far, x), number(4)), number(-0.5))
             beyond = op.Where(op.Less(x, number(2)), far, number(0))
             return op.Where(op.Less(x, number(1)), op.Add(near, number(1)), beyond)
         window = op.Mul(self.sinc(x), self.sinc(op.Div(x, number(3))))
@@ -159,9 +158,8 @@ class Resize:
     def nearest_places(self, side: Value, new: Value) -> Value:
         """The line that each new one shows, found by adding steps in float64, as Pillow does."""
         op = self.op
+        line = self.constant([1], np.int64)
         step = op.Div(op.Cast(side, to=_DOUBLE), op.Cast(new, to=_DOUBLE))
-        first = op.Reshape(op.Mul(step, self.number(0.5)), self.constant([1], np.int64))
-        others = op.Expand(
-            step, op.Reshape(op.Sub(new, self.constant(1, np.int64)), self.constant([1], np.int64))
-        )
+        first = op.Reshape(op.Mul(step, self.number(0.5)), line)
+        others = op.Expand(step, op.Sub(op.Reshape(new, line), line))
         return op.Cast(op.CumSum(op.Concat(first, others, axis=0), self.constant(0, np.int64)), to=_INT64)
