@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
         "training",
     },
     "ship": {
-        "artifacts", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model",
+        "artifacts", "bench", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model",
         "runtime",
     },
     "cli": {

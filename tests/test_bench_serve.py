@@ -18,7 +18,6 @@ import pytest
 from tests.conftest import write_images
 from tests.test_cli import Vitral, assert_failed_in_one_line
 from tests.test_cli import vitral as vitral  # the fixture
-from vitral.bench.serving import measure as measuring
 from vitral.bench.serving.connection import Reply
 from vitral.bench.serving.load import Rate, rates_of
 from vitral.bench.serving.measure import Load, measure
@@ -290,9 +289,8 @@ def test_nonsense_for_an_answer_is_lost(pictures: list[Path]) -> None:
 
 
 def test_the_command_prints_a_table_and_writes_json(
-    vitral: Vitral, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vitral: Vitral, pictures: list[Path], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(measuring, "_SECONDS_IDLE", 0.1)
     with serving(lambda _: answer()) as stub:
         words = ["bench", "serve", stub.url, pictures[0].parent, "--seconds", 0.2, "--pid", os.getpid()]
         result = vitral(*words, "--rate", "0.1x", "--out", tmp_path / "load.json")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vitral.reports.train import train
     from vitral.runtime.errors import VitralError
     from vitral.ship.export.export import export
+    from vitral.ship.optimize.optimize import optimize
 
 # Where each public name lives. Resolved on first use, so that `vitral --help` need not import torch.
 _HOMES = {
@@ -68,6 +69,7 @@ _HOMES = {
     "load": "inference.classifier",
     "open_artifact": "artifacts.open",
     "open_data": "data.image_data",
+    "optimize": "ship.optimize.optimize",
     "probe": "evaluation.probing.probe",
     "report": "reports.report",
     "train": "reports.train",
@@ -103,6 +105,7 @@ __all__ = [
     "load",
     "open_artifact",
     "open_data",
+    "optimize",
     "probe",
     "report",
     "train",

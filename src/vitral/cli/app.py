@@ -22,6 +22,7 @@ from vitral.cli.commands import (
     explain,
     export,
     info,
+    optimize,
     predict,
     probe,
     push,
@@ -65,7 +66,8 @@ def _options(
 # In the order of --help.
 for _command in (
     demo.demo, train.train, eval.eval, predict.predict, explain.explain, report.report, info.info,
-    doctor.doctor, probe.probe, convert.convert, push.push, export.export, serve.serve, verify.verify,
+    doctor.doctor, probe.probe, convert.convert, push.push, export.export, optimize.optimize, serve.serve,
+    verify.verify,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(bench.app, name="bench")

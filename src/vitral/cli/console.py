@@ -30,6 +30,13 @@ def warnings_as_messages() -> Iterator[None]:
         yield
 
 
+def columns() -> int:
+    """How wide the output is."""
+    from rich.console import Console
+
+    return max(Console().width, _NARROWEST)
+
+
 def print_lines(text: str) -> None:
     """Print results that have no table, wrapped on a terminal."""
     print(wrapped(text, sys.stdout))
@@ -50,9 +57,7 @@ def say(text: str, indent: str = "") -> None:
 
 def _filled(line: str, indent: str) -> str:
     """A line broken between words, with an indent before all parts but the first."""
-    from rich.console import Console
-
-    width = max(Console().width, _NARROWEST)
+    width = columns()
     options = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
     return textwrap.fill(line, width, subsequent_indent=indent, **options)
 
@@ -119,6 +124,27 @@ def progress_bar(description: str, things: str = "images") -> Iterator[Callable[
                 console.print(f"vitral: {description}: {done:,} of {total:,} {things}", highlight=False)
 
         yield tell
+
+
+@contextmanager
+def phases() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """Show what is being done, in a bar on a terminal, a line each elsewhere.
+
+    Gives a function of the words, and one of how many images of how many are done.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+
+        def tell(words: str) -> None:
+            progress.reset(task, total=None, description=words)
+            if not console.is_terminal:
+                console.print(f"vitral: {words}", highlight=False, markup=False)
+
+        yield tell, lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def clock(seconds: float) -> str:

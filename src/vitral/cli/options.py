@@ -27,10 +27,11 @@ def given(value: Any) -> Any:
     return value
 
 
-def choice(values: tuple[str, ...], about: str = "", *, panel: str | None = None) -> Any:
+def choice(values: tuple[str, ...], about: str = "", *names: str, panel: str | None = None) -> Any:
     """An option that is one of some words."""
     listed = f"{', '.join(values[:-1])} or {values[-1]}"
-    return typer.Option(callback=one_of(values), help=f"{listed}{about or '.'}", rich_help_panel=panel)
+    help = f"{listed}{about or '.'}"
+    return typer.Option(*names, callback=one_of(values), help=help, rich_help_panel=panel)
 
 
 def one_of(values: tuple[str, ...]) -> Callable[[Any], Any]:
@@ -55,6 +56,17 @@ def number(span: tuple[int, int], about: str, *, panel: str | None = None) -> An
         return value
 
     return typer.Option(callback=checked, help=about, rich_help_panel=panel)
+
+
+def real(span: tuple[float, float], about: str) -> Any:
+    """An option that is a number, whole or not, from the first to the second."""
+
+    def checked(value: float) -> float:
+        if not span[0] <= value <= span[1]:  # as what is no number is not
+            raise typer.BadParameter(f"{value:g} is not a number from {span[0]:g} to {span[1]:,g}")
+        return value
+
+    return typer.Option(callback=checked, help=about)
 
 
 def share(about: str) -> Any:

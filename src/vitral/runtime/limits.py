@@ -11,6 +11,8 @@ IMAGES = (1, 10**9)  # that a set is limited to
 LABELS = (1, 10**6)  # to print of an image
 ROUNDS = (1, 1000)
 LAYER = (-1000, 999)
+POINTS = (0.001, 100.0)  # of accuracy
+MINUTES = (0.1, 1440.0)  # of a search
 CLIENTS = (1, 1000)  # of a load test, at a time
 LOAD_SECONDS = (0.1, 86_400)
 RATE = (0, 100_000)  # requests a second; more than 0
@@ -29,6 +31,7 @@ LAYOUTS = ("vitral", "timm", "transformers", "torchvision", "google")
 FORMS = ("onnx", "onnx-image", "openvino", "pt2", "web")
 OPSETS = (18, 23)  # of ONNX; `Resize` with antialias came with 18
 DTYPES = ("float32", "float16", "bfloat16")
+GOALS = ("latency", "throughput")
 BENCHMARKS = ("train", "infer", "start", "kernels")
 # Files of what was wrong (`mistakes`).
 LIST_SUFFIXES = (".csv", ".json")

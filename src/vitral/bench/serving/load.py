@@ -185,9 +185,9 @@ async def each(count: int, call: Callable[[int], Awaitable[None]], at_a_time: in
             await call(number)
 
     tasks = [asyncio.ensure_future(worker()) for _ in range(min(at_a_time, count))]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    ended, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in left:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in ended:
+        task.result()

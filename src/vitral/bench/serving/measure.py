@@ -19,7 +19,6 @@ from vitral.runtime.stopping import StopSignal, stop_signal
 
 # So many requests at a time ask what the right answers are.
 _ASKING = 4
-_SECONDS_IDLE = 5.0
 _FILES_FOR_OTHERS = 64  # of those that a process may have open
 _MOST_CONNECTIONS = 4_096
 
@@ -33,6 +32,7 @@ class Load:
     rates: tuple[Rate, ...] = ()  # an open loop each; none: a closed loop alone
     timeout: float = 30.0  # seconds after which a request without an answer is lost
     pid: int | None = None  # of a server on this machine, whose memory is looked at
+    idle: float = 5.0  # seconds that such a server is looked at before the load
     token: str | None = None
     elsewhere: bool = False  # the server may be on another machine
     encode: Encode = raw
@@ -115,7 +115,7 @@ async def _measured(
     sender = Sender(connections, requests, load.seed)
     try:
         await _known(sender, len(requests), stop)
-        idle = await _idle(server, stop)
+        idle = await _idle(server, load.idle, stop)
         phases = await _loaded(sender, load, server, stop)
     finally:
         await connections.close()
@@ -130,13 +130,13 @@ async def _known(sender: Sender, count: int, stop: StopSignal) -> None:
     await each(count, know, _ASKING)
 
 
-async def _idle(server: process.Family | None, stop: StopSignal) -> dict[str, Any]:
+async def _idle(server: process.Family | None, seconds: float, stop: StopSignal) -> dict[str, Any]:
     """What a server takes that nobody asks anything."""
-    if server is None or stop.requested:
+    if server is None or not seconds or stop.requested:
         return {}
     with process.watched(server) as watch:
-        await asyncio.sleep(_SECONDS_IDLE)
-        return {"seconds": _SECONDS_IDLE, **watch.to_dict()}
+        await asyncio.sleep(seconds)
+        return {"seconds": seconds, **watch.to_dict()}
 
 
 async def _loaded(

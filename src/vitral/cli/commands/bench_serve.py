@@ -66,8 +66,8 @@ def serve(  # noqa: PLR0913 - a command's options
     for note in (*found.notes, *found.failures):
         warn(note)
     load = Load(
-        clients, seconds, rates, timeout, pid, _token(token_file), elsewhere,
-        seed=seed, command=command_line(), say=warn,
+        clients, seconds, rates, timeout, pid,
+        token=_token(token_file), elsewhere=elsewhere, seed=seed, command=command_line(), say=warn,
     )  # fmt: skip
     report = measure(url, [Path(file) for file in found.files], load)
     if not give(report.to_dict(), out, as_json=json_output):
@@ -77,14 +77,15 @@ def serve(  # noqa: PLR0913 - a command's options
 
 
 def _token(file: Path | None) -> str | None:
+    """The first token of a file such as `vitral serve --token-file` takes."""
     from vitral.runtime.errors import VitralError
 
     if file is None:
         return None
-    token = file.read_text(encoding="utf-8").strip()
-    if not token.isascii() or not token.isprintable() or not token:
-        raise VitralError(f"{file}: a token is one line of ASCII letters, digits and signs")
-    return token
+    lines = file.read_text(encoding="utf-8").split()
+    if not lines or not lines[0].isascii() or not lines[0].isprintable():
+        raise VitralError(f"{file} has no token; it is a line of ASCII letters and digits")
+    return lines[0]
 
 
 def print_serving(report: "ServingReport") -> None:

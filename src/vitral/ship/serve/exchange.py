@@ -19,7 +19,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 # After a refusal, what still comes of the body is read and thrown away for so long, so that the client reads
 # the answer: to a connection that is closed at once it goes on writing, and sees no more than a reset.
-_LINGER_SECONDS, _LINGER_BYTES = 1.0, 64 * 2**20
+LINGER_SECONDS, LINGER_BYTES = 1.0, 64 * 2**20
 _SEND_SECONDS = 60.0  # for a client to take an answer
 
 
@@ -156,8 +156,8 @@ class Exchange:
     async def linger(self) -> None:
         """Throws away for a moment what still comes of the body."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_SECONDS):
-                left, more = _LINGER_BYTES, True
+            async with asyncio.timeout(LINGER_SECONDS):
+                left, more = LINGER_BYTES, True
                 while left > 0 and more:
                     message = await self._receive()
                     left -= len(message.get("body", b""))

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from vitral.ship.serve.exchange import as_json
+from vitral.ship.serve.exchange import LINGER_BYTES, LINGER_SECONDS, as_json
 from vitral.ship.serve.options import ServeOptions
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class Patient(Base):
     _timer: "asyncio.TimerHandle | None" = None
     _reading_body = False  # else headers are awaited
     _header_bytes = 0
+    _ended_in_piece = False  # whether the headers ended in the bytes that are being read
+    _bytes_to_throw_away: int | None = None  # None: the connection goes on
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -37,19 +39,25 @@ class Patient(Base):
             self._await_headers()
 
     def data_received(self, data: bytes) -> None:
+        if self._bytes_to_throw_away is not None:
+            self._throw_away(len(data))
+            return
         if not self._reading_body and self._timer is None:
             self._await_headers()
-        if not self._reading_body:
+        self._ended_in_piece = self._reading_body
+        super().data_received(data)
+        if not self._ended_in_piece:
             self._header_bytes += len(data)
-        super().data_received(
-            data
-        )  # complete headers set the count to 0, also if the whole body came with them
-        if not self._reading_body and self._header_bytes > _MOST_HEADER_BYTES:
-            self._end(431, "the headers are too long")
+            if self._header_bytes > _MOST_HEADER_BYTES:
+                self._end(431, "the headers are too long")
 
     def on_headers_complete(self) -> None:
         self._stop_waiting()
-        self._reading_body, self._header_bytes = True, 0
+        self._reading_body, self._ended_in_piece, self._header_bytes = True, True, 0
+        if sum(len(name) + len(value) for name, value in self.headers) > _MOST_HEADER_BYTES:
+            self._end(431, "the headers are too long")
+        if self._bytes_to_throw_away is not None:
+            raise ValueError("the connection is ended")  # stops the parser
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -80,17 +88,31 @@ class Patient(Base):
         self._end(408, f"the headers did not come within {self.options.header_timeout:g} s")
 
     def _end(self, status: int, line: str) -> None:
+        """Answers, if no answer has begun, and closes once the client can have read it."""
         self._stop_waiting()
-        if self.transport.is_closing():
+        if self._bytes_to_throw_away is not None or self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
-            body = as_json({"error": line}).body
-            self.transport.write(
-                f"HTTP/1.1 {status} {_PHRASES[status]}\r\ncontent-type: application/json\r\n"
-                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode()
-                + body
-            )
-        self.transport.close()
+        self._bytes_to_throw_away = LINGER_BYTES
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self.cycle.response_started:
+                self.transport.close()
+                return
+            self.cycle.disconnected = True  # its handler is told that nobody listens
+            self.cycle.message_event.set()
+        body = as_json({"error": line}).body
+        self.transport.write(
+            f"HTTP/1.1 {status} {_PHRASES[status]}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode()
+            + body
+        )
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def _throw_away(self, count: int) -> None:
+        self._bytes_to_throw_away = (self._bytes_to_throw_away or 0) - count
+        if self._bytes_to_throw_away < 0:
+            self.transport.abort()
 
 
 def protocol_class(options: ServeOptions) -> type:

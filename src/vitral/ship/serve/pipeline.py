@@ -136,8 +136,7 @@ class Pipeline:
 
     def _read(self, picture: bytes | str) -> np.ndarray:
         content = _from_base64(picture) if isinstance(picture, str) else picture
-        with opened(content) as image:
-            width, height, format = image.width, image.height, image.format
+        width, height, format = _header(content)
         if format not in _TAKEN:
             raise ImageError(f"is {format}; this server takes {_NAMES}")
         if width * height > self._options.max_pixels:
@@ -166,6 +165,19 @@ def _settle(outcomes: list[Outcome]) -> None:
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
+
+
+def _header(content: bytes) -> tuple[int, int, str | None]:
+    """Width, height and format of a picture, none of whose pixels is decoded. Raises ImageError."""
+    try:
+        with opened(content) as image:
+            return image.width, image.height, image.format
+    except ImageError:
+        raise
+    # Pillow's plugins raise almost anything on damaged bytes, and an error of its own on far too many pixels.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"cannot be decoded: {reason}") from error
 
 
 def _from_base64(text: str) -> bytes:

@@ -63,6 +63,7 @@ def serve(
             ws="none",
             lifespan="on",
             log_config=None,
+            log_level="error",  # else whoever sends nonsense fills the log
             access_log=False,
             proxy_headers=False,
             server_header=False,
