@@ -82,7 +82,7 @@ def server(model: Path) -> Iterator[Server]:
 
 
 def well(seed: int = 0) -> bytes:
-    return hostile._saved(hostile.picture(64, seed), "PNG")
+    return hostile.encoded(hostile.picture(64, seed), "PNG")
 
 
 def outgoing(server: Server) -> list:

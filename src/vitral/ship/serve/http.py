@@ -68,6 +68,11 @@ class Patient(Base):
         self._stop_waiting()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        # Of a new connection the request is on its way: it is told that the server ends, and not cut off.
+        if self.cycle is not None:
+            super().shutdown()
+
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
         # What a client does not read of its answer would be kept for ever.
