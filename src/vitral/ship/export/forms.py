@@ -56,7 +56,7 @@ def refuse_forms(kinds: Sequence[str], classifier: Classifier, opset: int, *, dy
         return
     refuse_one_size(classifier.model)
     if "openvino" in kinds and isinstance(classifier.model, VisionTransformer):
-        openvino.refuse_any_size(classifier.model.config)
+        openvino.refuse_any_size(classifier.model)
 
 
 def write_form(kind: str, folder: Path, source: Source) -> Draft:
