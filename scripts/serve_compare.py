@@ -218,6 +218,7 @@ def main() -> None:
     if arguments.as_offline:
         offline(arguments)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the contenders are ended
     readings = compare(arguments)
     rows = summary(readings)
     for row in rows:

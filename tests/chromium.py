@@ -125,7 +125,14 @@ def chromium(timeout: float = 120) -> Iterator[Any]:
         pytest.skip("needs Chromium: on the path, or named by VITRAL_CHROMIUM")
     from websockets.sync.client import connect
 
-    words = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--hide-scrollbars"]
+    words = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--remote-debugging-port=0",
+        "--hide-scrollbars",
+        "--no-proxy-server",
+    ]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [program, *words, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)

@@ -331,6 +331,13 @@ def test_a_picture_that_the_server_refuses_is_named(vitral: Vitral, pictures: li
     assert_failed_in_one_line(result, f"{pictures[0]}: the server answered 415")
 
 
+def test_a_busy_server_is_asked_again_before_the_clock_runs(pictures: list[Path]) -> None:
+    refused = answer(status="503 Service Unavailable", headers="Retry-After: 1\r\n")
+    with serving(lambda number: refused if number < 2 else answer()) as stub:
+        report = measure(stub.url, pictures, Load(clients=1, seconds=0.2))
+    assert report.phases[0].tally.count(200) == report.phases[0].tally.begun > 0
+
+
 def test_ctrl_c_prints_what_was_measured(pictures: list[Path]) -> None:
     with serving(lambda _: answer()) as stub:
         command = [sys.executable, "-m", "vitral", "bench", "serve", stub.url, str(pictures[0].parent)]

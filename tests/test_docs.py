@@ -118,6 +118,7 @@ def test_every_command_and_snippet_of_a_page_works(
         first = "train photos/ --out runs/photos steps=2 batch_size=8 workers=0"
         if "vitral train photos/ --out runs/photos minutes" not in "".join(text for _, text in found):
             assert vitral(*first.split()).status == 0
+    names: dict[str, Any] = {"__name__": page}  # a later block knows those of the blocks before
     for language, text in found:
         if language == "console":
             for line in text.splitlines():
@@ -126,7 +127,7 @@ def test_every_command_and_snippet_of_a_page_works(
                         patched.setattr(TrainingConsole, "step", stop_at_once)
                     run(line, vitral)
         elif language == "python":
-            exec(compile(text, page, "exec"), {"__name__": page})
+            exec(compile(text, page, "exec"), names)
         elif language == "toml":
             (desk / text.partition("\n")[0].removeprefix("# ")).write_text(text)
         else:

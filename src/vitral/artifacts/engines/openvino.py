@@ -24,7 +24,7 @@ _HINTS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
 
 @dataclass(frozen=True)
 class _Compiled:
-    """A model for one size of a batch, and what runs several batches at once."""
+    """A model for one size of a batch and of images, and what runs several batches at once."""
 
     model: Any
     queue: Any  # an AsyncInferQueue
@@ -51,7 +51,7 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,  # else every process computes on the same cores
             "PERFORMANCE_HINT": hint,
         }
-        self._compiled: dict[int, _Compiled] = {}
+        self._compiled: dict[tuple[int, ...], _Compiled] = {}
         self.name = f"openvino {openvino.__version__.partition('-')[0]}, {form.precision}"
         self.batch_sizes = tuple(form.options.get("batch_sizes", BATCH_SIZES))
         self._at_once = hint == "THROUGHPUT"
@@ -96,12 +96,12 @@ class OpenVinoEngine:
         return Answers(*(np.concatenate(answers)[:count] for answers in zip(*rows, strict=True)))
 
     def _of_size(self, shape: tuple[int, ...]) -> _Compiled:
-        if shape[0] not in self._compiled:
+        if shape not in self._compiled:
             model = self._model.clone()
             model.reshape(list(shape))
             compiled = self._core.compile_model(model, "CPU", self._settings)
-            self._compiled[shape[0]] = _Compiled(compiled, self._openvino.AsyncInferQueue(compiled))
-        return self._compiled[shape[0]]
+            self._compiled[shape] = _Compiled(compiled, self._openvino.AsyncInferQueue(compiled))
+        return self._compiled[shape]
 
 
 def open_engine(folder: Path, form: "Form", *, trusted: bool = False) -> tuple[OpenVinoEngine, About]:  # noqa: ARG001

@@ -23,6 +23,8 @@ from vitral.runtime.stopping import StopSignal
 
 # What a client that was refused waits before it asks again; else sixteen of them ask for nothing else.
 _SECONDS_TO_COME_AGAIN = 0.05
+# How often a picture is sent before the clock runs, to a server that is busy.
+_TRIES, _SECONDS_BETWEEN_TRIES = 40, 0.25
 _SECONDS_BETWEEN_LOOKS_AT_STOP = 0.1
 _SECONDS_AFTER_STOP = 1.0
 
@@ -90,14 +92,19 @@ class Sender:
         self.answers: dict[int, Answer | None] = {}  # the first of each picture
 
     async def know(self, number: int) -> None:
-        """Ask once about a picture, to know its answer. Raises VitralError if there is none."""
-        request = self._requests[number]
-        try:
-            reply = await self._connections.ask(request.content)
-        except Lost as lost:
-            if str(lost) == REFUSED:
-                raise VitralError(f"nothing answers at {self._url}; is the server running?") from None
-            raise VitralError(f"{request.name}: the server gave no answer: {lost}") from None
+        """Ask about a picture until it is answered. Raises VitralError if there is no answer."""
+        request, reply = self._requests[number], None
+        for _ in range(_TRIES):
+            try:
+                reply = await self._connections.ask(request.content)
+            except Lost as lost:
+                if str(lost) == REFUSED:
+                    raise VitralError(f"nothing answers at {self._url}; is the server running?") from None
+                raise VitralError(f"{request.name}: the server gave no answer: {lost}") from None
+            if reply.status not in REFUSALS:
+                break
+            await asyncio.sleep(_SECONDS_BETWEEN_TRIES)
+        assert reply is not None
         if reply.status != OK:
             said = " ".join(reply.body[:300].decode(errors="replace").split())
             raise VitralError(f"{request.name}: the server answered {reply.status}: {said}")

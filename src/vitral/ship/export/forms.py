@@ -52,16 +52,11 @@ def refuse_forms(kinds: Sequence[str], classifier: Classifier, opset: int, *, dy
     """Raises VitralError if the model cannot be had in one of these forms, before any work is done."""
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise VitralError(f"opset is {opset}; ONNX's operators are written in {OPSETS[0]} to {OPSETS[1]}")
-    if "onnx-image" in kinds and classifier.preprocess.interpolation == "lanczos":
-        raise VitralError(
-            "there is no form onnx-image of this model: its pictures are resized by Lanczos' filter, which "
-            "ONNX has not; export --to onnx, and resize before the model"
-        )
     if not dynamic_size:
         return
     refuse_one_size(classifier.model)
     if "openvino" in kinds and isinstance(classifier.model, VisionTransformer):
-        openvino.refuse_any_size(classifier.model.config)
+        openvino.refuse_any_size(classifier.model)
 
 
 def write_form(kind: str, folder: Path, source: Source) -> Draft:
@@ -79,11 +74,9 @@ def _write_onnx(folder: Path, source: Source) -> Draft:
     from vitral.ship.export.picture import picture_model
 
     files = write_onnx(source.program, folder / _MODEL, source.about.to_json(), source.opset)
-    preprocess = source.about.preprocess
-    if preprocess.interpolation != "lanczos":
-        onnx.save(picture_model(preprocess, source.opset), folder / _PREPROCESS)
-        files.append(folder / _PREPROCESS)
-    return Draft("onnx", [file.name for file in files], options={"opset": source.opset})
+    onnx.save(picture_model(source.about.preprocess, source.opset), folder / _PREPROCESS)
+    names = [*(file.name for file in files), _PREPROCESS]
+    return Draft("onnx", names, options={"opset": source.opset})
 
 
 def _write_image(folder: Path, source: Source) -> Draft:

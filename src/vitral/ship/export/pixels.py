@@ -75,7 +75,8 @@ def exported(module: PixelsModel, img_size: tuple[int, int], *, any_size: bool =
     if any_size:
         refuse_one_size(module.model)
         patch = module.model.config.patch_size
-        dimensions |= {1: patch * Dim("rows", min=1), 2: patch * Dim("columns", min=1)}
+        # Torch's own antialiased resize to a single column is wrong (docs/log.md, 2026-11-27).
+        dimensions |= {1: patch * Dim("rows", min=2), 2: patch * Dim("columns", min=2)}
         # Of two sides that are the same, torch would make one symbol.
         height, width = height + patch, width + 2 * patch
     # Two images: of one, torch takes the batch for a constant.

@@ -100,7 +100,7 @@ def _template() -> Any:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
-        raise VitralError("the page is made by jinja2: pip install 'vitral[serve]'") from error
+        raise VitralError("the page needs jinja2: pip install 'vitral[export]' or 'vitral[serve]'") from error
     environment = Environment(
         loader=PackageLoader("vitral.ship.page", "sources"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

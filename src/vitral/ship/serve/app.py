@@ -184,7 +184,11 @@ def _always(reply: Reply) -> Handler:
 
 
 def _page() -> Reply:
-    return Reply(b"<!doctype html><title>Vitral</title><p>See /openapi.json", media_type="text/html")
+    from vitral.ship.page.server import page_for_server
+
+    content, headers = page_for_server()
+    fields = {name.lower(): value for name, value in headers.items()}
+    return Reply(content, media_type=fields.pop("content-type"), headers=fields)
 
 
 def _noise(img_size: tuple[int, int]) -> np.ndarray:

@@ -4,6 +4,7 @@ Nothing polls: a thread sleeps on a condition until a picture comes. While it is
 company: the first picture is computed at once, and those that come meanwhile are the next batch.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -170,7 +171,9 @@ class Batcher:
             item = self._items.popleft()
             if item.dropped:
                 continue
-            if time.monotonic() + self._of_size(len(live) + 1) > item.deadline:
+            # The first is tried while it has any time left: an old estimate is corrected by a new one alone.
+            needed = self._of_size(len(live) + 1) if live else 0.0
+            if time.monotonic() + needed > item.deadline:
                 late.append((item.ticket, too_late(self._deadline)))
             else:
                 live.append(item)
@@ -222,7 +225,16 @@ class Batcher:
         self._seconds[size] = before + _NEWEST * (seconds - before)
 
     def _of_size(self, count: int) -> float:
-        return self._seconds.get(self._padded(count), 0.0)
+        """What a batch takes at most, by what is known of all sizes.
+
+        Of one size alone what is known may be old, from a minute when the machine was busy, and never be
+        known anew: by it, all are refused that would come into such a batch. A larger batch takes no less
+        time, and as many small ones take no less either.
+        """
+        size = self._padded(count)
+        known = list(self._seconds.items())  # the other thread adds to them
+        bounds = [seconds if other >= size else math.ceil(size / other) * seconds for other, seconds in known]
+        return min(bounds, default=0.0)
 
     def _padded(self, count: int) -> int:
         return next((size for size in self._sizes if size >= count), self._sizes[-1])

@@ -14,7 +14,7 @@ from vitral.ship.serve.exchange import Disconnected, Exchange, Reply, as_json
 from vitral.ship.serve.metrics import Metrics
 from vitral.ship.serve.options import ServeOptions
 from vitral.ship.serve.pipeline import Picture, Pipeline
-from vitral.ship.serve.refusal import Refusal
+from vitral.ship.serve.refusal import Refusal, too_late
 from vitral.ship.serve.served import Served
 
 _MOST_LABELS = 1000  # of an answer
@@ -106,12 +106,15 @@ class Predictions:
             gone = asyncio.ensure_future(exchange.gone())
             try:
                 done = asyncio.gather(*futures, return_exceptions=True)
-                await asyncio.wait((done, gone), return_when=asyncio.FIRST_COMPLETED)
+                left = max(deadline - time.monotonic(), 0.0)
+                await asyncio.wait((done, gone), timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 if not done.done():
                     done.cancel()
                     with suppress(asyncio.CancelledError):
                         await done
-                    raise Disconnected
+                    if gone.done():
+                        raise Disconnected
+                    raise too_late(self.options.deadline)
                 return [_found(one) for one in done.result()]
             finally:
                 for item in items:

@@ -114,14 +114,13 @@ class Draining(Base):
 
 def _listener(options: ServeOptions) -> socket.socket:
     """A socket that is bound. Raises VitralError if the address cannot be had."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(place)
+        listener.bind((options.host, options.port))
     except OSError as error:
+        listener.close()
         raise VitralError(
             f"{options.host}, port {options.port}: cannot listen there: {error.strerror or error}; choose "
             "another --port, such as 0 for any that is free"

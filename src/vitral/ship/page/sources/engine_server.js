@@ -61,17 +61,22 @@ class ServerEngine {
     const decoded = await decode(blob).catch(() => null);
     if (decoded) return seenBy(this.preprocess, decoded, blob.name || "the picture");
     const [height, width] = this.preprocess.img_size; // of a format that only the server reads
-    return { height, width, data: new Uint8Array(height * width * 3).fill(128) };
+    const grey = { height, width, data: new Uint8Array(height * width * 3).fill(128) };
+    return this.model.explains ? this.picturedByServer(blob).catch(() => grey) : grey;
+  }
+
+  async picturedByServer(blob) {
+    const { picture } = await this.ask("POST", "v1/attention?layer=0", blob);
+    return decode(new Blob([fromBase64(picture.split(",")[1])]));
   }
 
   async attention(seen) {
     if (!this.kept.has(seen.blob)) {
       const found = await this.ask("POST", "v1/attention", seen.blob);
-      const bytes = fromBase64(found.maxima_base64 ?? (typeof found.maxima === "string" ? found.maxima : ""));
       this.kept.set(seen.blob, new Attention({
         layers: found.layers, heads: found.heads, grid: found.grid, prefix: found.prefix_tokens,
         weights: fromBase64(found.weights),
-        maxima: bytes.length ? new Float32Array(bytes.buffer) : Float32Array.from(found.maxima.flat(Infinity)),
+        maxima: new Float32Array(fromBase64(found.maxima).slice().buffer),
       }));
       if (this.kept.size > 4) this.kept.delete(this.kept.keys().next().value);
     }
@@ -82,11 +87,11 @@ class ServerEngine {
     told(0.5);
     const query = new URLSearchParams({ class: of, ...(against === null ? {} : { against }) });
     const found = await this.ask("POST", `v1/explain?${query}`, seen.blob);
-    return { values: Float32Array.from(found.values.flat(Infinity)), method: found.method };
+    return { values: Float32Array.from(found.values), method: found.method };
   }
 
   async check() {
     await this.ask("GET", "readyz");
-    return { passed: true, line: "the server checked the model when it started" };
+    return { passed: true, line: "The server says that its model is ready" };
   }
 }

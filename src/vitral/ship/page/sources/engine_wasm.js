@@ -145,14 +145,16 @@ class WasmEngine {
     const expected = await gunzip(fromBase64(byId("golden-pixels").textContent));
     const wrong = seen.pixels.data.findIndex((value, index) => value !== expected[index]);
     if (wrong >= 0 || expected.length !== seen.pixels.data.length) {
-      return { passed: false, line: "the golden picture's pixels are not those of the export" };
+      return { passed: false, line: "Golden check failed: the picture's pixels are not those of the export" };
     }
     const scale = Math.max(...golden.logits.map(Math.abs), 1e-12);
     const far = (name) => Math.max(...golden[name].map((value, index) => Math.abs(value - seen[name][index])));
     const [logits, probabilities] = [far("logits") / scale, far("probabilities")];
     const passed = logits <= golden.tolerance && probabilities <= golden.tolerance;
     const found = `logits within ${logits.toExponential(0)}, probabilities within ${probabilities.toExponential(0)}`;
-    const line = passed ? `pixels exact, ${found} of the export` : `${found}, and ${golden.tolerance} is allowed`;
+    const line = passed
+      ? `Golden check passed: pixels exact, ${found} of the export`
+      : `Golden check failed: ${found}, and ${golden.tolerance} is allowed`;
     return { passed, line };
   }
 }

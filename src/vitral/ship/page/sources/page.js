@@ -49,7 +49,7 @@ class Page {
 
   async check() {
     const { passed, line } = await this.engine.check();
-    this.state(passed ? "passed" : "failed", passed ? `Golden check passed: ${line}` : `Golden check failed: ${line}`);
+    this.state(passed ? "passed" : "failed", line);
     if (!passed) this.complain(new Refusal("this page does not answer as the exported model did; do not trust its answers"));
   }
 
