@@ -238,7 +238,7 @@ class Search:
             self.rows[contender.name] = Row(contender.candidate, "left out", str(error))
             return str(error)
         refused = judged.too_lossy(self.subject.max_drop, eager)
-        no_file = "" if contender.candidate.kind else "it is no file; see docs/export.md"
+        no_file = "" if contender.candidate.kind else "it is no file; docs/optimize.md says how to have it"
         verdict: Verdict = "fits" if self._faster(contender) else "slower"
         self._write_down(contender, "too lossy" if refused else verdict, refused or no_file, judged)
         if refused and contender.candidate.precision == "int8":
@@ -255,8 +255,8 @@ class Search:
 
         def goes_on(done: int, logits_BL: np.ndarray) -> bool:
             # A loss beyond doubt needs no further images; that a form fits is never said early.
-            found = self._compared(logits_BL, temperature)
-            return self.judge_all or done < 500 or found.loss_low <= subject.max_drop
+            hopeless = done >= 500 and self._compared(logits_BL, temperature).loss_low > subject.max_drop
+            return self.left > 0 and (self.judge_all or not hopeless)
 
         return self._compared(self._answers(contender, self.judging, goes_on), temperature)
 
@@ -290,8 +290,13 @@ class Search:
                 break
             candidate = final(contender.candidate, strength=strength)
             self.tell(f"building {candidate.name}" + (f", strength {strength}" if strength else ""))
-            made = self.lab.contender(candidate, max(self._free, 1))
-            error = self._error(made)
+            try:
+                made = self.lab.contender(candidate, max(self._free, 1))
+                error = self._error(made)
+            except VitralError:
+                if best is None:
+                    raise
+                break  # the time is over, and a strength was found
             tried[str(strength)] = error
             made.rest()
             if best is None or error < best[0]:
