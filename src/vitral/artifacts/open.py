@@ -9,7 +9,6 @@ from vitral.artifacts.about import About, first_difference
 from vitral.artifacts.engine import Answers, Engine
 from vitral.artifacts.engines import onnx, openvino, pt2
 from vitral.artifacts.manifest import (
-    PICTURE_TOLERANCE,
     RUN_HERE,
     TOLERANCES,
     Form,
@@ -76,7 +75,7 @@ def _verified(folder: Path, manifest: Manifest, form: Form, *, trusted: bool) ->
     if form.kind == "onnx-image":
         kept = golden.kept_answers(folder, form.kind, about.labels)
         answers = Answers(*onnx.run_on_picture(folder / form.model_file, golden.golden_picture()))
-        found = golden.compare(answers, kept, PICTURE_TOLERANCE, f"{folder}, form {form.kind}")
+        found = golden.compare(answers, kept, TOLERANCES[form.precision], f"{folder}, form {form.kind}")
         return f"onnxruntime, the picture as it is: {found}"
     predictor, found = _opened(folder, manifest, form, trusted=trusted)
     return f"{predictor.engine.name}: pixels the same, {found}"

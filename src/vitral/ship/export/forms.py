@@ -13,7 +13,7 @@ from vitral.artifacts.assemble import Draft
 from vitral.artifacts.engine import Answers, Engine
 from vitral.artifacts.engines.onnx import run_on_picture
 from vitral.artifacts.golden import compare, golden_picture
-from vitral.artifacts.manifest import PICTURE_TOLERANCE
+from vitral.artifacts.manifest import TOLERANCES
 from vitral.inference.classifier import Classifier
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
@@ -56,7 +56,7 @@ def refuse_forms(kinds: Sequence[str], classifier: Classifier, opset: int, *, dy
         return
     refuse_one_size(classifier.model)
     if "openvino" in kinds and isinstance(classifier.model, VisionTransformer):
-        openvino.refuse_any_size(classifier.model.config)
+        openvino.refuse_any_size(classifier.model)
 
 
 def write_form(kind: str, folder: Path, source: Source) -> Draft:
@@ -138,4 +138,4 @@ def check_image_form(folder: Path, source: Source) -> None:
     pixels_HWC = source.about.preprocess.pixels(golden_picture())
     expected = source.engine(pixels_HWC[None])
     answers = Answers(*run_on_picture(folder / _IMAGE, golden_picture()))
-    compare(answers, expected, PICTURE_TOLERANCE, "the form onnx-image")
+    compare(answers, expected, TOLERANCES["float32"], "the form onnx-image")

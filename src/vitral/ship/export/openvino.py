@@ -5,7 +5,7 @@ from pathlib import Path
 from torch.export import ExportedProgram
 
 from vitral.artifacts.engines.openvino import METADATA_PATH
-from vitral.model.config import ViTConfig
+from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
 from vitral.runtime.telemetry import import_silently
 from vitral.ship.export.pixels import INPUTS, OUTPUTS, first_line
@@ -40,8 +40,9 @@ def write_openvino(program: ExportedProgram, path: Path, about: str) -> list[Pat
     return [path, path.with_suffix(".bin")]
 
 
-def refuse_any_size(config: ViTConfig) -> None:
+def refuse_any_size(model: VisionTransformer) -> None:
     """Raises VitralError if OpenVINO cannot compute the model at every size."""
+    config = model.config
     resized = {config.embedding.resize} if config.position == "learned" else set()
     if config.layer.attention.relative_bias != "none":
         resized.add(config.layer.attention.relative_resize)
@@ -51,6 +52,8 @@ def refuse_any_size(config: ViTConfig) -> None:
         why = f"it resizes positions without antialiasing, and the model's rule is {blurred[0]!r}"
     elif rotary is not None and rotary.reference_grid is not None:
         why = "it cannot scale places to a reference grid"
+    elif rotary is not None and any(model.merge):
+        why = "it cannot turn tokens that merge by their places"
     if why:
         raise VitralError(
             f"OpenVINO has no form of this model for images of any size: {why}; export it for one size"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitral.bench.rounds import Elsewhere, interleaved
+from vitral.runtime.errors import VitralError
 from vitral.ship.optimize.candidates import Candidate
 from vitral.ship.optimize.images import Pixels
 from vitral.ship.optimize.ledger import Goal, Speed, Spread
@@ -84,11 +85,13 @@ class Lab:
         return self
 
     def __exit__(self, *_: object) -> None:
+        held = [contender.process for contender in self._contenders]
+        processes = [process for process in (*held, self._builder) if process is not None]
+        for process in processes:  # all at once: each takes a while to give its memory back
+            process.kill()
         with ExitStack() as ending:
-            for contender in self._contenders:
-                ending.callback(contender.rest)
-            if self._builder is not None:
-                ending.callback(self._builder.end)
+            for process in processes:
+                ending.callback(process.end)
 
     # --- Making ------------------------------------------------------------------------------------
 
@@ -112,19 +115,17 @@ class Lab:
 
     def build(self, name: str, seconds: float | None, **values: Any) -> Any:
         """Ask the builder, a process that is begun when it is first needed, and anew after it failed."""
-        builder, self._builder = self._builder, None
-        is_new = builder is None
-        builder = builder or Process(self._new("log"), self.processor.threads)
+        is_new = self._builder is None
+        builder = self._builder = self._builder or Process(self._new("log"), self.processor.threads)
         try:
             if is_new:
                 begin = {"checkpoint": str(self.checkpoint), "calibration": str(self.calibration.file)}
                 builder.ask("begin", seconds, **begin, calibrating=self.calibrating)
-            answer = builder.ask(name, seconds, **values)
-        except BaseException:
+            return builder.ask(name, seconds, **values)
+        except VitralError:
             builder.end()
+            self._builder = None
             raise
-        self._builder = builder
-        return answer
 
     def open(self, contender: Contender, seconds: float | None = None) -> None:
         """Give a contender its process, unless it has one."""

@@ -109,6 +109,11 @@ class Ledger:
         """Say in a line what came of it."""
         chosen = self.chosen
         if chosen is None:
+            other = next((row.name for row in self.rows if row.verdict == "fits"), None)
+            if other is not None:
+                return (
+                    f"{other} is the fastest within {self.max_drop:g} points, and no file: nothing is saved"
+                )
             return f"no form is faster than the eager model within {self.max_drop:g} points: nothing is saved"
         assert chosen.speed is not None
         assert chosen.judgement is not None

@@ -72,9 +72,13 @@ class Process:
             raise VitralError(answer["error"])
         return answer["value"]
 
-    def end(self) -> None:
-        """End the process, whatever it is doing."""
+    def kill(self) -> None:
+        """Begin to end the process, whatever it is doing."""
         self._process.kill()
+
+    def end(self) -> None:
+        """End the process, and wait until it has."""
+        self.kill()
         self._process.wait(_SECONDS_TO_LEAVE)
         self._reader.join(_SECONDS_TO_LEAVE)
         for stream in (self._process.stdin, self._process.stdout):

@@ -29,8 +29,9 @@ _HOPELESS = 1.5
 # Of the time: how much building one candidate may take, all rounds, and what is kept for the float32 forms,
 # whose answers need no luck.
 _A_CANDIDATES_SHARE, _ROUNDS_SHARE, _KEPT_SHARE = 0.2, 0.15, 0.25
-# All forms are judged by so many images at least, and by more if the eager model answers them in this share.
-_LEAST_JUDGED, _JUDGING_SHARE = 2000, 0.15
+# All forms are judged by so many images, and by more if the eager model answers them in this share of the
+# time; by fewer if 2,000 would take it longer than this share of what is left.
+_LEAST_JUDGED, _JUDGING_SHARE, _MOST_OF_THE_REST = 2000, 0.15, 0.4
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,10 @@ class Search:
         self.tell("judging eager torch")
         subject = self.subject
         assert self.eager.speed is not None
-        affordable = _JUDGING_SHARE * 60 * self.minutes * self.eager.speed.images_per_s.median
-        self.judging = self.judging.first(max(_LEAST_JUDGED, int(affordable)))
+        speed = self.eager.speed.images_per_s.median
+        affordable = int(_JUDGING_SHARE * 60 * self.minutes * speed)
+        least = min(_LEAST_JUDGED, int(_MOST_OF_THE_REST * self.left * speed))
+        self.judging = self.judging.first(max(affordable, least, 1))
         self.eager_logits = self._answers(self.eager, self.judging)
         self.eager_trying = self.lab.logits(self.eager, subject.trying, self.batch)
         judged = self._compared(self.eager_logits, subject.temperature)
@@ -238,7 +241,7 @@ class Search:
             self.rows[contender.name] = Row(contender.candidate, "left out", str(error))
             return str(error)
         refused = judged.too_lossy(self.subject.max_drop, eager)
-        no_file = "" if contender.candidate.kind else "it is no file; see docs/export.md"
+        no_file = "" if contender.candidate.kind else "it is no file; docs/optimize.md says how to have it"
         verdict: Verdict = "fits" if self._faster(contender) else "slower"
         self._write_down(contender, "too lossy" if refused else verdict, refused or no_file, judged)
         if refused and contender.candidate.precision == "int8":
@@ -255,8 +258,8 @@ class Search:
 
         def goes_on(done: int, logits_BL: np.ndarray) -> bool:
             # A loss beyond doubt needs no further images; that a form fits is never said early.
-            found = self._compared(logits_BL, temperature)
-            return self.judge_all or done < 500 or found.loss_low <= subject.max_drop
+            hopeless = done >= 500 and self._compared(logits_BL, temperature).loss_low > subject.max_drop
+            return self.left > 0 and (self.judge_all or not hopeless)
 
         return self._compared(self._answers(contender, self.judging, goes_on), temperature)
 
@@ -290,8 +293,13 @@ class Search:
                 break
             candidate = final(contender.candidate, strength=strength)
             self.tell(f"building {candidate.name}" + (f", strength {strength}" if strength else ""))
-            made = self.lab.contender(candidate, max(self._free, 1))
-            error = self._error(made)
+            try:
+                made = self.lab.contender(candidate, max(self._free, 1))
+                error = self._error(made)
+            except VitralError:
+                if best is None:
+                    raise
+                break  # the time is over, and a strength was found
             tried[str(strength)] = error
             made.rest()
             if best is None or error < best[0]:

@@ -46,7 +46,8 @@ class Pipeline:
     ) -> None:
         self._predictor, self._options = predictor, options
         self._watch = watch or PipelineWatch()
-        self._pool = ThreadPoolExecutor(options.decoding_threads, thread_name_prefix="decode")
+        self._decoders = options.decoding_threads  # asked once: it reads the container's quota
+        self._pool = ThreadPoolExecutor(self._decoders, thread_name_prefix="decode")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._decoding = 0
         self._decode_seconds = 0.0
@@ -76,7 +77,7 @@ class Pipeline:
 
     def seconds_for(self, count: int) -> float:
         """How long so many pictures take, whichever is slower, decoding or the model."""
-        decoding = self._decode_seconds * count / self._options.decoding_threads
+        decoding = self._decode_seconds * count / self._decoders
         return max(decoding, self.batcher.seconds_for(count))
 
     def begin(self, picture: Picture, deadline: float) -> Item:
