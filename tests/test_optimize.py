@@ -272,6 +272,16 @@ def test_when_time_is_over_forms_with_other_numbers_are_not_judged() -> None:
     assert verdicts(found_by)["openvino float32"] == "not judged"
 
 
+def test_fewer_images_judge_where_time_is_short() -> None:
+    # Eager answers 100 images a second; a tenth of a minute is left, and 0.15 of ten minutes is more.
+    found_by, _, _ = searched({}, minutes=0.1)
+    assert len(found_by.judging) == 4000
+    lab = found_by.lab
+    short = Search(lab, found_by.subject, time.monotonic() + 12, 0.2)
+    short.run()
+    assert 400 < len(short.judging) <= 480  # 0.4 of what is left of 12 s
+
+
 def test_all_forms_are_judged_where_that_is_asked_for() -> None:
     forms = {
         "openvino float32": (2.0, noisy(0)),

@@ -29,8 +29,9 @@ _HOPELESS = 1.5
 # Of the time: how much building one candidate may take, all rounds, and what is kept for the float32 forms,
 # whose answers need no luck.
 _A_CANDIDATES_SHARE, _ROUNDS_SHARE, _KEPT_SHARE = 0.2, 0.15, 0.25
-# All forms are judged by so many images at least, and by more if the eager model answers them in this share.
-_LEAST_JUDGED, _JUDGING_SHARE = 2000, 0.15
+# All forms are judged by so many images, and by more if the eager model answers them in this share of the
+# time; by fewer if 2,000 would take it longer than this share of what is left.
+_LEAST_JUDGED, _JUDGING_SHARE, _MOST_OF_THE_REST = 2000, 0.15, 0.4
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,10 @@ class Search:
         self.tell("judging eager torch")
         subject = self.subject
         assert self.eager.speed is not None
-        affordable = _JUDGING_SHARE * 60 * self.minutes * self.eager.speed.images_per_s.median
-        self.judging = self.judging.first(max(_LEAST_JUDGED, int(affordable)))
+        speed = self.eager.speed.images_per_s.median
+        affordable = int(_JUDGING_SHARE * 60 * self.minutes * speed)
+        least = min(_LEAST_JUDGED, int(_MOST_OF_THE_REST * self.left * speed))
+        self.judging = self.judging.first(max(affordable, least, 1))
         self.eager_logits = self._answers(self.eager, self.judging)
         self.eager_trying = self.lab.logits(self.eager, subject.trying, self.batch)
         judged = self._compared(self.eager_logits, subject.temperature)
