@@ -44,8 +44,8 @@ PAGES = [page for page in PAGES if page not in ("docs/python.md", "docs/paper.md
 
 # `vitral serve` does not end by itself; what `vitral optimize` finds depends on the machine.
 _ONLY_PARSED = (
-    "imagenet/", "cifar10/", "clip.pth", "adapter/", "vitral push", "vitral bench", "vitral demo", "vitral serve",
-    "vitral optimize",
+    "imagenet/", "cifar10/", "clip.pth", "adapter/", "vitral push", "vitral bench", "vitral demo",
+    "vitral serve", "vitral optimize",
 )  # fmt: skip
 _SMALLER = (
     (r"\b(minutes|epochs|steps)=[\d.]+", "steps=2 batch_size=8 workers=0"),
