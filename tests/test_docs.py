@@ -47,6 +47,8 @@ _ONLY_PARSED = (
     "imagenet/", "cifar10/", "clip.pth", "adapter/", "vitral push", "vitral bench", "vitral demo",
     "vitral serve", "vitral optimize",
 )  # fmt: skip
+# A server asked by other programs; a search of minutes. tests/test_serve.py and test_optimize.py run them.
+_ONLY_PARSED_PAGES = ("docs/serve.md", "docs/optimize.md")
 _SMALLER = (
     (r"\b(minutes|epochs|steps)=[\d.]+", "steps=2 batch_size=8 workers=0"),
     (r"\bhf://\S+", "tiny"),
@@ -118,6 +120,9 @@ def test_every_command_and_snippet_of_a_page_works(
     page: str, desk: Path, vitral: Vitral, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = list(blocks(page))
+    if page in _ONLY_PARSED_PAGES:
+        parse_all(found, page)
+        return
     if "runs/photos" in "".join(text for _, text in found):
         first = "train photos/ --out runs/photos steps=2 batch_size=8 workers=0"
         if "vitral train photos/ --out runs/photos minutes" not in "".join(text for _, text in found):
@@ -136,6 +141,16 @@ def test_every_command_and_snippet_of_a_page_works(
             (desk / text.partition("\n")[0].removeprefix("# ")).write_text(text)
         else:
             assert language == "text" or "scripts/test" in text, f"{page}: say what this block is:\n{text}"
+
+
+def parse_all(found: list[tuple[str, str]], page: str) -> None:
+    """Parses the commands of ours and the code of a page, and runs none."""
+    for language, text in found:
+        for line in text.splitlines() if language == "console" else ():
+            if line.startswith("vitral "):
+                parse(line)
+        if language == "python":
+            compile(text, page, "exec")
 
 
 def goes_on(line: str, page: str) -> bool:
