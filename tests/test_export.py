@@ -270,6 +270,7 @@ def test_the_classifier_stays_as_it_is() -> None:
 # --- Images of any size ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_images_of_any_size(tmp_path: Path) -> None:
     found = classifier(embedding={"resize": "bicubic_antialias"})
     export(found, tmp_path / "art", to=["onnx", "pt2"], dynamic_size=True)

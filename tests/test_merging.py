@@ -448,6 +448,7 @@ def test_the_command_line_merges(
         ),
     ],
 )
+@pytest.mark.slow  # tests/test_export.py has one that is quick
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_exported_models_merge_alike(kind: str, tmp_path: Path) -> None:
     onnxruntime, openvino = pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
