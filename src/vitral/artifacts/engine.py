@@ -1,6 +1,7 @@
 """What every engine is: from the pixels of images to logits and probabilities, whatever computes them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -53,6 +54,11 @@ def in_sizes(
         parts.append(Answers(*(answer[:taken] for answer in run(batch))))
         done += taken
     return Answers(*(np.concatenate(answers) for answers in zip(*parts, strict=True)))
+
+
+def unusable(path: Path, error: Exception) -> VitralError:
+    """Says that an engine cannot use a file; its exceptions have no common class, and go on for pages."""
+    return VitralError(f"{path} cannot be used: {' '.join(str(error).split())[:300]}")
 
 
 def refuse_overflow(answers: Answers) -> Answers:

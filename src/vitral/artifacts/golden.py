@@ -53,10 +53,15 @@ def golden_picture() -> np.ndarray:
     return np.rint(picture_HWC.clip(0, 1) * 255).astype(np.uint8)
 
 
+def golden_png() -> bytes:
+    """The golden picture as a file."""
+    return _png(golden_picture())
+
+
 def write_golden(folder: Path, preprocess: Preprocess) -> np.ndarray:
     """Writes the picture and what a model sees of it; gives the latter, (H, W, 3) uint8."""
     Path(folder, "golden").mkdir(exist_ok=True)
-    picture = _png(golden_picture())
+    picture = golden_png()
     pixels_HWC = preprocess.pixels(picture)
     write_atomically(folder / PICTURE, picture)
     write_atomically(folder / PIXELS, _png(pixels_HWC))

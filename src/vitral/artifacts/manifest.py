@@ -20,8 +20,8 @@ _VERSION = 1
 Kind = Literal["onnx", "onnx-image", "openvino", "pt2", "web"]
 FormPrecision = Literal["float32", "bfloat16", "int8"]
 KINDS: tuple[str, ...] = get_args(Kind)
-# The kinds that Vitral itself answers with; the others are for other runtimes.
 _MODEL_SUFFIXES = (".onnx", ".xml", ".pt2", ".html")
+# The kinds that Vitral itself answers with; the others are for other runtimes.
 RUN_HERE: tuple[Kind, ...] = ("openvino", "onnx", "pt2")
 # Of the largest logit: float32 sums in another order; bfloat16 has 8 bits of mantissa. An int8 form is
 # compared with its own answers at export, which another processor may round otherwise.

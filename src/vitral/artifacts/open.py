@@ -37,11 +37,19 @@ def open_artifact(path: str | PathLike, *, form: str | None = None, trusted: boo
         VitralError: if a file is missing or changed, no form can be run here, or the golden picture gives
             other pixels, logits, probabilities or labels than at export.
     """
+    return open_with_about(path, form=form, trusted=trusted)[0]
+
+
+def open_with_about(
+    path: str | PathLike, *, form: str | None = None, trusted: bool = False
+) -> tuple[Predictor, About]:
+    """As `open_artifact`; gives what else is known of the model too."""
     folder, file = located(Path(path))
     manifest = read_manifest(folder)
     chosen = _first_that_runs(manifest, form or file, trusted=trusted)
+    _check_files(folder, manifest, chosen)
     predictor, _ = _opened(folder, manifest, chosen, trusted=trusted)
-    return predictor
+    return predictor, manifest.about
 
 
 def verify_artifact(
@@ -84,8 +92,8 @@ def _verified(folder: Path, manifest: Manifest, form: Form, *, trusted: bool) ->
 def _opened(
     folder: Path, manifest: Manifest, form: Form, *, trusted: bool
 ) -> tuple[Predictor, golden.Difference]:
+    """Runs a form whose files were checked on the golden picture."""
     about = manifest.about
-    _check_files(folder, manifest, form)
     pixels_HWC = golden.check_pixels(folder, about.preprocess)
     engine = engine_of(folder, about, form, trusted=trusted)
     kept = golden.kept_answers(folder, form.kind, about.labels)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitral.artifacts.engine import Answers, Engine
-from vitral.artifacts.prediction import Prediction, likeliest
+from vitral.artifacts.prediction import Prediction, likeliest, predicted
 from vitral.images.picture import ImageSource
 from vitral.images.preprocess import Preprocess
-from vitral.images.reading import as_sequence, batches_ahead
-from vitral.runtime.errors import ImageError
+from vitral.images.reading import as_sequence
 from vitral.runtime.limits import BATCH, LABELS
 from vitral.runtime.ranges import refuse_beyond
 
@@ -44,14 +43,13 @@ class Predictor:
         """As `predict`, one at a time while later images are still being read."""
         refuse_beyond("top", top, LABELS)
         refuse_beyond("batch_size", batch_size, BATCH)
-        for names, loaded in batches_ahead(images, self.pixels, batch_size):
-            readable = [item for item in loaded if not isinstance(item, ImageError)]
-            rows = iter(self.engine(np.stack(readable)).probabilities if readable else ())
-            for name, item in zip(names, loaded, strict=True):
-                if isinstance(item, ImageError):
-                    yield Prediction(name, (), str(item))
-                else:
-                    yield self.prediction(name, next(rows), top)
+        yield from predicted(
+            images,
+            self.pixels,
+            batch_size,
+            lambda pixels: self.engine(np.stack(pixels)).probabilities,
+            lambda name, probabilities_L: self.prediction(name, probabilities_L, top),
+        )
 
     def pixels(self, image: ImageSource) -> np.ndarray:
         """What the model sees of an image: uint8 (H, W, 3). Raises ImageError if it cannot be read."""

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from vitral.artifacts.manifest import is_artifact, located, read_manifest
-from vitral.artifacts.open import open_artifact
-from vitral.artifacts.prediction import Prediction, likeliest
+from vitral.artifacts.manifest import is_artifact
+from vitral.artifacts.open import open_with_about
+from vitral.artifacts.prediction import Prediction, likeliest, predicted
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint
 from vitral.images import notebook
 from vitral.images.picture import ImageSource
@@ -104,14 +104,13 @@ class Classifier:
             )
         if not self.labels:
             raise VitralError("this model has no labels to predict; train it, or ask for features")
-        for names, loaded in batches_ahead(images, self.preprocess, batch_size):
-            tensors = [item for item in loaded if isinstance(item, Tensor)]
-            rows = iter(self.log_probabilities(torch.stack(tensors)).exp().cpu().numpy() if tensors else ())
-            for name, item in zip(names, loaded, strict=True):
-                if isinstance(item, Tensor):
-                    yield Prediction(name, likeliest(next(rows), self.labels, top))
-                else:
-                    yield Prediction(name, (), str(item))
+        yield from predicted(
+            images,
+            self.preprocess,
+            batch_size,
+            lambda tensors: self.log_probabilities(torch.stack(tensors)).exp().cpu().numpy(),
+            lambda name, probabilities_L: Prediction(name, likeliest(probabilities_L, self.labels, top)),
+        )
 
     @torch.inference_mode()
     def features(
@@ -273,8 +272,7 @@ def artifact_classifier(
             f"{source} was exported as it is and computes on the CPU; {next(iter(asked))} cannot be changed: "
             "leave it out, or give the model that it was made from"
         )
-    predictor = open_artifact(source, trusted=trusted)
-    about = read_manifest(located(str(source))[0]).about
+    predictor, about = open_with_about(source, trusted=trusted)
     module = EngineModule(predictor.engine, about.preprocess)
     return Classifier(
         module,  # pyrefly: ignore[bad-argument-type] - a module of logits

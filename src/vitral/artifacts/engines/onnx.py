@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitral.artifacts.about import About, about_from
-from vitral.artifacts.engine import Answers, in_sizes, refuse_overflow
+from vitral.artifacts.engine import Answers, in_sizes, refuse_overflow, unusable
 from vitral.runtime.errors import VitralError
 from vitral.runtime.threads import engine_threads
 
@@ -28,8 +28,8 @@ class OnnxEngine:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no common class
-            raise VitralError(f"{path} cannot be used: {' '.join(str(error).split())[:300]}") from error
+        except Exception as error:
+            raise unusable(path, error) from error
         self.name = f"onnxruntime {onnxruntime.__version__}, {form.precision}"
         self.batch_sizes = tuple(form.options.get("batch_sizes", ()))
 
@@ -58,8 +58,8 @@ def run_on_picture(path: Path, picture_HWC: np.ndarray) -> list[np.ndarray]:
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return [np.asarray(output) for output in session.run(None, {"picture": picture_HWC})]
-    except Exception as error:  # its exceptions have no common class
-        raise VitralError(f"{path} cannot be used: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:
+        raise unusable(path, error) from error
 
 
 def open_engine(folder: Path, form: "Form", *, trusted: bool = False) -> tuple[OnnxEngine, About]:  # noqa: ARG001

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitral.artifacts.about import About
-from vitral.artifacts.engine import Answers, in_sizes, refuse_overflow
+from vitral.artifacts.engine import Answers, in_sizes, refuse_overflow, unusable
 from vitral.artifacts.engines.onnx import embedded_about
-from vitral.runtime.errors import VitralError
 from vitral.runtime.telemetry import import_silently
 from vitral.runtime.threads import engine_threads
 
@@ -43,7 +42,7 @@ class OpenVinoEngine:
         try:
             self._model = self._core.read_model(path)
         except Exception as error:
-            raise VitralError(f"{path} cannot be used: {' '.join(str(error).split())[:300]}") from error
+            raise unusable(path, error) from error
         hint = form.options.get("hint", "LATENCY")
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[form.precision],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitral.artifacts.about import About
-from vitral.artifacts.engine import Answers, refuse_overflow
+from vitral.artifacts.engine import Answers, refuse_overflow, unusable
 from vitral.artifacts.engines.onnx import embedded_about
 from vitral.runtime.errors import VitralError
 
@@ -32,7 +32,7 @@ class Pt2Engine:
         try:
             program = torch.export.load(path, extra_files=extra)
         except Exception as error:
-            raise VitralError(f"{path} cannot be used: {' '.join(str(error).split())[:300]}") from error
+            raise unusable(path, error) from error
         self._torch, self._module = torch, program.module()
         content = extra[METADATA_FILE]
         self.embedded = content.decode() if isinstance(content, bytes) else content

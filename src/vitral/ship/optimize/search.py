@@ -19,7 +19,7 @@ from vitral.ship.optimize.candidates import (
 )
 from vitral.ship.optimize.images import Pixels
 from vitral.ship.optimize.judge import Judgement, judge, refitted
-from vitral.ship.optimize.lab import Contender, Lab, batch_for, final
+from vitral.ship.optimize.lab import Contender, Lab, batch_for, final, speed
 from vitral.ship.optimize.ledger import Row, Verdict
 
 # A form must be this much faster than the eager model, beyond what rounds differ by on an idle machine.
@@ -144,8 +144,6 @@ class Search:
                 contender.rest()
 
     def _time_once(self, contender: Contender) -> None:
-        from vitral.ship.optimize.lab import speed
-
         own, eager = (
             {size: [self.lab.seconds(one, size, None)] for size in (1, self.batch)}
             for one in (contender, self.eager)

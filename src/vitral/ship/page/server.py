@@ -1,8 +1,6 @@
 """The page that a server gives at ``/``: it asks that server, and nobody else."""
 
-import io
-
-from vitral.artifacts.golden import golden_picture
+from vitral.artifacts.golden import golden_png
 from vitral.ship.page.assemble import policy, render, script
 
 _WORDS = {
@@ -28,12 +26,3 @@ def page_for_server() -> tuple[bytes, dict[str, str]]:
         "Cache-Control": "no-cache",
     }
     return render("Vitral", _WORDS, {"engine": "server"}, golden_png(), scripts), headers
-
-
-def golden_png() -> bytes:
-    """The golden picture as a file."""
-    from PIL import Image
-
-    content = io.BytesIO()
-    Image.fromarray(golden_picture()).save(content, "PNG", optimize=True)
-    return content.getvalue()

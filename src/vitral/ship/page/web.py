@@ -14,13 +14,13 @@ import numpy as np
 
 from vitral.artifacts.about import About
 from vitral.artifacts.engine import Answers
+from vitral.artifacts.golden import golden_png
 from vitral.images.preprocess import resizes_rows_first
 from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import write_atomically
 from vitral.runtime.settings import build
 from vitral.ship.page.assemble import encoded, policy, render, script
-from vitral.ship.page.server import golden_png
 
 FILE = "index.html"
 TOLERANCE = 1e-4  # of the largest logit; WebAssembly adds in another order

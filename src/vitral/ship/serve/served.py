@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitral.artifacts.manifest import located, read_manifest
-from vitral.artifacts.open import open_artifact
+from vitral.artifacts.open import open_with_about
 from vitral.artifacts.predictor import Predictor
 from vitral.runtime.errors import VitralError
 
@@ -57,8 +56,7 @@ def served_artifact(
     Raises:
         VitralError: as `open_artifact`.
     """
-    predictor = open_artifact(path, form=form, trusted=trusted)
-    about = read_manifest(located(path)[0]).about
+    predictor, about = open_with_about(path, form=form, trusted=trusted)
     facts = {"parameters": about.parameters, "temperature": about.temperature, "licence": about.licence}
     return Served(predictor, _named(name or about.name), None, facts)
 
