@@ -17,7 +17,10 @@ def open_eager(folder: Path, candidate: Candidate) -> tuple[Engine, tuple[int, i
     precision = "bfloat16" if candidate.precision == "bfloat16" else "float32"
     classifier = load(folder, device="cpu", precision=precision, merge=candidate.merge or None)
     if candidate.how == "dynamic":
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+        from torchao.quantization import (  # pyrefly: ignore[missing-import]
+            Int8DynamicActivationInt8WeightConfig,
+            quantize_,
+        )
 
         quantize_(classifier.model, Int8DynamicActivationInt8WeightConfig())
     if candidate.how == "compiled":
