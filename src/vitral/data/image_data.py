@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch.utils.data import Dataset
 
+from vitral.data.columns import FOUND, Columns
 from vitral.data.sources import find
 from vitral.data.sources.dataset import read_datasets
 from vitral.data.sources.doubles import note_on_doubles
@@ -105,7 +106,9 @@ class ImageData:
 DataSource = str | os.PathLike | Dataset | ImageData
 
 
-def open_data(source: DataSource, *, val_fraction: float = 0.2, seed: int = 0) -> ImageData:
+def open_data(
+    source: DataSource, *, val_fraction: float = 0.2, seed: int = 0, columns: Columns = FOUND
+) -> ImageData:
     """Finds the images of an image folder, parquet files, ``digits`` or a torch Dataset.
 
     An image folder holds one folder per class, or ``train/`` with ``val/`` or ``test/`` that do, by any
@@ -120,6 +123,7 @@ def open_data(source: DataSource, *, val_fraction: float = 0.2, seed: int = 0) -
             out others of its images.
         val_fraction: share of the images to hold out; 0 for none.
         seed: of that choice; the same seed holds out the same images.
+        columns: of a table, where its own names do not say.
 
     Raises:
         VitralError: if there is nothing usable there.
@@ -136,7 +140,7 @@ def open_data(source: DataSource, *, val_fraction: float = 0.2, seed: int = 0) -
             f"data is a {type(source).__name__}; give {limits.DATA}, or a torch Dataset of (image, label) "
             "with a length"
         )
-    return _divided(os.fspath(source), find(os.fspath(source)), val_fraction, seed)
+    return _divided(os.fspath(source), find(os.fspath(source), columns), val_fraction, seed)
 
 
 def _divided(source: str, found: Found, val_fraction: float, seed: int) -> ImageData:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from vitral.data.names import Names
 from vitral.images.files import opened
 from vitral.runtime.errors import VitralError
 
@@ -35,6 +36,8 @@ class Split:
     # (n,) indices into the classes; or, with any number of classes per image, (n, L) of which it shows.
     labels: np.ndarray
     names: Sequence[str]
+    # (n,) numbers of what must not stand in two splits, such as a patient; None: each image is its own.
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,7 +60,8 @@ class Split:
         return Split(
             _Taken(self.images, indices),
             self.labels[indices],
-            [self.names[index] for index in indices],
+            taken_names(self.names, indices),
+            None if self.groups is None else self.groups[indices],
         )
 
 
@@ -82,6 +86,11 @@ class Found:
     classes: tuple[str, ...]
     splits: dict[str, Split]
     notes: tuple[str, ...] = ()
+
+
+def taken_names(names: Sequence[str], rows: np.ndarray) -> Names:
+    """Gives the names of some rows, in this order."""
+    return names.take(rows) if isinstance(names, Names) else Names.of(names[int(row)] for row in rows)
 
 
 def shortened(names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ files count as images.
 
 from pathlib import Path
 
+from vitral.data.columns import FOUND, Columns
 from vitral.data.sources.digits import read_digits
 from vitral.data.sources.folder import read_folder
 from vitral.data.sources.parquet import read_parquet
@@ -16,8 +17,12 @@ from vitral.data.split import Found
 __all__ = ["FoundImages", "find", "find_images"]
 
 
-def find(source: str) -> Found:
+def find(source: str, columns: Columns = FOUND) -> Found:  # noqa: ARG001 - no door has columns yet
     """Gives the classes and splits of an image folder, parquet files or ``digits``.
+
+    Args:
+        source: as the command line's DATA.
+        columns: what a user says of a table's columns.
 
     Raises:
         VitralError: if there is nothing usable there.
