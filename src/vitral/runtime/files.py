@@ -1,7 +1,8 @@
 """Decides which file may be written when: a file or a folder appears whole, or not at all.
 
 `write_atomically` and `new_file` replace one file, `new_folder` makes one folder, `remove_leftovers` cleans
-up after processes that were killed in between. Nothing else in Vitral makes a file that others may read half-written.
+up after processes that were killed in between. Nothing else in Vitral makes a file
+that others may read half-written.
 """
 
 import os

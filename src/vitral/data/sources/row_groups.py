@@ -150,7 +150,8 @@ def refuse_larger_than_memory(groups: RowGroups) -> None:
         file, gigabytes = groups.files[groups.file_of[largest]], groups.nbytes[largest] / 1e9
         raise VitralError(
             f"{file} holds a row group of {gigabytes:.1f} GB of images, and {free / 1e9:.1f} GB of memory "
-            "are free; write it again with row groups of some hundred rows (row_group_size=100), or store the images as an image folder"
+            "are free; write it again with row groups of some hundred rows "
+            "(row_group_size=100), or store the images as an image folder"
         )
 
 
