@@ -4,7 +4,6 @@ Each shard is read once from end to end (`tar_index`); from then on any image is
 """
 
 import glob
-import importlib.util
 import itertools
 import json
 import os
@@ -27,6 +26,7 @@ from vitral.data.sources.tar_index import image_fields, index_of, text_fields
 from vitral.data.split import SPLITS, Found, Split, shortened
 from vitral.images.files import why_not_read
 from vitral.runtime.errors import ImageError, VitralError
+from vitral.runtime.extras import need
 from vitral.runtime.progress import progress
 
 PIPE = "pipe:"
@@ -56,8 +56,7 @@ def read_shards(source: str, columns: Columns = FOUND) -> Found:
     Raises:
         VitralError: if no file matches, a shard cannot be read, or samples have no label.
     """
-    if importlib.util.find_spec("pyarrow") is None:
-        raise VitralError("shards need the 'data' extra: pip install 'vitral[data]'")
+    need("a source of shards", "pyarrow", extra="data")
     shards = {split: _expanded(source, split) for split in (SPLITS if "{split}" in source else ("train",))}
     if not shards["train"]:
         raise VitralError(f"no file matches {source.replace('{split}', 'train')}")
