@@ -15,13 +15,8 @@ from vitral.recipes.optimizers import OPTIMIZERS
 from vitral.recipes.packaged import read
 from vitral.recipes.schema import OptimizerName, ScheduleName
 from vitral.runtime.devices import Placement
-from vitral.training.optimizers import (
-    ChainedOptimizer,
-    Muon,
-    build_optimizer,
-    orthogonalize,
-    parameter_groups,
-)
+from vitral.training.muon import Muon, orthogonalize
+from vitral.training.optimizers import ChainedOptimizer, build_optimizer, parameter_groups
 from vitral.training.schedule import _COURSES, Schedule, scaled_rate
 from vitral.training.step import Computation, Step
 
@@ -341,7 +336,7 @@ def test_a_step_is_recorded_for_whole_batches_of_a_shape_that_was_taken_before()
     model = tiny()
     step = Step(
         model.train(),
-        None,
+        [],
         lambda heads, targets, _: nn.functional.cross_entropy(heads[0], targets),
         lambda logits, targets: (logits.argmax(1) == targets.argmax(1)).sum(),
         built_for(model, "adamw"),

@@ -34,7 +34,9 @@ def _adamw(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optim
 
 def _sgd(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optimizer:
     """Coupled weight decay, as the paper's fine-tuning (which has none) and torch's SGD."""
-    return torch.optim.SGD(groups, lr=0.0, momentum=betas[0], fused=True)
+    # Of the fused kernels torch 2.14 knows only Adam's for weights that processes share.
+    fused = not any(hasattr(weight, "full_tensor") for group in groups for weight in group["params"])
+    return torch.optim.SGD(groups, lr=0.0, momentum=betas[0], fused=fused)
 
 
 def _lion(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optimizer:

@@ -148,6 +148,9 @@ class Batches:
     # Equal parts of a batch, each with random numbers of its own, that processes may share: so many processes
     # or fewer compute the same bits. Left out: as many as there are processes.
     parts: Annotated[int, Field(ge=1, le=65536)] = 1
+    # Divide weights, gradients and the optimizer's state among the processes (FSDP2), for a model that is too
+    # large for one.
+    shard: bool = False
     # Compute activations twice rather than keep them, to save memory (arXiv:1604.06174).
     checkpoint_layers: bool = False
 

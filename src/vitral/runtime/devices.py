@@ -58,7 +58,7 @@ class Placement:
     def put(self, tensor: Tensor) -> Tensor:
         return put(tensor, self.device)
 
-    def place(self, model: Model, *, training: bool = False) -> Model:
+    def place(self, model: Model, *, training: bool = False, on: torch.device | None = None) -> Model:
         """Put a model on the device, its weights in float32, in whatever type a file has them.
 
         A file's type is how weights are stored; they are trained and averaged in float32, and products
@@ -68,8 +68,9 @@ class Placement:
             model: any; one of ours chooses its kernels for the device and precision.
             training: whether it is to be trained, always under `autocast`: the tokens between layers are
                 then kept in `precision`.
+            on: where it waits, if it comes to the device later.
         """
-        placed = model.to(self.device, torch.float32)
+        placed = model.to(on or self.device, torch.float32)
         if choose := getattr(placed, "choose_kernels", None):  # of equal computations the faster one here
             choose(self.device, self.precision, training=training)
         return placed

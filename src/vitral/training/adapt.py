@@ -11,6 +11,7 @@ from vitral.model.vit import VisionTransformer
 from vitral.recipes.schema import Trained
 from vitral.runtime.errors import VitralError
 from vitral.runtime.extras import need
+from vitral.training.sharding import laid_out_like
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -79,4 +80,4 @@ def put_into(model: VisionTransformer, plain: VisionTransformer) -> None:
         if ".lora_B." in name:
             tensor.zero_()  # whatever A holds, the adapter then adds nothing
         elif ".lora_A." not in name:
-            tensor.copy_(weights[name.replace(".base_layer.", ".")])
+            tensor.copy_(laid_out_like(tensor, weights[name.replace(".base_layer.", ".")]))

@@ -79,7 +79,9 @@ def shape_of(parts: range) -> list[tuple[int, int]]:
     return [(node.level, node.place) for node in tree.nodes]
 
 
-def gradients_of(model: nn.Module, module: nn.Module, world: World, parts: int) -> Gradients:
+def gradients_of(
+    model: nn.Module, module: nn.Module, world: World, parts: int, *, sharded: bool = False
+) -> Gradients:
     """How the gradients of a model come together.
 
     Args:
@@ -87,7 +89,10 @@ def gradients_of(model: nn.Module, module: nn.Module, world: World, parts: int) 
         module: what is called for it, compiled or not.
         world: the processes.
         parts: of each batch.
+        sharded: whether the model is divided among the processes, which sums them by itself.
     """
+    if sharded:
+        return Whole(module)
     if world.alone:
         return OneProcess(model, module) if parts > 1 else Whole(module)
     return Replicas(model, world, parts)
@@ -95,7 +100,7 @@ def gradients_of(model: nn.Module, module: nn.Module, world: World, parts: int) 
 
 @dataclass(frozen=True)
 class Whole:
-    """Of a batch in one part: where they are."""
+    """Of a batch in one part, or of a divided model: where they are."""
 
     module: Any
 

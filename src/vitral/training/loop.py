@@ -218,6 +218,7 @@ def _mind_the_loss(run: Run) -> None:
     best = run.placement.place(run.best().model)
     for model in (run.model, run.average):
         put_into(model, best)
+    run.follow_average()
     run.optimizer.forget()
     run.tell.message(
         f"the loss rose from {watch.lowest.mean:.2f} to {watch.latest.mean:.2f} in {watch.window} steps: "

@@ -1,7 +1,7 @@
 """How weights change: groups of parameters, and the optimizers over them."""
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.optimizers import OPTIMIZERS, Group
 from vitral.recipes.schema import OptimizerName
-from vitral.runtime.devices import multiplies_bfloat16
+from vitral.training.muon import Muon, Sharing
+from vitral.training.sharding import laid_out_like
 
 # --- Groups of parameters ------------------------------------------------------------------------
 
@@ -145,11 +146,40 @@ class ChainedOptimizer:
                         value.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self.parts]}
+        """What is kept of each parameter, by its name; and of the groups of each optimizer."""
+        parameters: dict[str, dict[str, Any]] = {}
+        groups = []
+        for part in self.parts:
+            saved, named = part.state_dict(), _by_name(part)
+            for place, (name, _) in enumerate(named):
+                if place in saved["state"]:
+                    parameters[name] = saved["state"][place]
+            groups.append(
+                [
+                    {key: value for key, value in group.items() if key != "params"}
+                    for group in saved["param_groups"]
+                ]
+            )
+        return {"parameters": parameters, "groups": groups}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for part, saved in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(saved)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes tensors that are whole, or divided as the parameters are.
+
+        Raises:
+            KeyError: if it is not a state of these parameters; ValueError as well.
+        """
+        for part, groups in zip(self.parts, state["groups"], strict=True):
+            named, places = _by_name(part), count()
+            moments = {
+                place: {key: _as_kept(parameter, value) for key, value in state["parameters"][name].items()}
+                for place, (name, parameter) in enumerate(named)
+                if name in state["parameters"]
+            }
+            placed = [
+                {**saved, "params": [next(places) for _ in group["params"]]}
+                for saved, group in zip(groups, part.param_groups, strict=True)
+            ]
+            part.load_state_dict({"state": moments, "param_groups": placed})
         self._tie_rates()
 
     def average(self, on: bool) -> None:  # noqa: FBT001 - a switch, as in module.train(mode)
@@ -165,6 +195,7 @@ def build_optimizer(
     *,
     betas: tuple[float, float] = (0.9, 0.999),
     muon_momentum: float = 0.95,
+    sharing: Sharing | None = None,
 ) -> ChainedOptimizer:
     """An optimizer over `parameter_groups`.
 
@@ -173,6 +204,7 @@ def build_optimizer(
         groups: with "scale", "weight_decay" and "orthogonal".
         betas: of Adam and Lion; SGD's momentum is the first.
         muon_momentum: Nesterov's.
+        sharing: which process computes Muon's updates; None: this one all.
 
     Raises:
         VitralError: if it needs a package that is not installed.
@@ -182,105 +214,20 @@ def build_optimizer(
     row = OPTIMIZERS[name]
     parts: list[torch.optim.Optimizer] = [row.build(others, betas)] if others else []
     if matrices:
-        parts.append(Muon(matrices, momentum=muon_momentum))
+        parts.append(Muon(matrices, muon_momentum, sharing))
     device = groups[0]["params"][0].device
     capturable = device.type == "cuda" and row.capturable
     return ChainedOptimizer(parts, device, capturable=capturable, keeps_average=row.keeps_average)
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized (Jordan et al., https://kellerjordan.github.io/posts/muon).
-
-    The update of a matrix is the nearest semi-orthogonal one, scaled to the size of AdamW's updates so
-    that one learning rate and weight decay serve both (Moonlight, arXiv:2502.16982, eq. 4). Matrices of
-    one shape go through the iteration together, in bfloat16 where the device multiplies in it, for the
-    iteration forgives rounding: torch's own `torch.optim.Muon` takes them one by one and always in
-    bfloat16, which some CPUs emulate (docs/log.md, 2026-11-25). Filters (out, in, h, w) are matrices
-    (out, in * h * w).
-
-    Args:
-        groups: with "scale" and "weight_decay"; the schedule sets "lr".
-        momentum: Nesterov's.
-    """
-
-    def __init__(self, groups: list[Group], momentum: float = 0.95) -> None:
-        super().__init__(groups, {"lr": 0.0, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # noqa: ARG002  # pyrefly: ignore[bad-override]
-        for group in self.param_groups:
-            if trained := [weight for weight in group["params"] if weight.grad is not None]:
-                torch._foreach_mul_(trained, 1 - group["lr"] * group["weight_decay"])
-        for alike in _by_shape(self.param_groups):
-            self._update(*alike)
-
-    def _update(self, weights: list[Tensor], groups: list[Group]) -> None:
-        """Weights of one shape or its transpose, each with its group."""
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        buffers = [self._buffer(weight) for weight in weights]
-        momentum = self.defaults["momentum"]
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, gradients)
-        directions = torch._foreach_add(gradients, buffers, alpha=momentum)
-        stacked = torch.stack([_wide(direction) for direction in directions])
-        dtype = torch.bfloat16 if multiplies_bfloat16(stacked.device) else torch.float32
-        size = 0.2 * math.sqrt(max(stacked.shape[1:]))
-        rates_G = _stacked_rates(groups).mul(-size).to(stacked)
-        scaled = orthogonalize(stacked, dtype) * rates_G[:, None, None]
-        updates = [
-            (update if update.shape == weight.flatten(1).shape else update.mT).reshape(weight.shape)
-            for update, weight in zip(scaled, weights, strict=True)
-        ]
-        torch._foreach_add_(weights, updates)
-
-    def _buffer(self, weight: Tensor) -> Tensor:
-        state = self.state[weight]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(weight)
-        return state["momentum"]
+def _by_name(part: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
+    """An optimizer's parameters in its order; those of groups without names are called by their place."""
+    named = []
+    for group in part.param_groups:
+        names = group.get("names") or range(len(named), len(named) + len(group["params"]))
+        named += [(str(name), parameter) for name, parameter in zip(names, group["params"], strict=True)]
+    return named
 
 
-def _wide(weight: Tensor) -> Tensor:
-    """As a matrix with at least as many columns as rows."""
-    matrix = weight.flatten(1)
-    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
-
-
-def _stacked_rates(groups: list[Group]) -> Tensor:
-    """Numbers of the host in all their digits, tensors of the device as they are."""
-    rates = [group["lr"] for group in groups]
-    if isinstance(rates[0], Tensor):
-        return torch.stack(rates)
-    return torch.tensor(rates, dtype=torch.float64)
-
-
-def _by_shape(groups: list[Group]) -> Iterator[tuple[list[Tensor], list[Group]]]:
-    """Weights of each shape or its transpose, whatever their groups, which differ from layer to layer."""
-    shapes: dict[torch.Size, tuple[list[Tensor], list[Group]]] = {}
-    for group in groups:
-        for weight in group["params"]:
-            if weight.grad is not None:
-                weights, theirs = shapes.setdefault(_wide(weight).shape, ([], []))
-                weights.append(weight)
-                theirs.append(group)
-    yield from shapes.values()
-
-
-# Quintic whose slope at 0 is large: singular values from 1e-3 to 1 end between 0.7 and 1.2 after five
-# rounds (Jordan's post, "Newton-Schulz").
-_QUINTIC = (3.4445, -4.7750, 2.0315)
-_ROUNDS = 5
-
-
-def orthogonalize(matrices_GMN: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """About U V^T for each matrix U S V^T of a stack (G, M, N), by Newton-Schulz iteration in `dtype`.
-
-    Tall matrices take longer than their transposes, whose Gram matrices are smaller.
-    """
-    a, b, c = _QUINTIC
-    x = matrices_GMN / (matrices_GMN.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
-    x = x.to(dtype)
-    for _ in range(_ROUNDS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.to(matrices_GMN.dtype)
+def _as_kept(parameter: Tensor, value: Any) -> Any:
+    return laid_out_like(parameter, value) if isinstance(value, Tensor) else value

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,11 +33,13 @@ from vitral.training.clock import Clock
 from vitral.training.listeners import Listeners
 from vitral.training.loss_watch import LossWatch
 from vitral.training.memory import MemoryNeed, advice_when_out_of_memory, memory_need
+from vitral.training.muon import Owners, Together
 from vitral.training.objective import build_objective
 from vitral.training.optimizers import ChainedOptimizer, Group, build_optimizer, parameter_groups
 from vitral.training.parts import OURS, Parts, refuse_other_logits
 from vitral.training.run_folder import RunFolder
 from vitral.training.schedule import Schedule, scaled_rate
+from vitral.training.sharding import laid_out_like, shard, whole
 from vitral.training.state import RunState
 from vitral.training.step import Computation, RunningMean, Step, average_share
 
@@ -74,7 +77,10 @@ class Run:
         self.state = RunState()
         steps_per_epoch = len(data.split("train")) // recipe.batches.batch_size
         self.budget = Budget(recipe.limits, recipe.course, steps_per_epoch, self.state)
-        self.model: VisionTransformer = placement.place(checkpoint.model, training=True)
+        self.sharded = recipe.batches.shard and not self.world.alone
+        # A model that is to be divided need not fit the device before.
+        waits = torch.device("cpu") if self.sharded and parts.model is None else None
+        self.model: VisionTransformer = placement.place(checkpoint.model, training=True, on=waits)
         if parts.model is not None:
             refuse_other_logits(self.model, checkpoint.preprocess, checkpoint.labels, placement)
         self.model.train()
@@ -84,7 +90,10 @@ class Run:
         if parts.prepare:
             parts.prepare(self.model)
         self.world.align(self.model)
-        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()  # whole in every process
+        if self.sharded:
+            shard(self.model, placement)
+            self.average = self.average.to(placement.device)
         self.schedule = schedule_of(recipe)
         self._build_step()
         num_classes = len(checkpoint.labels)
@@ -101,12 +110,17 @@ class Run:
 
     def _build_step(self) -> None:
         recipe, how = self.recipe, self.recipe.optimization
+        # What steps let follow the weights: the average, or what this process has of it (`complete_average`).
+        self._followers: list[Tensor] = list(self.average.parameters())
+        if self.sharded:
+            self._followers = [weight.detach().clone() for weight in self.model.parameters()]
         groups = groups_by_recipe(self.model, recipe)
         if self.parts.optimizer:
             self.optimizer = ChainedOptimizer([self.parts.optimizer(groups)], self.placement.device)
         else:
+            sharing = Owners(self.world) if self.sharded else Together(self.world, recipe.batches.parts)
             self.optimizer = build_optimizer(
-                how.optimizer, groups, betas=how.betas, muon_momentum=how.muon_momentum
+                how.optimizer, groups, betas=how.betas, muon_momentum=how.muon_momentum, sharing=sharing
             )
         self.objective = build_objective(
             recipe.criterion,
@@ -124,7 +138,7 @@ class Run:
         captured = compiled and self.optimizer.capturable and simple
         self._update = Step(
             self.model,
-            None if self.optimizer.keeps_average else self.average,  # see `complete_average`
+            [] if self.optimizer.keeps_average else self._followers,  # see `complete_average`
             self.objective,
             self.task.hits,
             self.optimizer,
@@ -135,6 +149,7 @@ class Run:
                 captured,
                 recipe.batches.parts,
                 self.world,
+                self.sharded,
             ),
             self.placement,
             how.clip_norm,
@@ -160,7 +175,21 @@ class Run:
         with advice_when_out_of_memory(self.images_at_a_time):
             preprocess = self.checkpoint.preprocess
             shape = preprocess.channels, *preprocess.img_size
-            return memory_need(self.model, shape, self.images_at_a_time, self.placement)
+            if not self.sharded:
+                return memory_need(self.model, shape, self.images_at_a_time, self.placement)
+            return self._memory_of_shard(shape)
+
+    def _memory_of_shard(self, image_shape: tuple[int, ...]) -> MemoryNeed:
+        """Counted on the average, which this process has as a whole and can run alone."""
+        model = self.average.train()
+        for average, weight in zip(model.parameters(), self.model.parameters(), strict=True):
+            average.requires_grad_(weight.requires_grad)
+        try:
+            need = memory_need(model, image_shape, self.images_at_a_time, self.placement)
+        finally:
+            model.requires_grad_(False).eval()
+        average = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+        return replace(need, fixed=need.fixed // self.world.size + average)
 
     @property
     def averaged_checkpoint(self) -> Checkpoint:
@@ -330,18 +359,48 @@ class Run:
     def complete_average(self) -> None:
         """Copy what steps leave out of the average: buffers, such as a batch norm's statistics.
 
-        And the average that an optimizer keeps itself; the weights stay to the bit.
+        And the average that an optimizer keeps itself; the weights stay to the bit. Of a sharded run, whose
+        steps change each process's piece of the average, all of it. Every process asks.
         """
         for average, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
             average.copy_(buffer)
         if not self.optimizer.keeps_average:
+            if self.sharded:
+                self._gather(self._followers)
             return
         weights: list[Tensor] = list(self.model.parameters())
         before = [weight.clone() for weight in weights]
         self.optimizer.average(on=True)
-        torch._foreach_copy_(list(self.average.parameters()), weights)
+        self._gather(weights)
         self.optimizer.average(on=False)
-        torch._foreach_copy_(weights, before)
+        for weight, was in zip(weights, before, strict=True):
+            weight.copy_(was)
+
+    def _gather(self, weights: list[Tensor]) -> None:
+        for average, weight in zip(self.average.parameters(), weights, strict=True):
+            average.copy_(whole(weight))
+
+    @torch.no_grad()
+    def follow_average(self) -> None:
+        """Let steps go on from what `average` is now."""
+        if self.sharded:
+            for follower, average in zip(self._followers, self.average.parameters(), strict=True):
+                follower.copy_(laid_out_like(follower, average))
+
+    def tensors(self) -> dict[str, Any]:
+        """All that further steps need, as state dictionaries; divided where the run is sharded.
+
+        The average is what `complete_average` left.
+        """
+        average = self.average.state_dict()
+        if self.sharded and not self.optimizer.keeps_average:
+            names = [name for name, _ in self.average.named_parameters()]
+            average.update(zip(names, self._followers, strict=True))
+        return {
+            "model": self.model.state_dict(),
+            "average": average,
+            "optimizer": self.optimizer.state_dict(),
+        }
 
 
 def refuse_misfit(recipe: Resolved, processes: int) -> None:
@@ -352,6 +411,11 @@ def refuse_misfit(recipe: Resolved, processes: int) -> None:
         nearest = f"{below} or {below + parts}" if below else f"{parts}"
         raise VitralError(
             f"batch_size={size} cannot be divided into parts={parts}; take batch_size={nearest}"
+        )
+    if recipe.batches.shard and parts % processes:
+        raise VitralError(
+            f"shard=true needs as many parts in every process, and parts={parts} cannot be shared so by "
+            f"{processes}; start as many processes as divide {parts}, or begin a run with parts={processes}"
         )
     if processes > parts:
         raise VitralError(

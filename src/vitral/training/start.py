@@ -8,6 +8,7 @@ from vitral.inference.classifier import Classifier
 from vitral.runtime.stopping import Stopped, StopSignal
 from vitral.training.adapt import merged
 from vitral.training.run import Run
+from vitral.training.sharding import load
 from vitral.training.validation import validate
 
 # Images that a head may begin with; a part of an epoch.
@@ -42,8 +43,9 @@ def _start_head(run: Run) -> None:
     # would come first, and the loss would seem to rise after them.
     seed = run.recipe.course.seed + 1
     images = few_shot(train, max(_head_images(run) // len(run.data.classes), 1), seed)
-    # Adapters add nothing yet: the cache then knows the features as those of the model itself.
-    plain = merged(run.model)
+    # Adapters add nothing yet: the cache then knows the features as those of the model itself. The average
+    # is the model still, and whole.
+    plain = merged(run.average)
     found = run.world.from_first(
         lambda: fitted_head(
             Classifier(plain, run.checkpoint.preprocess, run.data.classes, run.placement),
@@ -55,12 +57,12 @@ def _start_head(run: Run) -> None:
         ),
         patient=True,
     )
-    run.model.train()
     if found is None:
         run.tell.message("no time for the head to begin as a linear probe: it begins at random")
         return
-    for model in (run.model, run.average):
-        found.head.put_into(model)
+    found.head.put_into(run.average)
+    load(run.model.head, run.average.head.state_dict())
+    run.follow_average()
     judged = f", right on {found.held_out_top1:.1%} of those held out" if found.held_out_top1 else ""
     run.tell.message(f"the head begins as a linear probe of {found.images:,} images{judged}")
 

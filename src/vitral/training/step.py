@@ -17,6 +17,7 @@ from vitral.runtime.devices import Placement
 from vitral.runtime.world import ALONE, World
 from vitral.training.distributed import gradients_of
 from vitral.training.optimizers import ChainedOptimizer
+from vitral.training.sharding import local, whole
 
 # Steps before a graph is recorded: compilers run in them, kernels are chosen, optimizers make their state.
 _WARM_UP = 3
@@ -41,6 +42,7 @@ class Computation:
     captured: bool = False  # recorded as a CUDA graph; the optimizer has to be capturable
     parts: int = 1  # of a batch, each with random numbers of its own
     world: World = ALONE  # the processes that share the parts
+    sharded: bool = False  # whether they share the weights too (`sharding.shard`)
 
     @property
     def part_size(self) -> int:
@@ -49,6 +51,11 @@ class Computation:
     @property
     def images_at_a_time(self) -> int:
         return -(-self.part_size // self.accumulate)
+
+    @property
+    def passes(self) -> int:
+        """Of a part that has all its images."""
+        return -(-self.part_size // self.images_at_a_time)
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class Step:
 
     Args:
         model: in training mode; called as a module. With two heads it gives their logits as (2, B, L).
-        average: a copy of the model that follows it; None if there is none.
+        averages: follow the model's parameters, one each; none if there is no average.
         objective: what is minimized.
         hits: counts the images that were right.
         optimizer: of the model's parameters.
@@ -116,7 +123,7 @@ class Step:
     def __init__(
         self,
         model: nn.Module,
-        average: nn.Module | None,
+        averages: Sequence[Tensor],
         objective: Objective,
         hits: Hits,
         optimizer: ChainedOptimizer,
@@ -128,9 +135,11 @@ class Step:
         self.optimizer, self.computation, self.placement = optimizer, computation, placement
         self.clip_norm = clip_norm
         self._weights: list[Tensor] = list(model.parameters())
-        self._averages: list[Tensor] = list(average.parameters()) if average else []
-        whole: Any = self._compile() if computation.compiled else model
-        self._gradients = gradients_of(model, whole, computation.world, computation.parts)
+        self._averages = list(averages)
+        module: Any = self._compile() if computation.compiled else model
+        self._gradients = gradients_of(
+            model, module, computation.world, computation.parts, sharded=computation.sharded
+        )
         # A stream of its own from the first step on: what autograd keeps of a step would tie a graph that is
         # recorded on another to this one.
         self._stream = torch.cuda.Stream() if computation.captured else None
@@ -222,23 +231,27 @@ class Step:
         mean_loss, hits = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
         size = self.computation.images_at_a_time
         pieces = list(zip(images_PCHW.split(size), targets_PL.split(size), strict=True))
+        sound = len(pieces)
+        if self.computation.sharded:  # in every pass all processes gather weights: they take as many
+            pieces += [(images_PCHW[:1], targets_PL[:1])] * (self.computation.passes - sound)
         for place, (images_QCHW, targets_QL) in enumerate(pieces):
             with self._gradients.passing(last=last and place == len(pieces) - 1):
                 with self.placement.autocast():
                     logits = self._gradients.module(images_QCHW)
                 heads = logits.unbind() if logits.ndim == 3 else [logits]
                 loss = self.objective(heads, targets_QL, images_QCHW)
-                share = len(images_QCHW) / len(images_PCHW)
+                share = len(images_QCHW) / len(images_PCHW) if place < sound else 0.0
                 (loss * (share * weight)).backward()
             mean_loss += share * loss.detach()
-            hits += self.hits(heads[0], targets_QL)
+            if place < sound:
+                hits += self.hits(heads[0], targets_QL)
         self._gradients.take(part, last=last)
         return StepResult(mean_loss, hits)
 
     def update(self, rate: float | Tensor, share: float | Tensor) -> None:
         """Changes the weights by the gradients, and the average by the weights."""
         if self.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            clip(self._weights, self.clip_norm)
         self.optimizer.set_learning_rate(rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -277,9 +290,18 @@ class _CapturedStep:
         return self._result
 
 
+def clip(parameters: Sequence[Tensor], limit: float) -> None:
+    """Scale all gradients down to a norm of `limit` together, where it is larger."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    # Of divided gradients it is each process's part of a sum until it is asked for (pytorch#170862).
+    norm = whole(nn.utils.get_total_norm(gradients))
+    nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+
+
 @torch.no_grad()
 def update_average(averages: list[Tensor], weights: list[Tensor], share: float | Tensor) -> None:
     """Average + share * (weight - average), of each pair; on a GPU the share may be a scalar there."""
+    averages, weights = [*map(local, averages)], [*map(local, weights)]
     if not isinstance(share, Tensor):
         torch._foreach_lerp_(averages, weights, share)
         return
