@@ -1,28 +1,51 @@
-"""Writing all that a resume needs."""
+"""Writing all that a resume needs, while the run goes on: steps wait only until a copy is made."""
 
+from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from vitral.checkpoints.folder import description
 from vitral.training.run import Run
+from vitral.training.sharding import mapped, on_host, whole
 from vitral.training.state import Saved
 from vitral.training.validation import refuse_lost
 
+# Bytes of a state from which the processes of a sharded run write their pieces each; less is one file.
+LARGE = 4 << 30
+
 
 def save(run: Run) -> None:
-    """Write the run's state, unless its loss is lost."""
+    """Write the run's state in the background, unless its loss is lost. Every process asks."""
     refuse_lost(run)
     with run.clock.of("saving"):
         run.complete_average()
-        tensors = {
-            "model": run.model.state_dict(),
-            "average": run.average.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-        }
-        run.files.save(saved_of(run, tensors), run.averaged_checkpoint)
+        tensors = run.tensors()
+        if run.sharded and _bytes_of(tensors) > LARGE:
+            run.files.save_pieces(saved_of(run, mapped(on_host, tensors)), run.averaged_checkpoint)
+        else:
+            run.files.save(saved_of(run, gathered(run, tensors)), run.averaged_checkpoint)
         run.files.note_damaged(run.damage.reasons)
 
 
 def saved_of(run: Run, tensors: dict[str, Any]) -> Saved:
+    """The run's state as it is now, whatever further steps change."""
     record = run.files.record
     run.state.loss_watch, run.state.time = run.loss_watch.state_dict(), dict(run.clock.seconds)
-    return Saved(run.state, tensors, description(run.checkpoint), record.id if record else None)
+    return Saved(replace(run.state), tensors, description(run.checkpoint), record.id if record else None)
+
+
+def gathered(run: Run, tree: dict[str, Any]) -> dict[str, Any]:
+    """A copy of all tensors in the CPU's memory, whole, in the first process. Every process asks."""
+
+    def kept(tensor: Tensor) -> Tensor | None:
+        all_of_it = whole(tensor)
+        return on_host(all_of_it) if run.world.is_first else None
+
+    return mapped(kept, tree)
+
+
+def _bytes_of(tree: dict[str, Any]) -> int:
+    sizes: list[int] = []
+    mapped(lambda tensor: sizes.append(tensor.numel() * tensor.element_size()), tree)
+    return sum(sizes)

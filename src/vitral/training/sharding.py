@@ -20,7 +20,8 @@ def shard(model: nn.Module, placement: Placement) -> None:
 
     Every process has the same whole model, on the CPU if it does not fit the device. Gradients are summed,
     not averaged. In bfloat16 the weights travel and are used in it, rounded anew in every pass, and gradients
-    are summed in float32: under autocast alone a rounded copy of every weight would stay until the backward pass.
+    are summed in float32: under autocast alone a rounded copy of every weight would stay until the backward
+    pass.
 
     Args:
         model: whose trained parameters are chosen already.
