@@ -34,6 +34,7 @@ from vitral.training.run_folder import RunFolder, changed
 from vitral.training.saving import save
 from vitral.training.start import start_tuning
 from vitral.training.state import Summary
+from vitral.training.tracking.tracking import tracking
 from vitral.training.validation import validate
 
 # Of the learning rate, where the loss rose.
@@ -69,8 +70,9 @@ def train(
     if "val" not in data.splits:
         raise VitralError(f"{data.source} has no validation images; give a val folder, or val_fraction=0.2")
     files = RunFolder(folder, Listeners(*listeners).message, parts.model)
-    tell = Listeners(_metrics_writer(files), *listeners)
-    with deterministic(), stop_signal() as stop, files.claimed():
+    told = Listeners(*listeners)
+    with deterministic(), stop_signal() as stop, files.claimed(), tracking(told, stop) as trackers:
+        tell = Listeners(_metrics_writer(files), trackers, *listeners)
         if not resume:
             files.refuse_to_begin(data, recipe)
             with computing_threads(thread_count(recipe.get("threads"))):
