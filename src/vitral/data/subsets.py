@@ -14,11 +14,20 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 
     Images are ranked by a hash of their name, so that adding some moves few others. With several classes an
     image, the images of the rarest class are divided first, and those of each further class as far as they
-    are not divided yet (iterative stratification, Sechidis et al., 2011).
+    are not divided yet (iterative stratification, Sechidis et al., 2011). Where the split has groups, each
+    is held out whole or not at all, and the shares are as near as that allows.
 
     Raises:
         VitralError: if there would be none to validate on.
     """
+    if split.groups is not None:
+        chosen = _groups_to_hold_out(split.labels, split.groups, fraction, seed)
+        if not chosen.any():
+            raise VitralError(
+                "no group of images can be held out to validate on, for each has a class that no other has; "
+                "give a val split, or more groups"
+            )
+        return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
     ranks = np.array([hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest()[:8] for name in split.names])
     chosen, divided = np.zeros(len(split), dtype=bool), np.zeros(len(split), dtype=bool)
     groups = rows_by_class(split.labels)
@@ -36,6 +45,39 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
             "no image can be held out to validate on; give a val folder, or more images per class"
         )
     return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
+
+
+def _groups_to_hold_out(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Which images are of groups to hold out, (n,).
+
+    Class by class from the rarest on, in the order of the groups' hashes; a group is taken if the class's
+    share then is nearer to `fraction`, and if each of its classes keeps another group to learn from.
+    """
+    numbers, group_of = np.unique(groups, return_inverse=True)
+    ranks = [hashlib.sha256(f"{seed}/{number}".encode()).digest() for number in numbers]
+    classes = rows_by_class(labels)
+    # Of each pair of class and group that there is, how many images; by group, and by class in hashed order.
+    within: list[dict[int, int]] = [{} for _ in numbers]
+    for place, rows in enumerate(classes):
+        for group, count in zip(*np.unique(group_of[rows], return_counts=True), strict=True):
+            within[group][place] = int(count)
+    left = np.bincount([place for of_group in within for place in of_group], minlength=len(classes))
+    held = np.zeros(len(classes), dtype=np.int64)
+    chosen, seen = np.zeros(len(numbers), dtype=bool), np.zeros(len(numbers), dtype=bool)
+    for place in sorted(range(len(classes)), key=lambda place: len(classes[place])):
+        wanted = max(len(classes[place]) * fraction, 1)
+        for group in sorted({*group_of[classes[place]].tolist()}, key=ranks.__getitem__):
+            count = within[group][place]
+            nearer = abs(held[place] + count - wanted) < abs(held[place] - wanted)
+            if seen[group] or not nearer:
+                continue
+            seen[group] = True
+            if all(left[other] > 1 for other in within[group]):
+                chosen[group] = True
+                for other, images in within[group].items():
+                    held[other] += images
+                    left[other] -= 1
+    return chosen[group_of]
 
 
 def rows_by_class(labels: np.ndarray) -> list[np.ndarray]:

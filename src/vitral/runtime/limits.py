@@ -19,7 +19,9 @@ RATE = (0, 100_000)  # requests a second; more than 0
 REQUESTS = 10_000_000  # of a load test: their times are kept in memory
 
 # What DATA may be.
-DATA = "an image folder, a .parquet file or pattern with {split}, or 'digits'"
+DATA = (
+    "an image folder, a table (.csv, .tsv, .jsonl, .parquet) or a pattern of tables with {split}, or 'digits'"
+)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 TTA = ("none", "flip")

@@ -1,120 +1,82 @@
 """Parquet files with a column of images and one of labels, in the Hugging Face layout or a plainer one."""
 
-import glob
 import os
 import shlex
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
-from vitral.data.sources.labels import read_labels
-from vitral.data.split import SPLITS, Found, Split, shortened
+from vitral.data.sources.rows import one_line
+from vitral.data.split import Images
 from vitral.images.files import refuse_irregular, why_not_read
 from vitral.runtime.errors import ImageError, VitralError
 
-_SPELLINGS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test",),
-}
 # Folders, as PATH lists them, that image paths in parquet files may lead to beside the file's own.
 FOLDERS_VARIABLE = "VITRAL_IMAGE_FOLDERS"
 
 
-def read_parquet(pattern: str) -> Found:
-    """The classes and splits of a file or pattern, with ``{split}`` in it or not.
+class ParquetFile:
+    """A file of rows whose images are bytes, or paths.
 
     Raises:
-        VitralError: if no file matches, or one cannot be used.
+        VitralError: if it cannot be read.
     """
-    files = _files(pattern)
-    parts = {name: [_read(path) for path in paths] for name, paths in files.items()}
-    tables = {name: _joined(files[name], of_split) for name, of_split in parts.items()}
-    classes, labels, notes = read_labels(pattern, tables)
-    splits = {}
-    for name in labels:
-        folders = [Path(path).parent for path in files[name]]
-        images = _ParquetImages(
-            [(t["image"], folder) for t, folder in zip(parts[name], folders, strict=True)]
-        )
-        splits[name] = Split(images, labels[name], [f"{name} row {row}" for row in range(len(images))])
-    return Found(classes, splits, tuple(notes))
 
+    first_row = 0
 
-def _files(pattern: str) -> dict[str, list[str]]:
-    """The files of each split."""
-    files = {
-        name: sorted(found)
-        for name, spellings in _SPELLINGS.items()
-        for spelling in spellings
-        if (found := _matches(pattern.replace("{split}", spelling)))
-    }
-    if "{split}" not in pattern:
-        files = {"train": files["train"]} if files else {}
-    if "train" not in files:
-        raise VitralError(f"no file matches {pattern.replace('{split}', 'train')}")
-    return {name: files[name] for name in SPLITS if name in files}
+    def __init__(self, path: str) -> None:
+        with _reading(path):
+            import pyarrow.parquet as pq
 
+            refuse_irregular(path)
+            schema = pq.read_schema(path)
+        self.path, self.names = path, list(schema.names)
+        self.metadata: Mapping[bytes, bytes] | None = schema.metadata
 
-def _matches(pattern: str) -> list[str]:
-    return [pattern] if os.path.lexists(pattern) else glob.glob(pattern)
-
-
-def _read(path: str) -> Any:
-    """The columns "image" and "label" of a file, each row's image checked to be of a kind that is read."""
-    try:
+    def read(self, columns: Sequence[str]) -> Any:
+        """Give columns as an Arrow table."""
         import pyarrow.parquet as pq
+
+        with _reading(self.path):
+            return pq.read_table(self.path, columns=list(columns), partitioning=None)
+
+    def images(self, column: str, root: str) -> Images:
+        """Give the pictures of a column; paths begin from `root`, or the file's own folder."""
+        import pyarrow.parquet as pq
+
+        with _reading(self.path):
+            metadata = pq.read_metadata(self.path)
+        _refuse_larger_than_memory(self.path, metadata, column)
+        cells = self.read([column])[column]
+        folder = os.path.expanduser(root) if root else os.path.dirname(self.path)
+        _check_images(self.path, cells, folder)
+        return _ParquetImages(cells, Path(folder))
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    try:
+        yield
     except ImportError:
         raise VitralError("parquet files need the 'data' extra: pip install 'vitral[data]'") from None
-    try:
-        refuse_irregular(path)
     except ImageError as error:
         raise VitralError(f"{path}: {error}") from None
-    try:
-        schema = pq.read_schema(path)
-        label = "labels" if "labels" in schema.names and "label" not in schema.names else "label"
-        missing = {"image", label} - set(schema.names)
-        if missing:
-            raise VitralError(
-                f"{path} has no column {' and '.join(sorted(missing))}; it has {shortened(schema.names)}"
-            )
-        _refuse_twice(path, schema.names, ["image", label])
-        _refuse_larger_than_memory(path, pq.read_metadata(path), ("image", label))
-        table = pq.read_table(path, columns=["image", label], partitioning=None)
-    except VitralError:
-        raise
     except PermissionError as error:
         raise VitralError(f"{path} {why_not_read(error)}") from error
     except Exception as error:  # Arrow raises a dozen kinds on damaged files
-        raise VitralError(f"{path} cannot be read as a parquet file: {_one_line(error)}") from error
-    # Renaming drops the metadata, which names the classes.
-    table = table.rename_columns(["image", "label"]).replace_schema_metadata(schema.metadata)
-    _check_images(path, table["image"])
-    return table
+        raise VitralError(f"{path} cannot be read as a parquet file: {one_line(error)}") from error
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _refuse_twice(path: str, names: Sequence[str], wanted: Sequence[str]) -> None:
-    for name in wanted:
-        if list(names).count(name) > 1:
-            raise VitralError(f"{path} has {names.count(name)} columns {name!r}; which one is meant?")
-
-
-def _refuse_larger_than_memory(path: str, metadata: Any, columns: tuple[str, str]) -> None:
+def _refuse_larger_than_memory(path: str, metadata: Any, column: str) -> None:
     chunks = (
-        metadata.row_group(group).column(column)
+        metadata.row_group(group).column(place)
         for group in range(metadata.num_row_groups)
-        for column in range(metadata.num_columns)
+        for place in range(metadata.num_columns)
     )
-    wanted = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
+    wanted = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column)
     free = psutil.virtual_memory().available
     if wanted > free:
         raise VitralError(
@@ -123,44 +85,31 @@ def _refuse_larger_than_memory(path: str, metadata: Any, columns: tuple[str, str
         )
 
 
-def _joined(paths: list[str], tables: list[Any]) -> Any:
-    import pyarrow as pa
-
-    try:
-        return pa.concat_tables(tables)
-    except (pa.ArrowException, ValueError) as error:
-        raise VitralError(f"the images or labels of {shortened(paths)} are of different types") from error
-
-
 # --- Images ----------------------------------------------------------------------------------------
 
 
 class _ParquetImages:
-    """Encoded images of the parts of a parquet column, read out one at a time."""
+    """Encoded images of a column, read out one at a time."""
 
-    def __init__(self, parts: list[tuple[Any, Path]]) -> None:
-        self.parts = parts  # a column of cells, and the folder that its paths begin from
-        self.ends = np.cumsum([len(column) for column, _ in parts]).tolist()
+    def __init__(self, cells: Any, folder: Path) -> None:
+        self.cells, self.folder = cells, folder  # whose paths begin from there
 
     def __len__(self) -> int:
-        return self.ends[-1]
+        return len(self.cells)
 
     def __getitem__(self, index: int) -> bytes | Path:
-        index = range(len(self))[int(index)]
-        part = bisect_right(self.ends, index)
-        column, folder = self.parts[part]
-        value = column[index - (self.ends[part - 1] if part else 0)].as_py()
+        value = self.cells[range(len(self))[int(index)]].as_py()
         if isinstance(value, dict):
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if not value:
             raise ImageError("its cell is empty")
         if not isinstance(value, str):
             return value
-        refuse_irregular(folder / value)
-        return folder / value
+        refuse_irregular(self.folder / value)
+        return self.folder / value
 
 
-def _check_images(path: str, column: Any) -> None:
+def _check_images(path: str, column: Any, folder: str) -> None:
     """Raises VitralError unless the cells are bytes, text that is a path, or {bytes, path}."""
     import pyarrow as pa
     import pyarrow.compute
@@ -184,7 +133,7 @@ def _check_images(path: str, column: Any) -> None:
         return
     else:
         raise VitralError(f"{path}: images are {kind}; they must be bytes, paths, or {{bytes, path}}")
-    _refuse_outside(path, pc.unique(paths).to_pylist())
+    _refuse_outside(path, pc.unique(paths).to_pylist(), folder)
 
 
 def _value_type(kind: Any) -> Any:
@@ -216,13 +165,13 @@ def _is_bytes(kind: Any) -> bool:
     )
 
 
-def _refuse_outside(file: str, paths: list[str | None]) -> None:
+def _refuse_outside(file: str, paths: list[str | None], folder: str) -> None:
     """A file from elsewhere must not have any file of this machine opened and shown.
 
     Raises:
-        VitralError: if a path leads out of the file's folder, and of those that the user allows.
+        VitralError: if a path leads out of the folder that paths begin from, and of those that are allowed.
     """
-    own = os.path.abspath(os.path.dirname(file))
+    own = os.path.abspath(folder)
     listed = os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep)
     allowed = [own, *(os.path.abspath(folder) for folder in listed if folder)]
     for path in filter(None, paths):
