@@ -147,7 +147,10 @@ def test_a_tracker_that_fails_or_hangs_is_told_once_and_changes_nothing(
     assert summary.finished
     assert summary.test == alone.test
     ours, theirs = (
-        [{name: value for name, value in line.items() if name not in ("seconds", "time")} for line in lines(run)]
+        [
+            {name: value for name, value in line.items() if name not in ("seconds", "time")}
+            for line in lines(run)
+        ]
         for run in (tmp_path / "run", tmp_path / "alone")
     )
     assert ours == theirs
@@ -163,7 +166,9 @@ def test_a_missing_package_is_named_before_anything_is_written(
     data: ImageData, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TRACKERS, "wandb", ("no_such_package", Fake))
-    with pytest.raises(VitralError, match=r"track=wandb needs the 'wandb' extra: pip install 'vitral\[wandb\]'"):
+    with pytest.raises(
+        VitralError, match=r"track=wandb needs the 'wandb' extra: pip install 'vitral\[wandb\]'"
+    ):
         train(data, tmp_path / "run", recipe.changed(track="wandb"))
     assert not (tmp_path / "run").exists()
 
