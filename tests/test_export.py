@@ -29,7 +29,6 @@ from vitral.ship.export import forms
 from vitral.ship.export import onnx as as_onnx
 from vitral.ship.export.export import Exported, export, in_float32
 from vitral.ship.export.picture import picture_model
-from vitral.ship.export.pixels import PixelsModel, exported
 
 LABELS = ('a "quoted" <label> & more', "猫\nと犬", "plain", "ümläut", "five")
 SIDE = 24
@@ -365,8 +364,7 @@ def test_a_form_that_answers_otherwise_is_not_kept(
         other: Any = in_float32(classifier())
         with torch.no_grad():
             other.model.head.weight[0, 0] += 0.05
-        program = exported(PixelsModel(other), (SIDE, SIDE))
-        return as_is(folder, replace(source, program=program))
+        return as_is(folder, replace(source, classifier=other))
 
     as_is = forms._WRITERS["onnx"]
     monkeypatch.setitem(forms._WRITERS, "onnx", other_weights)

@@ -13,6 +13,7 @@ from vitral.data.sources.rows import one_line
 from vitral.data.split import Images
 from vitral.images.files import refuse_irregular, why_not_read
 from vitral.runtime.errors import ImageError, VitralError
+from vitral.runtime.extras import need
 
 # Folders, as PATH lists them, that image paths in parquet files may lead to beside the file's own.
 FOLDERS_VARIABLE = "VITRAL_IMAGE_FOLDERS"
@@ -58,10 +59,9 @@ class ParquetFile:
 
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
+    need("a parquet file", "pyarrow", extra="data")
     try:
         yield
-    except ImportError:
-        raise VitralError("parquet files need the 'data' extra: pip install 'vitral[data]'") from None
     except ImageError as error:
         raise VitralError(f"{path}: {error}") from None
     except PermissionError as error:
