@@ -1,6 +1,7 @@
 """Exported forms give torch's numbers, from pixels or from pictures on, or are refused in a line."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -341,7 +342,7 @@ def test_other_channels_than_pictures_have(tmp_path: Path) -> None:
 def test_a_library_that_is_missing(
     model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitral.ship.export.export.find_spec", lambda name: None if name == "openvino" else 1)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(
         VitralError, match=r"the form openvino needs openvino: pip install 'vitral\[export\]'"
     ):
