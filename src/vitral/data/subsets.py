@@ -50,33 +50,35 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 def _groups_to_hold_out(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Which images are of groups to hold out, (n,).
 
-    Class by class from the rarest on, in the order of the groups' hashes; a group is taken if the class's
-    share then is nearer to `fraction`, and if each of its classes keeps another group to learn from.
+    In the order of the groups' hashes a group is taken if that brings the shares of its classes nearer to
+    `fraction` (the sum of their squared distances), and if each of its classes keeps another group to learn
+    from. If none is taken so, the nearest is.
     """
     numbers, group_of = np.unique(groups, return_inverse=True)
-    ranks = [hashlib.sha256(f"{seed}/{number}".encode()).digest() for number in numbers]
     classes = rows_by_class(labels)
-    # Of each pair of class and group that there is, how many images; by group, and by class in hashed order.
-    within: list[dict[int, int]] = [{} for _ in numbers]
+    shares: list[dict[int, float]] = [{} for _ in numbers]  # of each group: of its classes' images
     for place, rows in enumerate(classes):
         for group, count in zip(*np.unique(group_of[rows], return_counts=True), strict=True):
-            within[group][place] = int(count)
-    left = np.bincount([place for of_group in within for place in of_group], minlength=len(classes))
-    held = np.zeros(len(classes), dtype=np.int64)
-    chosen, seen = np.zeros(len(numbers), dtype=bool), np.zeros(len(numbers), dtype=bool)
-    for place in sorted(range(len(classes)), key=lambda place: len(classes[place])):
-        wanted = max(len(classes[place]) * fraction, 1)
-        for group in sorted({*group_of[classes[place]].tolist()}, key=ranks.__getitem__):
-            count = within[group][place]
-            nearer = abs(held[place] + count - wanted) < abs(held[place] - wanted)
-            if seen[group] or not nearer:
-                continue
-            seen[group] = True
-            if all(left[other] > 1 for other in within[group]):
-                chosen[group] = True
-                for other, images in within[group].items():
-                    held[other] += images
-                    left[other] -= 1
+            shares[group][place] = count / len(rows)
+    left = np.bincount([place for of_group in shares for place in of_group], minlength=len(classes))
+    held, chosen = np.zeros(len(classes)), np.zeros(len(numbers), dtype=bool)
+
+    def cost(group: int) -> float:
+        """How much farther from `fraction` the shares are with it."""
+        return sum(share * (share + 2 * (held[place] - fraction)) for place, share in shares[group].items())
+
+    ranked = sorted(
+        range(len(numbers)), key=lambda group: hashlib.sha256(f"{seed}/{numbers[group]}".encode()).digest()
+    )
+    for group in ranked:
+        if cost(group) < 0 and all(left[place] > 1 for place in shares[group]):
+            chosen[group] = True
+            for place, share in shares[group].items():
+                held[place] += share
+                left[place] -= 1
+    spare = [group for group in ranked if all(left[place] > 1 for place in shares[group])]
+    if not chosen.any() and spare:
+        chosen[min(spare, key=cost)] = True
     return chosen[group_of]
 
 

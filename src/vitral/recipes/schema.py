@@ -205,7 +205,8 @@ class Mixing:
 class Images:
     """Which images are trained on, and in which order."""
 
-    sampling: Literal["shuffled", "balanced"] = "shuffled"  # "balanced": each class is drawn as often
+    # "balanced": each class is drawn as often; "blocks": shuffled, row groups or shards one after the other.
+    sampling: Literal["shuffled", "balanced", "blocks"] = field(default="shuffled", metadata=_CHOSEN)
     # Times that an image is taken in a row, each time altered anew.
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     val_fraction: Share = 0.2  # share to validate on, where the data has no validation split
@@ -214,7 +215,7 @@ class Images:
     image_column: str = field(default="", metadata=_UNSET)
     # The column of the labels; several columns of 0 and 1, a class each, with commas between.
     label_column: str = field(default="", metadata=_UNSET)
-    # What stands between several labels in one cell, such as " " or "|"; left out: a cell is one label.
+    # What stands between several labels in one cell, such as " " or ";"; left out: a cell is one label.
     label_delimiter: str = field(default="", metadata=_UNSET)
     split_column: str = field(default="", metadata=_UNSET)  # the column that says train, val or test
     # The column of what must not stand in two splits, such as a patient; images are held out by the group.

@@ -20,7 +20,8 @@ REQUESTS = 10_000_000  # of a load test: their times are kept in memory
 
 # What DATA may be.
 DATA = (
-    "an image folder, a table (.csv, .tsv, .jsonl, .parquet) or a pattern of tables with {split}, or 'digits'"
+    "an image folder, a table (.csv, .tsv, .jsonl, .parquet) or shards (.tar), or a pattern of those with "
+    "{split}, hf://datasets/ORG/NAME, or 'digits'"
 )
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")

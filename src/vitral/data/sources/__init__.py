@@ -13,6 +13,7 @@ from vitral.data.sources.digits import read_digits
 from vitral.data.sources.folder import read_folder
 from vitral.data.sources.parquet import ParquetFile
 from vitral.data.sources.rows import read_tables
+from vitral.data.sources.shards import is_shards, read_shards
 from vitral.data.sources.table import SUFFIXES, open_table
 from vitral.data.sources.tree import FoundImages, find_images
 from vitral.data.sources.unlabelled import Unlabelled, find_unlabelled
@@ -35,8 +36,8 @@ def find(source: str, columns: Columns = FOUND) -> Found:
         return read_digits()
     if source.lower().endswith(SUFFIXES):
         return read_tables(source, columns, open_table)
-    return (
-        read_tables(source, columns, ParquetFile)
-        if source.endswith(".parquet")
-        else read_folder(Path(source))
-    )
+    if source.endswith(".parquet"):
+        return read_tables(source, columns, ParquetFile)
+    if is_shards(source):
+        return read_shards(source, columns)
+    return read_folder(Path(source))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vitral.data.split import evenly
 from vitral.images.files import USUAL_SUFFIXES, has_image_suffix
-from vitral.runtime.errors import VitralError
+from vitral.runtime.errors import ImageError, VitralError
 
 _LOOKED_FOR = 20
 
@@ -44,7 +44,10 @@ class NamedFiles:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Path:
-        path = os.path.join(self.root, os.path.expanduser(self.names[int(index)]))
+        name = self.names[int(index)]
+        if not name:
+            raise ImageError("its cell is empty")
+        path = os.path.join(self.root, os.path.expanduser(name))
         if has_image_suffix(path) or os.path.isfile(path):
             return Path(path)
         there = (path + suffix for suffix in self.suffixes if os.path.isfile(path + suffix))

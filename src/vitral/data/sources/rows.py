@@ -22,6 +22,7 @@ from vitral.data.names import Names, Numbered
 from vitral.data.sources.chosen import Chosen, choose
 from vitral.data.sources.labels import LabelColumn, class_names, read_labels
 from vitral.data.sources.roles import WORDS, role
+from vitral.data.sources.row_groups import RowGroupImages
 from vitral.data.split import SPLITS, Found, Images, Split, shortened
 from vitral.runtime.errors import VitralError
 
@@ -123,6 +124,8 @@ class _Joined:
 
 def joined_images(parts: Sequence[Images]) -> Images:
     """The images of several files, one file after the other."""
+    if len(parts) > 1 and all(isinstance(part, RowGroupImages) for part in parts):
+        return RowGroupImages.joined(parts)  # pyrefly: ignore[bad-argument-type]
     return parts[0] if len(parts) == 1 else _Joined(parts, np.cumsum([len(part) for part in parts]).tolist())
 
 
@@ -165,7 +168,9 @@ def _rows(name: str, files: list[TableFile], chosen: Chosen, columns: Columns) -
     count = sum(map(len, images))
     cells = _joined(files, wanted)
     groups = _group_numbers(cells[chosen.group], name) if chosen.group else None
-    split = Split(joined_images(images), np.arange(count), joined_names(images, words), groups)
+    pictures, names = joined_images(images), joined_names(images, words)
+    blocks = getattr(pictures, "blocks", None)
+    split = Split(pictures, np.arange(count), names, groups, blocks)
     return _Rows(split, cells, _numbering(files, images))
 
 
