@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import Reporter
+from tests.conftest import Reporter, write_images
 from tests.test_cli import Vitral, assert_failed_in_one_line
 from tests.test_cli import vitral as vitral  # the fixture
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
@@ -29,6 +30,10 @@ from vitral.training.sweep import Plan, Range, named, sweep
 
 @pytest.fixture
 def base(tmp_path: Path) -> Recipe:
+    return recipe_in(tmp_path)
+
+
+def recipe_in(tmp_path: Path) -> Recipe:
     model = VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=2)
     save_checkpoint(tmp_path / "base", Checkpoint(model, Preprocess((16, 16)), ("x", "y")))
     return Recipe(
@@ -47,10 +52,16 @@ class StopAt(Reporter):
 
 
 @pytest.fixture
-def runs(tmp_path: Path, image_folder: Path, base: Recipe) -> Path:
+def runs(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two finished runs and a stopped one."""
-    folder = tmp_path / "runs"
-    data = open_data(str(image_folder))
+    place = tmp_path_factory.mktemp("trained")
+    folder, base = place / "runs", recipe_in(place)
+    data = open_data(str(write_images(place / "images", {"ant": 12, "bee": 12, "cat": 12})))
     train(data, folder / "a", base)
     train(data, folder / "deep" / "b", base.changed(learning_rate=1e-2, seed=1))
     train(data, folder / "c", base.changed(steps=9), listeners=[StopAt(2)])
@@ -133,7 +144,7 @@ def test_to_look_at_a_lock_neither_takes_nor_drops_it(tmp_path: Path) -> None:
     assert not file.exists()
     with locked(file):
         assert is_locked(file)
-        code = f"from pathlib import Path; from vitral.runtime.lock import is_locked; print(is_locked(Path({str(file)!r})))"
+        code = f"from vitral.runtime.lock import *; print(is_locked(Path({str(file)!r})))"
         for _ in range(2):  # our own look has not dropped it
             assert (
                 subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout

@@ -33,7 +33,7 @@ def tiny_model(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     sizes = {"img_size": 24, "patch_size": 8, "embed_dim": 12, "num_layers": 1, "num_heads": 3}
     model = VisionTransformer(**sizes, num_classes=3)
-    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.state_dict()["head.weight"])
     save_checkpoint(folder, Checkpoint(model.eval(), Preprocess((24, 24)), ("ant", "bee", "cat")))
     return folder
 
@@ -237,7 +237,7 @@ def test_the_command_says_what_came_of_it(vitral: Vitral, model: Path, photos: P
 def test_the_engine_is_for_a_folder(vitral: Vitral, model: Path, photos: Path) -> None:
     result = vitral("predict", model, photos, "--engine", "ray")
     assert result.status == 2
-    assert "for --out FOLDER" in result.err
+    assert "name the folder that --engine, --actors and --column are for" in result.err
 
 
 # --- Ray -------------------------------------------------------------------------------------------

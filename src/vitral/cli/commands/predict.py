@@ -17,6 +17,7 @@ from vitral.runtime.streams import shown
 if TYPE_CHECKING:
     from vitral.artifacts.prediction import Prediction
     from vitral.artifacts.predictor import Predictor
+    from vitral.data.sources import Unlabelled
     from vitral.inference.classifier import Classifier
     from vitral.inference.scoring.score import Scored
 
@@ -37,6 +38,7 @@ def predict(  # noqa: PLR0913 - a command's options
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     trust: options.Trust = False,
+    column: options.Column = None,
     engine: Annotated[str, options.choice(limits.SCORING, ": what scores into --out.")] = "local",
     actors: Annotated[
         int | None,
@@ -54,10 +56,13 @@ def predict(  # noqa: PLR0913 - a command's options
     how: dict[str, Any] = {"top": top, "batch_size": batch_size, "tta": tta, "merge": merge}
     how |= {"device": device, "precision": precision, "trusted": trust}
     if out is not None:
-        _score(model, images, out, as_json=json_output, engine=engine, actors=actors, **how)
+        found = _found(images, column)
+        _score(model, found, out, as_json=json_output, engine=engine, actors=actors, **how)
         return
-    if engine != "local" or actors is not None:
-        raise typer.BadParameter("--engine and --actors are for --out FOLDER", param_hint="--engine")
+    if engine != "local" or actors is not None or column:
+        raise typer.BadParameter(
+            "name the folder that --engine, --actors and --column are for", param_hint="--out"
+        )
     _print_predictions(model, images, as_json=json_output, **how)
 
 
@@ -103,16 +108,20 @@ def _print_prediction(prediction: "Prediction", *, as_json: bool) -> None:
         warn(f"{prediction.image}: {prediction.error}")
 
 
-def _score(model: str, words: list[str], out: Path, *, as_json: bool, **how: Any) -> None:
+def _found(words: list[str], column: list[str] | None) -> "Unlabelled":
+    """The images that one word names, of whatever kind, or the files that several do."""
     from vitral.data.sources import Unlabelled, find_images, find_unlabelled
-    from vitral.inference.scoring.score import score
 
     if len(words) == 1:
-        found = find_unlabelled(words[0])
-    else:
-        several = find_images(words)
-        notes = (*several.notes, *several.failures)
-        found = Unlabelled([Path(file) for file in several.files], several.files, notes)
+        return find_unlabelled(words[0], options.columns_of(column))
+    several = find_images(words)
+    files = [Path(file) for file in several.files]
+    return Unlabelled(files, several.files, (*several.notes, *several.failures))
+
+
+def _score(model: str, found: "Unlabelled", out: Path, *, as_json: bool, **how: Any) -> None:
+    from vitral.inference.scoring.score import score
+
     for note in found.notes:
         warn(note)
     with warnings_as_messages(), progress_bar("scoring") as bar:

@@ -78,7 +78,7 @@ class _WandB:
             import wandb
 
             self.known_as, self.step = run.id, run.step
-            mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+            mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", _PROJECT),
                 id=run.id,
