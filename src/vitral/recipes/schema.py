@@ -234,7 +234,7 @@ class Course:
     checkpoint_steps: Count = field(default=0, metadata=_UNSET)
     report: bool = False  # write a report of the run into its folder at its end, report.html
     keep_state: bool = False  # keep the optimizer's state after the end, to train on with more budget
-    # What follows the run beside its own files: track=tensorboard,wandb,mlflow.
+    # What shows the run's figures elsewhere, as track=tensorboard,mlflow.
     track: Annotated[tuple[Tracker, ...], BeforeValidator(listed)] = ()
 
 
