@@ -32,8 +32,9 @@ from vitral.cli.commands import (
     train,
     verify,
 )
-from vitral.cli.console import warn
+from vitral.cli.console import progress_bar, warn
 from vitral.runtime.errors import VitralError
+from vitral.runtime.progress import shown_by
 from vitral.runtime.stopping import Interrupted, ending_on_signals
 from vitral.runtime.streams import OutputLost, command_streams
 from vitral.runtime.threads import set_how_threads_wait
@@ -77,7 +78,7 @@ app.add_typer(recipe.app, name="recipe")
 def main() -> None:
     """The entry point: what a user can get wrong ends in one line."""
     set_how_threads_wait()
-    with command_streams(), ending_on_signals():
+    with command_streams(), ending_on_signals(), shown_by(progress_bar):
         status = _status()
     sys.exit(status)
 

@@ -56,6 +56,13 @@ class Names(Sequence[str]):
             yield os.fsdecode(self.text[start:end].tobytes())
             start = end
 
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Names):
+            return np.array_equal(self.ends, other.ends) and np.array_equal(self.text, other.text)
+        return isinstance(other, list | tuple) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
     def take(self, rows: np.ndarray) -> "Names":
         """Give the names of these rows, in this order."""
         rows = np.asarray(rows)

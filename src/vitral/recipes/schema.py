@@ -203,7 +203,8 @@ class Mixing:
 class Images:
     """Which images are trained on, and in which order."""
 
-    sampling: Literal["shuffled", "balanced"] = "shuffled"  # "balanced": each class is drawn as often
+    # "balanced": each class is drawn as often; "blocks": shuffled, row groups or shards one after the other.
+    sampling: Literal["shuffled", "balanced", "blocks"] = field(default="shuffled", metadata=_CHOSEN)
     # Times that an image is taken in a row, each time altered anew.
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     val_fraction: Share = 0.2  # share to validate on, where the data has no validation split

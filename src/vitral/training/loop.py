@@ -165,8 +165,14 @@ def training_batches(run: Run, stop: StopSignal | None = None) -> Generator[Batc
         batch_size=recipe.batches.batch_size,
         seed=recipe.course.seed,
         first_step=run.state.step,
-        sampling=Sampling(balanced=recipe.images.sampling == "balanced", repeats=recipe.images.repeats),
+        sampling=_sampling(run),
     )
+
+
+def _sampling(run: Run) -> Sampling:
+    wanted = run.recipe.images
+    blocks = run.data.split("train").blocks if wanted.sampling == "blocks" else None
+    return Sampling(balanced=wanted.sampling == "balanced", repeats=wanted.repeats, blocks=blocks)
 
 
 def _watch(run: Run, loss: Tensor) -> None:

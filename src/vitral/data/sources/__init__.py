@@ -11,13 +11,14 @@ from vitral.data.columns import FOUND, Columns
 from vitral.data.sources.digits import read_digits
 from vitral.data.sources.folder import read_folder
 from vitral.data.sources.parquet import read_parquet
+from vitral.data.sources.shards import is_shards, read_shards
 from vitral.data.sources.tree import FoundImages, find_images
 from vitral.data.split import Found
 
 __all__ = ["FoundImages", "find", "find_images"]
 
 
-def find(source: str, columns: Columns = FOUND) -> Found:  # noqa: ARG001 - no door has columns yet
+def find(source: str, columns: Columns = FOUND) -> Found:
     """Gives the classes and splits of an image folder, parquet files or ``digits``.
 
     Args:
@@ -29,4 +30,6 @@ def find(source: str, columns: Columns = FOUND) -> Found:  # noqa: ARG001 - no d
     """
     if source == "digits":
         return read_digits()
+    if is_shards(source):
+        return read_shards(source, columns)
     return read_parquet(source) if source.endswith(".parquet") else read_folder(Path(source))

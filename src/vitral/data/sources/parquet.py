@@ -15,6 +15,7 @@ from vitral.data.sources.labels import read_labels
 from vitral.data.split import SPLITS, Found, Split, shortened
 from vitral.images.files import refuse_irregular, why_not_read
 from vitral.runtime.errors import ImageError, VitralError
+from vitral.runtime.extras import need
 
 _SPELLINGS = {
     "train": ("train", "training"),
@@ -66,10 +67,9 @@ def _matches(pattern: str) -> list[str]:
 
 def _read(path: str) -> Any:
     """The columns "image" and "label" of a file, each row's image checked to be of a kind that is read."""
-    try:
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise VitralError("parquet files need the 'data' extra: pip install 'vitral[data]'") from None
+    need("a parquet file", "pyarrow", extra="data")
+    import pyarrow.parquet as pq
+
     try:
         refuse_irregular(path)
     except ImageError as error:

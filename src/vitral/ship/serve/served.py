@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vitral.artifacts.open import open_with_about
 from vitral.artifacts.predictor import Predictor
 from vitral.runtime.errors import VitralError
+from vitral.ship.inside import inside
 
 if TYPE_CHECKING:
     from vitral.inference.classifier import Classifier
@@ -77,14 +78,7 @@ def served_classifier(classifier: "Classifier", source: str, name: str | None = 
     }
     model = classifier.model
     if isinstance(model, VisionTransformer):
-        height, width = classifier.preprocess.img_size
-        patch = model.config.patch_size
-        facts |= {
-            "layers": len(model.layers),
-            "heads": model.config.num_heads,
-            "grid": [height // patch, width // patch],
-            "prefix_tokens": model.config.num_prefix_tokens,
-        }
+        facts |= inside(model.config, classifier.preprocess.img_size)
     return Served(predictor, _named(name or Path(source).resolve().name), classifier, facts)
 
 
