@@ -140,7 +140,7 @@ class Pictures:
             with undecoded(self._images[row]) as picture:
                 yield picture
         elif (whole := self._kept.whole(row)) is not None:
-            yield _KeptPicture(self._kept, self._images, row, *whole)
+            yield _KeptPicture(self._kept, self._images, row, whole)
         else:
             with undecoded(self._images[row]) as picture:
                 yield _Keeping(self._kept, row, picture)
@@ -165,7 +165,8 @@ class _Keeping(Undecoded):
 class _KeptPicture(Undecoded):
     """A picture that is kept at one scale at least."""
 
-    def __init__(self, kept: Kept, images: Images, row: int, size: tuple[int, int], divisible: bool) -> None:
+    def __init__(self, kept: Kept, images: Images, row: int, whole: tuple[tuple[int, int], bool]) -> None:
+        size, divisible = whole
         super().__init__(size, _SCALES[::-1] if divisible else (1,))
         self.kept, self.images, self.row = kept, images, row
 

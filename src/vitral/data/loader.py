@@ -50,7 +50,10 @@ class Loader:
     device: torch.device = _CPU
     again: bool = False
     _memory: InMemory | None = field(default=None, init=False, repr=False)
-    _kept: Kept | None = field(default=None, init=False, repr=False)
+    _kept: Kept | None = field(default=None, init=False, repr=False)  # of training: decoded pictures
+    _fitted: Kept | None = field(
+        default=None, init=False, repr=False
+    )  # of evaluation: as the model sees them
 
     @property
     def in_memory(self) -> bool:
@@ -85,13 +88,11 @@ class Loader:
         keys = ([ImageKey(0, row) for row in part.tolist()] for part in parts)
         if not isinstance(self.preprocess, Preprocess):
             return self._batches(ImageLoading(self.split, self.preprocess, 0), keys)
-        if self._kept is None and self.again:
+        if self._fitted is None and self.again:
             height, width = self.preprocess.img_size
-            self._kept = keep(len(self.split), 3 * height * width * len(self.split))
-        load = partial(fitted, self.preprocess)
-        return self._batches(
-            ImageLoading(self.split, load, None, Pictures(self.split.images), self._kept), keys
-        )
+            self._fitted = keep(len(self.split), 3 * height * width * len(self.split))
+        load, pictures = partial(fitted, self.preprocess), Pictures(self.split.images)
+        return self._batches(ImageLoading(self.split, load, None, pictures, self._fitted), keys)
 
     def training_batches(
         self,

@@ -162,9 +162,9 @@ class Preprocess:
             part = self.seen(picture.decoded()).crop((left, top, left + width, top + height))
             return part.resize(self.img_size[::-1], self._filter)
         pixels_HWC = self._pixels(picture, (height, width), self.img_size)
-        down, across = (len_ / of for len_, of in zip(pixels_HWC.shape, picture.size, strict=False))
-        rows = slice(math.floor(top * down), math.ceil((top + height) * down))
-        columns = slice(math.floor(left * across), math.ceil((left + width) * across))
+        ends = np.array([[top, top + height], [left, left + width]])
+        shares = np.array(pixels_HWC.shape[:2]) / picture.size
+        rows, columns = (slice(*pair) for pair in np.floor(ends * shares[:, None] + 0.5).astype(int).tolist())
         return self._quickly(pixels_HWC[rows, columns], self.img_size)
 
     @property
