@@ -60,6 +60,5 @@ def _settings_of(model: object, wanted: Recipe, *, resume: bool) -> dict[str, An
 def _images(data: DataSource, folder: Path, wanted: Recipe, *, resume: bool) -> ImageData:
     """The images, and of them the validation images that the run holds out."""
     if resume:
-        begun = changed(RunFolder(folder).recipe(), wanted)
-        return open_data(data, val_fraction=begun.images.val_fraction, seed=begun.course.seed)
-    return open_data(data, val_fraction=wanted.get("val_fraction"), seed=wanted.get("seed"))
+        return open_data(data, **changed(RunFolder(folder).recipe(), wanted).opening)
+    return open_data(data, **wanted.opening)

@@ -58,7 +58,7 @@ from vitral.training.state import TENSORS, Record, RunState, Saved, Summary, els
 # changes what is still to come.
 CHANGEABLE = {
     "epochs", "steps", "minutes", "checkpoint_steps", "eval_epochs", "max_damaged", "keep_state", "report",
-    "threads", "workers", "device", "accumulate", "checkpoint_layers",
+    "threads", "workers", "device", "accumulate", "checkpoint_layers", "image_root",
 }  # fmt: skip
 _NEW_RUN = "begin a new run with another --out"
 

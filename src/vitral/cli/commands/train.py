@@ -52,12 +52,8 @@ def train(
     wanted = Recipe(**recipes.read(recipe) if recipe else {}).with_words(settings or [])
     if out is None and not show_groups:
         raise typer.BadParameter("name a folder for the run", param_hint="--out")
-    if resume and out is not None:
-        begun = changed(RunFolder(out).recipe(), wanted)
-        val_fraction, seed = begun.images.val_fraction, begun.course.seed
-    else:
-        val_fraction, seed = wanted.get("val_fraction"), wanted.get("seed")
-    images = open_data(data, val_fraction=val_fraction, seed=seed)
+    begun = changed(RunFolder(out).recipe(), wanted) if resume and out is not None else wanted
+    images = open_data(data, **begun.opening)
     if show_groups:
         print_groups(*groups_of(wanted, images))
         return
