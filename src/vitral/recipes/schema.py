@@ -213,7 +213,7 @@ class Images:
     image_column: str = field(default="", metadata=_UNSET)
     # The column of the labels; several columns of 0 and 1, a class each, with commas between.
     label_column: str = field(default="", metadata=_UNSET)
-    # What stands between several labels in one cell, such as " " or "|"; left out: a cell is one label.
+    # What stands between several labels in one cell, such as " " or ";"; left out: a cell is one label.
     label_delimiter: str = field(default="", metadata=_UNSET)
     split_column: str = field(default="", metadata=_UNSET)  # the column that says train, val or test
     # The column of what must not stand in two splits, such as a patient; images are held out by the group.

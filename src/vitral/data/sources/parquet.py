@@ -93,6 +93,7 @@ class ParquetFile:
 
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
+    need("a parquet file", "pyarrow", extra="data")
     try:
         yield
     except ImageError as error:

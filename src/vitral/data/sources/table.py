@@ -15,6 +15,7 @@ from vitral.data.sources.files import NamedFiles
 from vitral.data.sources.rows import one_line
 from vitral.images.files import refuse_irregular, why_not_read
 from vitral.runtime.errors import ImageError, VitralError
+from vitral.runtime.extras import need
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _DELIMITERS = ",;\t"  # of equally many in the first line, the first
@@ -32,6 +33,7 @@ class TextTable:
     metadata: Mapping[bytes, bytes] | None = None
 
     def __init__(self, path: str) -> None:
+        need("a table", "pyarrow", extra="data")
         self.path = path
         try:
             refuse_irregular(path)
@@ -164,8 +166,6 @@ class JsonLines(TextTable):
 def _read_as(path: str, what: str) -> Iterator[None]:
     try:
         yield
-    except ImportError:
-        raise VitralError("tables need the 'data' extra: pip install 'vitral[data]'") from None
     except VitralError:
         raise
     except PermissionError as error:
