@@ -21,6 +21,7 @@ from vitral.runtime.stopping import Stopped, StopSignal, stop_signal
 from vitral.runtime.threads import computing_threads, thread_count
 from vitral.training.adapt import put_into
 from vitral.training.begin import begin, resumed, threads_of
+from vitral.training.bounds import TellsBound
 from vitral.training.clock import LOADING
 from vitral.training.conclude import conclude, unfinished
 from vitral.training.determinism import deterministic
@@ -72,7 +73,7 @@ def train(
     files = RunFolder(folder, Listeners(*listeners).message, parts.model)
     told = Listeners(*listeners)
     with deterministic(), stop_signal() as stop, files.claimed(), tracking(told, stop) as trackers:
-        tell = Listeners(_metrics_writer(files), trackers, *listeners)
+        tell = Listeners(_metrics_writer(files), trackers, TellsBound(), *listeners)
         if not resume:
             files.refuse_to_begin(data, recipe)
             with computing_threads(thread_count(recipe.get("threads"))):
