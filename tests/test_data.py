@@ -391,7 +391,7 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path, files: list[str],
 
 
 def test_a_missing_folder_says_what_data_may_be(tmp_path: Path) -> None:
-    assert_refused(tmp_path / "gone", "gone does not exist; DATA is an image folder, a .parquet file")
+    assert_refused(tmp_path / "gone", "gone does not exist; DATA is an image folder, a table")
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
@@ -406,8 +406,8 @@ def test_a_missing_parquet_file(tmp_path: Path) -> None:
 
 
 def test_parquet_without_the_columns_says_which_it_has(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"img": [b""], "label": [0]}), tmp_path / "a.parquet")
-    assert_refused(tmp_path / "a.parquet", "has no column image; it has img, label")
+    pq.write_table(pa.table({"pixels": [b""], "label": [0]}), tmp_path / "a.parquet")
+    assert_refused(tmp_path / "a.parquet", "has no column image; it has pixels, label")
     pq.write_table(pa.table({"x": [0]}), tmp_path / "a.parquet")
     assert_refused(tmp_path / "a.parquet", "has no column image and label; it has x")
 

@@ -17,7 +17,7 @@ from vitral.runtime.settings import build
 
 FILE = "vitral.json"
 # How it was trained, and what it came from.
-_KEPT = ("data", "val_fraction", "seed", "held_out", "origin", "licence")
+_KEPT = ("data", "val_fraction", "seed", "held_out", "columns", "origin", "licence")
 _WITHOUT_DESCRIPTION = ("google", "torchvision")  # layouts that name no classes and no preprocessing
 
 

@@ -43,6 +43,10 @@ _SUFFIXES = frozenset(
     )
     for name in names
 )
+# That are tried, in this order, where a table names pictures without.
+USUAL_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic",
+)  # fmt: skip
 _HEIF_SUFFIXES = frozenset([".heic", ".heif", ".hif"])
 _HEIF_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"])
 # What systems and archives leave behind, beside all that begins with a dot.
@@ -74,6 +78,11 @@ def heif_is_there() -> bool:
 def is_overlooked(name: str) -> bool:
     """Whether a file or folder is not even counted: it is hidden, or a system or an archive left it there."""
     return name.startswith(".") or name.lower() in _LEFT_BEHIND
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a file's name ends as those of pictures do."""
+    return os.path.splitext(name)[1].lower() in _SUFFIXES | _HEIF_SUFFIXES
 
 
 def kind_of_content(file: str) -> str:
