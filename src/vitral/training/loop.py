@@ -23,6 +23,7 @@ from vitral.runtime.threads import computing_threads, thread_count
 from vitral.runtime.world import World, joined
 from vitral.training.adapt import put_into
 from vitral.training.begin import begin, resumed, threads_of
+from vitral.training.bounds import TellsBound
 from vitral.training.changes import changed
 from vitral.training.clock import LOADING
 from vitral.training.conclude import conclude, unfinished
@@ -86,7 +87,8 @@ def train(
         raise VitralError(f"{data.source} has no validation images; give a val folder, or val_fraction=0.2")
     listening = Listeners(*(listeners if world.is_first else ()))
     files = RunFolder(folder, listening.message, parts.model, world)
-    tell = Listeners(_metrics_writer(files), *listening.all)
+    told_of = (TellsBound(), *listening.all) if world.is_first else ()
+    tell = Listeners(_metrics_writer(files), *told_of)
     with deterministic(), stop_signal() as stop, files.claimed():
         if not resume:
             files.refuse_to_begin(data, recipe)
