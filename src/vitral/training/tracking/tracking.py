@@ -89,11 +89,12 @@ class _Follower:
         self.work: queue.Queue[int | None] = queue.Queue()  # steps of checkpoints; None: the end
         folder = run.files.path
         self._metrics, self._summary = folder / "metrics.jsonl", folder / "summary.json"
+        # From the files themselves: the first of several processes has trackers, and `RunFolder` asks them all.
         self._note = folder / "checkpoints" / f"tracked-{name}.json"
-        record, before = run.files.record, _read_note(self._note)
+        record, before = _read_json(folder / "checkpoints" / "run.json"), _read_json(self._note)
         self._run = Tracked(
             folder,
-            record.id if record else folder.name,
+            record.get("id", folder.name),
             run.recipe.settings(),
             before.get("known_as"),
             before.get("step", -1),
@@ -129,7 +130,7 @@ class _Follower:
         write_atomically(self._note, (json.dumps(content) + "\n").encode())
 
 
-def _read_note(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         content = json.loads(file.read_bytes())
         return content if isinstance(content, dict) else {}
