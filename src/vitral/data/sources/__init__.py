@@ -11,6 +11,7 @@ from pathlib import Path
 from vitral.data.columns import FOUND, Columns
 from vitral.data.sources.digits import read_digits
 from vitral.data.sources.folder import read_folder
+from vitral.data.sources.hub import is_hub, read_hub
 from vitral.data.sources.parquet import ParquetFile
 from vitral.data.sources.rows import read_tables
 from vitral.data.sources.shards import is_shards, read_shards
@@ -38,6 +39,8 @@ def find(source: str, columns: Columns = FOUND) -> Found:
         return read_tables(source, columns, open_table)
     if source.endswith(".parquet"):
         return read_tables(source, columns, ParquetFile)
+    if is_hub(source):
+        return read_hub(source, columns)
     if is_shards(source):
         return read_shards(source, columns)
     return read_folder(Path(source))

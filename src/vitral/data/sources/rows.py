@@ -57,7 +57,27 @@ def read_tables(source: str, columns: Columns, open_file: Callable[[str], TableF
     Raises:
         VitralError: if no file matches, or one cannot be used.
     """
-    files = {name: [open_file(path) for path in paths] for name, paths in files_of(source).items()}
+    return read_files(source, files_of(source), open_file, columns)
+
+
+def read_files(
+    source: str,
+    paths: Mapping[str, list[str]],
+    open_file: Callable[[str], TableFile],
+    columns: Columns,
+) -> Found:
+    """The classes and splits of these files of each split.
+
+    Args:
+        source: for messages.
+        paths: by what `open_file` opens them, in order.
+        open_file: gives a file.
+        columns: what a user says of them.
+
+    Raises:
+        VitralError: if one cannot be used.
+    """
+    files = {name: [open_file(path) for path in of_split] for name, of_split in paths.items()}
     first = files["train"][0]
     chosen = choose(source, first.names, columns, lambda names: _all_binary(first, names))
     chosen = _without_second_split(source, chosen)

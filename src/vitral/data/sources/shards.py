@@ -56,11 +56,10 @@ def read_shards(source: str, columns: Columns = FOUND) -> Found:
     Raises:
         VitralError: if no file matches, a shard cannot be read, or samples have no label.
     """
-    need("a source of shards", "pyarrow", extra="data")
-    shards = {split: _expanded(source, split) for split in (SPLITS if "{split}" in source else ("train",))}
-    if not shards["train"]:
+    shards = _shards_of(source)
+    if "train" not in shards:
         raise VitralError(f"no file matches {source.replace('{split}', 'train')}")
-    indexed = {split: _indexed(paths) for split, paths in shards.items() if paths}
+    indexed = {split: _indexed(paths) for split, paths in shards.items()}
     fields = _Fields.of(source, [table for parts in indexed.values() for table in parts], columns)
     read = {split: _read(shards[split], parts, fields) for split, parts in indexed.items()}
     whole = all(_is_whole(label) for part in read.values() for label in part.labels)
@@ -78,7 +77,29 @@ def read_shards(source: str, columns: Columns = FOUND) -> Found:
     return Found(classes, splits, (*fields.notes, *without, *notes))
 
 
+def shard_images(source: str, columns: Columns = FOUND) -> tuple["ShardImages", Names]:
+    """Gives the images of all splits of shards, and their names; no labels are asked for.
+
+    Raises:
+        VitralError: as `read_shards`.
+    """
+    shards = [shard for of_split in _shards_of(source).values() for shard in of_split]
+    if not shards:
+        raise VitralError(f"no file matches {source}")
+    indexed = _indexed(shards)
+    found = {name: 0 for table in indexed for name in image_fields(table)}
+    read = _read(shards, indexed, _Fields(_image_fields(source, found, columns), None))
+    return read.images, read.names
+
+
 # --- Which shards ------------------------------------------------------------------------------------
+
+
+def _shards_of(source: str) -> dict[str, list["Shard"]]:
+    """The shards of each split that there is."""
+    need("a source of shards", "pyarrow", extra="data")
+    names = SPLITS if "{split}" in source else ("train",)
+    return {split: shards for split in names if (shards := _expanded(source, split))}
 
 
 def _expanded(source: str, split: str) -> list["Shard"]:
@@ -215,7 +236,7 @@ class _Fields:
     """Which fields hold the images and the labels."""
 
     images: tuple[str, ...]
-    label: str  # "": the folders in the shards are the classes
+    label: str | None  # "": the folders in the shards are the classes; None: labels are not asked for
     key: str = ""  # of a json field
     notes: tuple[str, ...] = ()
 
@@ -319,6 +340,8 @@ def _places(shard: Shard, table: Any, fields: _Fields) -> tuple[np.ndarray, list
 
 def _labels(shard: Shard, table: Any, fields: _Fields, rows: np.ndarray, names: list[bytes]) -> list[Any]:
     """What each sample's label is made of."""
+    if fields.label is None:
+        return []
     if not fields.label:
         return [_folder(shard, os.fsdecode(names[row])) for row in rows.tolist()]
     column = f"text:{fields.label}"
@@ -346,7 +369,7 @@ def _folder(shard: Shard, name: str) -> str:
 def _label(shard: Shard, name: str, content: bytes, fields: _Fields) -> Any:
     try:
         text = content.decode("utf-8-sig").strip()
-        if fields.label.rsplit(".", 1)[-1] != "json":
+        if (fields.label or "").rsplit(".", 1)[-1] != "json":
             return text
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
