@@ -146,7 +146,10 @@ class Batches:
     # Share of the budget, from its start, over which images grow from half to the whole of the size, as in
     # progressive learning (EfficientNetV2, arXiv:2104.00298, §4).
     small_images: Share
-    accumulate: Batch = 1  # parts that a batch is computed in, one after the other, to fit the memory
+    accumulate: Batch = 1  # pieces that a batch is computed in, one after the other, to fit the memory
+    # Equal parts of a batch, each with random numbers of its own, that processes may share: so many processes
+    # or fewer compute the same bits. Left out: as many as there are processes.
+    parts: Annotated[int, Field(ge=1, le=65536)] = 1
     # Compute activations twice rather than keep them, to save memory (arXiv:1604.06174).
     checkpoint_layers: bool = False
 
