@@ -17,7 +17,7 @@ from PIL import Image
 from tests.conftest import write_images
 from vitral.data.columns import Columns
 from vitral.data.image_data import open_data
-from vitral.data.sources import find, tar_index
+from vitral.data.sources import find, find_unlabelled, tar_index
 from vitral.data.sources.kept import KeptFiles
 from vitral.data.sources.shards import with_braces
 from vitral.images.picture import open_image
@@ -178,6 +178,14 @@ def test_a_packed_image_folder_has_the_folders_names_and_classes(tmp_path: Path)
             path = plain.split(name).images[row]
             assert isinstance(path, Path)
             assert packed.split(name).images[row] == path.read_bytes()
+
+
+def test_images_without_labels(tmp_path: Path) -> None:
+    write_shard(tmp_path / "train-0.tar", {"a.png": png(1), "b.png": png(2)})
+    write_shard(tmp_path / "test-0.tar", {"c.png": png(3), "c.cls": b"0", "d.json": b"{}"})
+    found = find_unlabelled(f"{tmp_path}/{{split}}-*.tar")
+    assert list(found.names) == ["a.png", "b.png", "c.png"]
+    assert [found.images[row] for row in range(3)] == [png(1), png(2), png(3)]
 
 
 # --- The index -----------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def write_if_asked(data: DataSource, folder: Path, warn: Callable[[str], None]) 
         recipe = RunFolder(folder).recipe()
         if not recipe.course.report:
             return None
-        images = open_data(data, val_fraction=recipe.images.val_fraction, seed=recipe.course.seed)
+        images = open_data(data, **recipe.opening)
         where: dict[str, Any] = {"device": recipe.machine.device, "precision": recipe.machine.precision}
         report(folder, images, **where).write(folder / REPORT_FILE)
     except VitralError as error:

@@ -19,7 +19,10 @@ RATE = (0, 100_000)  # requests a second; more than 0
 REQUESTS = 10_000_000  # of a load test: their times are kept in memory
 
 # What DATA may be.
-DATA = "an image folder, a .parquet file or pattern with {split}, or 'digits'"
+DATA = (
+    "an image folder, a table (.csv, .tsv, .jsonl, .parquet) or shards (.tar), or a pattern of those with "
+    "{split}, hf://datasets/ORG/NAME, or 'digits'"
+)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 TTA = ("none", "flip")
@@ -32,6 +35,9 @@ FORMS = ("onnx", "onnx-image", "openvino", "pt2", "web")
 OPSETS = (18, 23)  # of ONNX; `Resize` with antialias came with 18
 DTYPES = ("float32", "float16", "bfloat16")
 GOALS = ("latency", "throughput")
+SCORING = ("local", "ray")  # what scores many images
+RUN_ORDERS = ("score", "name", "date", "time")
+ACTORS = (1, 100_000)
 BENCHMARKS = ("train", "infer", "start", "kernels")
 # Files of what was wrong (`mistakes`).
 LIST_SUFFIXES = (".csv", ".json")

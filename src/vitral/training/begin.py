@@ -76,7 +76,9 @@ def first_checkpoint(
     split: dict[str, Any] = {"val_fraction": recipe.images.val_fraction, "seed": recipe.course.seed}
     if data.held_out:
         split["held_out"] = fingerprint(data.split("val"))
-    metadata = {**checkpoint.metadata, "data": data.source, **split}
+    # Of the data, not of what the model was trained on before.
+    carried = {name: value for name, value in checkpoint.metadata.items() if name != "columns"}
+    metadata = {**carried, "data": data.source, **split, **data.columns.metadata()}
     return replace(checkpoint, metadata=metadata, multi_label=data.multi_label)
 
 

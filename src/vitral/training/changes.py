@@ -10,7 +10,8 @@ from vitral.runtime.threads import cpu_count
 # changes what is still to come.
 CHANGEABLE = {
     "epochs", "steps", "minutes", "checkpoint_steps", "eval_epochs", "max_damaged", "keep_state", "report",
-    "threads", "workers", "device", "accumulate", "checkpoint_layers", "shard",
+    "threads", "workers", "device", "accumulate", "checkpoint_layers", "image_root",
+    "track", "shard",
 }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def train(
         start = Start.of(RunFolder(Path(out), world=world), wanted, resume=resume)
         for note in start.notes if world.is_first else ():
             Listeners(*listeners).message(note)
-        images = open_data(data, val_fraction=start.val_fraction, seed=start.seed)
+        images = open_data(data, **start.opening)
         return start.train(images, listeners, Parts(**parts))
 
 
@@ -58,8 +58,7 @@ class Start:
     files: RunFolder
     recipe: Recipe
     resume: bool
-    val_fraction: float  # of the images, where they are not divided already
-    seed: int
+    opening: dict[str, Any]  # how its images are opened, as `open_data` takes it
     ended: Summary | None = None  # of a run that is finished: there is nothing to do
     notes: tuple[str, ...] = ()
 
@@ -78,9 +77,9 @@ class Start:
             given = {name: value for name, value in wanted.settings.items() if name in CHANGEABLE}
             wanted, ended = Recipe(**given), files.summary() if files.finished else None
         if not resume:
-            return cls(files, wanted, False, wanted.get("val_fraction"), wanted.get("seed"))
+            return cls(files, wanted, False, wanted.opening)
         begun = changed(files.recipe(), wanted)
-        return cls(files, wanted, True, begun.images.val_fraction, begun.course.seed, ended, notes)
+        return cls(files, wanted, True, begun.opening, ended, notes)
 
     def train(self, images: ImageData, listeners: Sequence[Listener], parts: Parts = OURS) -> Summary:
         """Carry the run out."""

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from vitral.checkpoints.folder import description
+from vitral.training.events import CheckpointWritten
 from vitral.training.run import Run
 from vitral.training.sharding import mapped, on_host, whole
 from vitral.training.state import Saved
@@ -26,6 +27,7 @@ def save(run: Run) -> None:
         else:
             run.files.save(saved_of(run, gathered(run, tensors)), run.averaged_checkpoint)
         run.files.note_damaged(run.damage.reasons)
+    run.tell(CheckpointWritten(run.state.step))
 
 
 def saved_of(run: Run, tensors: dict[str, Any]) -> Saved:

@@ -50,7 +50,7 @@ def train(
 
     wanted = Recipe(**recipes.read(recipe) if recipe else {}).with_words(settings or [])
     if show_groups:
-        images = open_data(data, val_fraction=wanted.get("val_fraction"), seed=wanted.get("seed"))
+        images = open_data(data, **wanted.opening)
         print_groups(*groups_of(wanted, images))
         return
     if out is None:
@@ -74,7 +74,7 @@ def _train(data: str, out: Path, wanted: "Recipe", world: "World", *, resume: bo
     start = Start.of(RunFolder(out, world=world), wanted, resume=resume)
     for note in start.notes if world.is_first else ():
         warn(note)
-    images = open_data(data, val_fraction=start.val_fraction, seed=start.seed)
+    images = open_data(data, **start.opening)
     return start.train(images, [TrainingConsole()]), task_of(images)
 
 

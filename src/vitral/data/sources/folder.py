@@ -1,23 +1,18 @@
 """Image folders: one folder per class, or folders of splits that hold those."""
 
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 
+from vitral.data.names import Names
+from vitral.data.sources.files import Files
+from vitral.data.sources.roles import role
 from vitral.data.sources.tree import Folder, read_tree
-from vitral.data.split import Found, Split, shortened
+from vitral.data.split import SPLITS, Found, Split, shortened
 from vitral.images.files import HEIF_ADVICE
 from vitral.runtime import limits
 from vitral.runtime.errors import VitralError
-
-# Words by which people call splits, alone or with others: seg_train, Training Set.
-_WORDS = {
-    "train": ("train", "training", "trainset"),
-    "val": ("val", "valid", "validation", "valset", "dev"),
-    "test": ("test", "testing", "testset"),
-}
 
 
 def read_folder(root: Path) -> Found:
@@ -68,25 +63,22 @@ def _name(folder: Folder) -> str:
 
 
 def _role(folder: Folder) -> str | None:
-    """The split that a name speaks of; none if of two."""
-    words = set(re.split(r"[^a-z]+", _name(folder).lower()))
-    roles = [role for role, spellings in _WORDS.items() if words & set(spellings)]
-    return roles[0] if len(roles) == 1 else None
+    return role(_name(folder))
 
 
 def _splits_of(root: Folder, notes: list[str]) -> dict[str, Folder]:
     """The folder of each split; of a folder without splits, itself as "train"."""
     filled = _filled(root)
-    by_role = {role: [inner for inner in filled if _role(inner) == role] for role in _WORDS}
+    by_role = {split: [inner for inner in filled if _role(inner) == split] for split in SPLITS}
     # A class may be called train: its pictures lie in it, and those of a split in folders within.
-    splits = {role: [inner for inner in found if _filled(inner)] for role, found in by_role.items()}
+    splits = {split: [inner for inner in found if _filled(inner)] for split, found in by_role.items()}
     if not splits["train"]:
         _refuse_alike(root, filled)
         return {"train": root}
-    for role, found in splits.items():
+    for split, found in splits.items():
         if len(found) > 1:
             raise VitralError(
-                f"{root.path}: which is the {role} split, {shortened([*map(_name, found)])}? Rename or "
+                f"{root.path}: which is the {split} split, {shortened([*map(_name, found)])}? Rename or "
                 "remove the others"
             )
     train = _without_repetition(splits["train"][0])
@@ -99,12 +91,12 @@ def _splits_of(root: Folder, notes: list[str]) -> dict[str, Folder]:
     if others:
         notes.append(f"skipped folders that are not a split: {shortened(others)}")
     chosen = {"train": train}
-    for role in ("val", "test"):
-        for inner in map(_without_repetition, by_role[role]):
+    for split in ("val", "test"):
+        for inner in map(_without_repetition, by_role[split]):
             if _is_labelled(inner, train):
-                chosen[role] = inner
+                chosen[split] = inner
             else:
-                count = len(inner.all_pictures())
+                count = inner.count
                 notes.append(f"left out {_name(inner)}: its {count:,} images are in no class folder")
     return chosen
 
@@ -133,38 +125,39 @@ def _refuse_alike(root: Folder, filled: list[Folder]) -> None:
         )
 
 
-def _without_empty(splits: dict[str, dict[str, list[Path]]], notes: list[str]) -> dict:
+def _without_empty(splits: dict[str, dict[str, Folder]], notes: list[str]) -> dict:
     """Without folders that hold no pictures, but for those of a class that has some in "train"."""
-    known = {name for name, pictures in splits["train"].items() if pictures}
+    known = {name for name, folder in splits["train"].items() if folder.holds_pictures}
     kept, empty = {}, set()
     for split, classes in splits.items():
-        kept[split] = {name: pictures for name, pictures in classes.items() if pictures or name in known}
+        kept[split] = {
+            name: folder for name, folder in classes.items() if folder.holds_pictures or name in known
+        }
         empty |= classes.keys() - kept[split].keys()
     if empty:
         notes.append(f"skipped folders without images: {shortened(sorted(empty))}")
     return kept
 
 
-def _class_folders(split: Folder) -> dict[str, list[Path]]:
-    """The images of each class by name, empty ones too."""
-    classes = {name: split.folders[name].all_pictures() for name in sorted(split.folders)}
-    if not any(classes.values()):
+def _class_folders(split: Folder) -> dict[str, Folder]:
+    """The folder of each class by name, empty ones too."""
+    classes = {name: split.folders[name] for name in sorted(split.folders)}
+    if not any(folder.holds_pictures for folder in classes.values()):
         heic = sum(folder.heic for folder in split.below())
         reason = f"; its {heic:,} HEIC images are skipped: {HEIF_ADVICE}" if heic else ""
         raise VitralError(
             f"{split.path} holds no images in class folders; put each class's images in a folder of its name"
             f"{reason}"
         )
-    for name, pictures in classes.items():
-        heic = sum(folder.heic for folder in split.folders[name].below())
-        if heic and not pictures:
-            raise VitralError(
-                f"all images of {split.folders[name].path} are HEIC; to open them, {HEIF_ADVICE}"
-            )
+    for of_class in classes.values():
+        heic = sum(folder.heic for folder in of_class.below())
+        if heic and not of_class.holds_pictures:
+            raise VitralError(f"all images of {of_class.path} are HEIC; to open them, {HEIF_ADVICE}")
     return classes
 
 
-def _split(root: Path, classes: dict[str, list[Path]]) -> Split:
-    images = [path for files in classes.values() for path in files]
-    labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
-    return Split(images, labels, [path.relative_to(root).as_posix() for path in images])
+def _split(root: Path, classes: dict[str, Folder]) -> Split:
+    labels = np.repeat(np.arange(len(classes)), [folder.count for folder in classes.values()])
+    places = ((folder.path.relative_to(root).as_posix(), folder) for folder in classes.values())
+    names = Names.of(f"{place}/{name}" for place, folder in places for name in folder.all_pictures())
+    return Split(Files(str(root), names), labels, names)

@@ -8,7 +8,7 @@ import os
 import shlex
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,53 +35,48 @@ class RowGroups:
     """Where the rows of some files lie; G groups."""
 
     files: tuple[str, ...]
+    folders: tuple[str, ...]  # from which a file's paths begin
     file_of: np.ndarray  # (G,) indices into `files`
     numbers: np.ndarray  # (G,) within the file
     ends: np.ndarray  # (G,) the row after the last
     nbytes: np.ndarray  # (G,) of the images, in memory
 
     @classmethod
-    def of(cls, footers: Mapping[str, Any], column: str) -> "RowGroups":
-        """Takes the footers of files, in order."""
-        groups = [
-            (file, number, footer.row_group(number))
-            for file, footer in enumerate(footers.values())
-            for number in range(footer.num_row_groups)
-        ]
-        rows = [group.num_rows for *_, group in groups]
-        nbytes = [sum(c.total_uncompressed_size for c in chunks(group, column)) for *_, group in groups]
+    def of(cls, file: str, folder: str, footer: Any, column: str) -> "RowGroups":
+        """Takes the footer of a file."""
+        groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+        nbytes = [sum(part.total_uncompressed_size for part in chunks(group, column)) for group in groups]
         return cls(
-            tuple(footers),
-            np.array([file for file, *_ in groups], np.int32),
-            np.array([number for _, number, _ in groups], np.int32),
-            np.cumsum(rows, dtype=np.int64),
+            (file,),
+            (folder,),
+            np.zeros(len(groups), np.int32),
+            np.arange(len(groups), dtype=np.int32),
+            np.cumsum([group.num_rows for group in groups], dtype=np.int64),
             np.array(nbytes, np.int64),
+        )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[RowGroups]") -> "RowGroups":
+        """Lays the rows of several files end to end."""
+        first_files = np.cumsum([0, *(len(part.files) for part in parts)])
+        first_rows = np.cumsum([0, *(len(part) for part in parts)])
+        return cls(
+            tuple(file for part in parts for file in part.files),
+            tuple(folder for part in parts for folder in part.folders),
+            np.concatenate([part.file_of + first for part, first in zip(parts, first_files, strict=False)]),
+            np.concatenate([part.numbers for part in parts]),
+            np.concatenate([part.ends + first for part, first in zip(parts, first_rows, strict=False)]),
+            np.concatenate([part.nbytes for part in parts]),
         )
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
-
-    def blocks(self) -> Blocks:
-        """Says which rows are cheap to read together."""
-        counts = np.diff(self.ends, prepend=0)
-        of_row = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        return Blocks(
-            of_row, float(self.nbytes.mean()) if len(counts) else 0.0, self.nbytes.sum() > KEPT_BYTES
-        )
 
 
 def chunks(group: Any, column: str) -> list[Any]:
     """Gives the parts of a column in a row group: one, or of a struct one a field."""
     parts = (group.column(number) for number in range(group.num_columns))
     return [part for part in parts if part.path_in_schema.split(".")[0] == column]
-
-
-def read_local(file: str, number: int, column: str) -> Any:
-    """Reads a column of a row group; opens the file each time, so that no process shares its place in it."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(file) as opened:
-        return opened.read_row_group(number, columns=[column], use_threads=False)[column]
 
 
 class RowGroupImages:
@@ -93,7 +88,7 @@ class RowGroupImages:
         read: what reads a group.
     """
 
-    def __init__(self, groups: RowGroups, column: str, read: ReadGroup = read_local) -> None:
+    def __init__(self, groups: RowGroups, column: str, read: ReadGroup) -> None:
         self.groups, self.column, self.read = groups, column, read
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._kept_bytes = 0
@@ -105,6 +100,20 @@ class RowGroupImages:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
 
+    @classmethod
+    def joined(cls, parts: "Sequence[RowGroupImages]") -> "RowGroupImages":
+        """Gives the images of several files, one file after the other, kept together."""
+        return cls(RowGroups.joined([part.groups for part in parts]), parts[0].column, parts[0].read)
+
+    @property
+    def blocks(self) -> Blocks:
+        """Which images are cheap to read together."""
+        groups = self.groups
+        counts = np.diff(groups.ends, prepend=0)
+        of_row = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        nbytes = float(groups.nbytes.mean()) if len(counts) else 0.0
+        return Blocks(of_row, nbytes, thrashes=bool(groups.nbytes.sum() > KEPT_BYTES))
+
     def __len__(self) -> int:
         return len(self.groups)
 
@@ -112,11 +121,15 @@ class RowGroupImages:
         index = range(len(self))[int(index)]
         group = int(np.searchsorted(self.groups.ends, index, "right"))
         start = int(self.groups.ends[group - 1]) if group else 0
-        folder = Path(self.groups.files[self.groups.file_of[group]]).parent
-        return image_of_cell(self._group(group)[index - start].as_py(), folder)
+        folder = self.groups.folders[self.groups.file_of[group]]
+        return image_of_cell(self.cells(group)[index - start].as_py(), Path(folder))
 
-    def _group(self, group: int) -> Any:
-        """The cells of a row group; of what is kept, the one that was read longest ago goes first."""
+    def cells(self, group: int) -> Any:
+        """Gives the cells of a row group; of what is kept, that which was asked for the longest ago goes.
+
+        Raises:
+            ImageError: if it cannot be read.
+        """
         if self._process != os.getpid():  # a thread of the parent may have held the lock
             self._lock, self._process = threading.Lock(), os.getpid()
         with self._lock:
@@ -176,39 +189,37 @@ def image_of_cell(value: Any, folder: Path) -> bytes | Path:
     return folder / value
 
 
-def check_images(file: str, footer: Any, column: str) -> None:
-    """Raises VitralError unless the cells are bytes, text that is a path, or {bytes, path}.
+def refuse_unlike_images(images: RowGroupImages, footer: Any) -> None:
+    """Raises VitralError unless the cells of a file are bytes, text that is a path, or {bytes, path}.
 
     Of paths, those that lead elsewhere are refused here, where the footer tells that there are any.
     """
+    file, folder, column = images.groups.files[0], images.groups.folders[0], images.column
     kind = footer.schema.to_arrow_schema().field(column).type
-    paths = _path_column(file, column, kind)
-    if paths is None or not _may_hold_paths(footer, column, kind):
+    if not _may_be_paths(file, kind) or not _may_hold_paths(footer, column, kind):
         return
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(file) as opened:
-        for number in range(footer.num_row_groups):
-            cells = opened.read_row_group(number, columns=[column], use_threads=False)[column]
-            refuse_outside(file, _paths(cells))
+    for group in range(footer.num_row_groups):
+        for path in filter(None, _paths(images.cells(group))):
+            if refusal := _why_refused(folder, path):
+                raise VitralError(f"{file}: {refusal}")
 
 
-def _path_column(file: str, column: str, kind: Any) -> str | None:
-    """Where the paths stand, if cells may hold any."""
+def _may_be_paths(file: str, kind: Any) -> bool:
+    """Whether a type of cells has room for paths."""
     import pyarrow as pa
     import pyarrow.types as types
 
     refusal = VitralError(f"{file}: images are {kind}; they must be bytes, paths, or {{bytes, path}}")
     if types.is_struct(kind):
         fields = {field.name: field.type for field in kind}
-        sound = _is_bytes(fields.get("bytes", pa.binary())) and is_text(fields.get("path", pa.string()))
+        sound = _is_bytes(fields.get("bytes", pa.binary())) and _is_text(fields.get("path", pa.string()))
         if not sound or not fields.keys() & {"bytes", "path"} or len(fields) != kind.num_fields:
             raise refusal
-        return f"{column}.path" if "path" in fields else None
-    if is_text(value_type(kind)):
-        return column
-    if _is_bytes(value_type(kind)):
-        return None
+        return "path" in fields
+    if _is_text(_value_type(kind)):
+        return True
+    if _is_bytes(_value_type(kind)):
+        return False
     raise refusal
 
 
@@ -241,15 +252,13 @@ def _paths(cells: Any) -> list[str | None]:
     return pc.unique(cells).to_pylist()
 
 
-def value_type(kind: Any) -> Any:
-    """Gives what a dictionary's values are, or the type itself."""
+def _value_type(kind: Any) -> Any:
     import pyarrow.types as types
 
     return kind.value_type if types.is_dictionary(kind) else kind
 
 
-def is_text(kind: Any) -> bool:
-    """Tells whether a type is of text, or of nothing at all."""
+def _is_text(kind: Any) -> bool:
     import pyarrow.types as types
 
     return (
@@ -272,18 +281,8 @@ def _is_bytes(kind: Any) -> bool:
     )
 
 
-def refuse_outside(file: str, paths: Sequence[str | None]) -> None:
-    """Raises VitralError if a path leads out of the file's folder, and of those that the user allows.
-
-    A file from elsewhere must not have any file of this machine opened and shown.
-    """
-    folder = os.path.dirname(file)
-    for path in filter(None, paths):
-        if refusal := _why_refused(folder, path):
-            raise VitralError(f"{file}: {refusal}")
-
-
 def _why_refused(folder: str, path: str) -> str:
+    """A file from elsewhere must not have any file of this machine opened and shown."""
     own = os.path.abspath(folder)
     listed = os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep)
     allowed = [own, *(os.path.abspath(folder) for folder in listed if folder)]

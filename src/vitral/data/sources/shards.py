@@ -21,7 +21,8 @@ from vitral.data.blocks import Blocks
 from vitral.data.columns import FOUND, Columns
 from vitral.data.names import Names
 from vitral.data.sources.kept import KeptFiles, cache_folder
-from vitral.data.sources.labels import read_labels
+from vitral.data.sources.labels import LabelColumn, read_labels
+from vitral.data.sources.roles import WORDS
 from vitral.data.sources.tar_index import image_fields, index_of, text_fields
 from vitral.data.split import SPLITS, Found, Split, shortened
 from vitral.images.files import why_not_read
@@ -30,7 +31,6 @@ from vitral.runtime.extras import need
 from vitral.runtime.progress import progress
 
 PIPE = "pipe:"
-_SPELLINGS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_SHARDS = 1_000_000
 _MOST_OPEN = 128  # files of a process at a time
@@ -56,16 +56,18 @@ def read_shards(source: str, columns: Columns = FOUND) -> Found:
     Raises:
         VitralError: if no file matches, a shard cannot be read, or samples have no label.
     """
-    need("a source of shards", "pyarrow", extra="data")
-    shards = {split: _expanded(source, split) for split in (SPLITS if "{split}" in source else ("train",))}
-    if not shards["train"]:
+    shards = _shards_of(source)
+    if "train" not in shards:
         raise VitralError(f"no file matches {source.replace('{split}', 'train')}")
-    indexed = {split: _indexed(paths) for split, paths in shards.items() if paths}
+    indexed = {split: _indexed(paths) for split, paths in shards.items()}
     fields = _Fields.of(source, [table for parts in indexed.values() for table in parts], columns)
     read = {split: _read(shards[split], parts, fields) for split, parts in indexed.items()}
     whole = all(_is_whole(label) for part in read.values() for label in part.labels)
-    tables = {split: _label_table(source, part.labels, fields, whole) for split, part in read.items()}
-    classes, labels, notes = read_labels(source, tables)
+    told = {
+        split: LabelColumn(split, _column(source, part.labels, fields, whole), None, part.where)
+        for split, part in read.items()
+    }
+    classes, labels, notes = read_labels(source, told)
     splits = {
         split: Split(read[split].images, labels[split], read[split].names, blocks=read[split].blocks())
         for split in labels
@@ -75,14 +77,36 @@ def read_shards(source: str, columns: Columns = FOUND) -> Found:
     return Found(classes, splits, (*fields.notes, *without, *notes))
 
 
+def shard_images(source: str, columns: Columns = FOUND) -> tuple["ShardImages", Names]:
+    """Gives the images of all splits of shards, and their names; no labels are asked for.
+
+    Raises:
+        VitralError: as `read_shards`.
+    """
+    shards = [shard for of_split in _shards_of(source).values() for shard in of_split]
+    if not shards:
+        raise VitralError(f"no file matches {source}")
+    indexed = _indexed(shards)
+    found = {name: 0 for table in indexed for name in image_fields(table)}
+    read = _read(shards, indexed, _Fields(_image_fields(source, found, columns), None))
+    return read.images, read.names
+
+
 # --- Which shards ------------------------------------------------------------------------------------
+
+
+def _shards_of(source: str) -> dict[str, list["Shard"]]:
+    """The shards of each split that there is."""
+    need("a source of shards", "pyarrow", extra="data")
+    names = SPLITS if "{split}" in source else ("train",)
+    return {split: shards for split in names if (shards := _expanded(source, split))}
 
 
 def _expanded(source: str, split: str) -> list["Shard"]:
     """The shards of a split, in order; by the first spelling of its name that any file has."""
     if "{split}" in source and PIPE in source:
         raise VitralError(f"{source}: a command has no {{split}}; write out the training shards")
-    for spelling in _SPELLINGS[split]:
+    for spelling in WORDS[split]:
         parts = source.replace("{split}", spelling).split("::")
         shards = [shard for part in parts for shard in _shards(part)]
         if shards:
@@ -212,7 +236,7 @@ class _Fields:
     """Which fields hold the images and the labels."""
 
     images: tuple[str, ...]
-    label: str  # "": the folders in the shards are the classes
+    label: str | None  # "": the folders in the shards are the classes; None: labels are not asked for
     key: str = ""  # of a json field
     notes: tuple[str, ...] = ()
 
@@ -266,6 +290,10 @@ class _Read:
     labels: list[Any]
     without_image: int
 
+    def where(self, row: int) -> str:
+        """Says which image a label is of."""
+        return f"{self.names[row]} of {self.images.shards[self.images.shard_of[row]].source}"
+
     def blocks(self) -> Blocks:
         nbytes = np.bincount(self.images.shard_of, self.images.sizes).mean() if len(self.images) else 0.0
         piped = any(shard.piped for shard in self.images.shards)
@@ -312,6 +340,8 @@ def _places(shard: Shard, table: Any, fields: _Fields) -> tuple[np.ndarray, list
 
 def _labels(shard: Shard, table: Any, fields: _Fields, rows: np.ndarray, names: list[bytes]) -> list[Any]:
     """What each sample's label is made of."""
+    if fields.label is None:
+        return []
     if not fields.label:
         return [_folder(shard, os.fsdecode(names[row])) for row in rows.tolist()]
     column = f"text:{fields.label}"
@@ -339,7 +369,7 @@ def _folder(shard: Shard, name: str) -> str:
 def _label(shard: Shard, name: str, content: bytes, fields: _Fields) -> Any:
     try:
         text = content.decode("utf-8-sig").strip()
-        if fields.label.rsplit(".", 1)[-1] != "json":
+        if (fields.label or "").rsplit(".", 1)[-1] != "json":
             return text
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -364,15 +394,15 @@ def _is_whole(label: Any) -> bool:
     return isinstance(label, str) and bool(_WHOLE.fullmatch(label))
 
 
-def _label_table(source: str, labels: list[Any], fields: _Fields, whole: bool) -> Any:  # noqa: FBT001
-    """As a column "label"; of numbers, if all labels of all splits are `whole`."""
+def _column(source: str, labels: list[Any], fields: _Fields, whole: bool) -> Any:  # noqa: FBT001
+    """As an Arrow column; of numbers, if all labels of all splits are `whole`."""
     import pyarrow as pa
 
     if whole:
         labels = [int(label) for label in labels]
     _refuse_captions(source, labels, fields)
     try:
-        return pa.table({"label": pa.chunked_array([pa.array(labels)])})
+        return pa.chunked_array([pa.array(labels)])
     except (pa.ArrowException, TypeError, OverflowError) as error:
         raise VitralError(
             f"{source}: the labels in {fields.label} are of different kinds; give the number or the name of "

@@ -12,6 +12,7 @@ from vitral.artifacts.about import About
 from vitral.artifacts.assemble import assemble
 from vitral.artifacts.manifest import KINDS, Manifest, is_artifact
 from vitral.checkpoints.own import architecture
+from vitral.data.columns import Columns
 from vitral.data.image_data import DataSource
 from vitral.inference.classifier import Classifier, load
 from vitral.inference.engine import ClassifierEngine
@@ -171,6 +172,9 @@ def about_of(classifier: Classifier, name: str) -> About:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         licence=metadata.get("licence"),
         source=source,
-        metadata={name: metadata[name] for name in _CARRIED if name in metadata},
+        metadata={
+            **{name: metadata[name] for name in _CARRIED if name in metadata},
+            **replace(Columns.of_metadata(metadata), image_root="").metadata(),
+        },
         vitral=vitral_version(),
     )
