@@ -127,6 +127,14 @@ class World:
         dist.gather_object(result, results, dst=0, group=self._group)
         return results or []
 
+    def new_group(self) -> Any:
+        """Make another group of the same processes, through which a thread may speak."""
+        if self.alone:
+            return None
+        import torch.distributed as dist
+
+        return dist.new_group(backend="gloo", timeout=_PATIENCE)
+
     def align(self, module: nn.Module) -> None:
         """Make a module's weights and buffers those of the first process."""
         if self.alone:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitral.checkpoints.folder import Checkpoint
 from vitral.data.contents import Contents
@@ -30,7 +30,9 @@ from vitral.training.optimizers import Group
 from vitral.training.parts import Parts
 from vitral.training.run import Run, groups_by_recipe, refuse_misfit, schedule_of
 from vitral.training.run_folder import RunFolder
+from vitral.training.sharding import load, mapped, whole
 from vitral.training.state import Record, Saved
+from vitral.training.state_file import read_pieces
 
 # Of the images that a stem's first filters are computed from: a patch has 27 numbers for each.
 _WHITENING_PIXELS = 1_000_000
@@ -202,7 +204,7 @@ def _take_up(run: Run, saved: Saved, saved_recipe: Resolved) -> None:
         raise VitralError(
             f"{folder} is already at step {run.state.step}, past {asked}; name a larger budget, or none"
         )
-    if saved.tensors:
+    if saved.tensors or saved.folder:
         _load_tensors(run, saved)
     if not spent and not saved.can_go_on:
         raise _is_finished(folder)
@@ -212,15 +214,31 @@ def _take_up(run: Run, saved: Saved, saved_recipe: Resolved) -> None:
 
 def _load_tensors(run: Run, saved: Saved) -> None:
     try:
-        run.model.load_state_dict(saved.tensors["model"])
+        tensors = saved.tensors if saved.folder is None else _pieces(run, saved, saved.folder)
+        load(run.model, tensors["model"])
         if saved.can_go_on:
-            run.average.load_state_dict(saved.tensors["average"])
-            run.optimizer.load_state_dict(saved.tensors["optimizer"])
+            run.average.load_state_dict(mapped(whole, tensors["average"]))
+            run.follow_average()
+            run.optimizer.load_state_dict(tensors["optimizer"])
             run.loss_watch.load_state_dict(saved.state.loss_watch)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise VitralError(
             f"the state in {run.files.path}/checkpoints is not of this run's model; put its own back"
         ) from error
+
+
+def _pieces(run: Run, saved: Saved, folder: Path) -> dict[str, Any]:
+    """What several processes wrote, as this run is divided, or not."""
+    here = run.model.state_dict()
+
+    def like(name: str, size: torch.Size) -> Tensor | None:
+        return here[name] if here[name].shape == size else None
+
+    tensors = read_pieces(folder, like)
+    kept = saved.tensors["optimizer"]
+    for name, rest in kept["parameters"].items():
+        tensors["optimizer"].setdefault(name, {}).update(rest)
+    return {**tensors, "optimizer": {"parameters": tensors["optimizer"], "groups": kept["groups"]}}
 
 
 def _replace_best(run: Run, saved: Saved) -> None:

@@ -13,7 +13,7 @@ from vitral.evaluation.calibration import CALIBRATION_IMAGES, Calibration, calib
 from vitral.evaluation.task import outputs
 from vitral.runtime.stopping import Stopped, StopSignal
 from vitral.training.run import Run
-from vitral.training.saving import saved_of
+from vitral.training.saving import gathered, saved_of
 from vitral.training.state import Summary
 from vitral.training.validation import EVALUATION_BATCH, damage_of, evaluate_split, keep_if_best
 
@@ -44,7 +44,7 @@ def conclude(run: Run, stop: StopSignal) -> Summary:
     )
     run.files.conclude(summary)
     if not run.recipe.course.keep_state:
-        run.files.drop_optimizer(saved_of(run, {"model": run.model.state_dict()}))
+        run.files.drop_optimizer(saved_of(run, gathered(run, {"model": run.model.state_dict()})))
     return summary
 
 

@@ -132,6 +132,7 @@ def _carry_out(run: Run, stop: StopSignal) -> Summary:
         finally:
             run.tell(RunEnds(run.state.step))
             run.files.note_damaged(run.damage.reasons)
+        run.files.settle()
         summary = conclude(run, stop) if spent else unfinished(run)
         return replace(summary, stopped_by=stop.number)
 

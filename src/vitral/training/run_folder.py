@@ -5,6 +5,7 @@ The files of a run's folder, each of which is replaced as a whole:
 - ``recipe.toml``: its settings. Those in `CHANGEABLE` may be changed when it is resumed.
 - ``checkpoints/run.json``: what the run is from its beginning on, a `Record`.
 - ``checkpoints/state.pt``: how far it is, `Saved`; once finished, the weights alone, unless `keep_state`.
+  Of a large sharded run folders ``checkpoints/step-N``, two at most.
 - ``metrics.jsonl``: a line for each evaluation.
 - ``config.json``, ``model.safetensors``: the model with the best weights.
 - ``last/``: the model with the averaged weights of the last checkpoint.
@@ -15,13 +16,12 @@ The files of a run's folder, each of which is replaced as a whole:
 import contextlib
 import copy
 import errno
-import io
 import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -45,14 +45,16 @@ from vitral.recipes.packaged import RUN_FILE
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.schema import BUDGET, Resolved, missing
 from vitral.runtime import settings as config
+from vitral.runtime.background import Background
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import remove_leftovers, write_atomically
 from vitral.runtime.lock import LockedError, locked
 from vitral.runtime.world import ALONE, World
 from vitral.training.changes import CHANGEABLE
 from vitral.training.history import History, read_history, whole_lines
+from vitral.training.sharding import on_host
 from vitral.training.state import Record, Saved, Summary
-from vitral.training.state_file import read_state
+from vitral.training.state_file import StateFiles
 
 _NEW_RUN = "begin a new run with another --out"
 
@@ -95,14 +97,16 @@ class RunFolder:
         self._recipe_file, self._metrics_file = path / RUN_FILE, path / "metrics.jsonl"
         self._summary_file, self._last = path / "summary.json", path / "last"
         self._checkpoints = path / "checkpoints"
-        self._state_file, self._record_file = self._checkpoints / "state.pt", self._checkpoints / "run.json"
+        self._states, self._record_file = StateFiles(self._checkpoints), self._checkpoints / "run.json"
+        # What is written while steps go on: weights and states. All else is small.
+        self._writing, self._writers = Background(), None
 
     # --- What there is -------------------------------------------------------------------------------
 
     @property
     @_by_first
     def holds_run(self) -> bool:
-        return any(file.exists() for file in (self._recipe_file, self._record_file, self._state_file))
+        return any(there.exists() for there in (self._recipe_file, self._record_file)) or self._states.exist()
 
     @property
     @_by_first
@@ -117,6 +121,7 @@ class RunFolder:
     @_by_first
     def has_best(self) -> bool:
         """Whether the model of the best weights can be read."""
+        self._writing.finish()
         try:
             self.best()
         except VitralError:
@@ -142,7 +147,7 @@ class RunFolder:
     @property
     @_by_first
     def has_state(self) -> bool:
-        return self._state_file.exists()
+        return self._states.exist()
 
     @_by_first
     def summary(self) -> Summary:
@@ -213,12 +218,12 @@ class RunFolder:
         Raises:
             VitralError: if it is gone, damaged, or another run's.
         """
-        file, record = self._state_file, self._record
-        if not file.exists():
+        file, record = self._states.file, self._record
+        if not self._states.exist():
             if self._last.exists() or self._last_metric > first_checkpoint:
                 raise VitralError(f"{file} is gone, without which the run cannot go on{self._what_is_left}")
             return None
-        found = read_state(file, device)
+        found = self._states.read(device)
         if found is None:
             raise VitralError(f"{file} is damaged and cannot be resumed{self._what_is_left}")
         if record and found.run not in (None, record.id):
@@ -240,7 +245,7 @@ class RunFolder:
         if saved.description is not None:
             with seeded(0):
                 config = json.loads(saved.description)
-                return described_checkpoint(config, str(self._state_file), module=self.module)
+                return described_checkpoint(config, str(self._states.file), module=self.module)
         try:
             return load_checkpoint(self._last)
         except VitralError:
@@ -260,7 +265,10 @@ class RunFolder:
         with contextlib.ExitStack() as claim:
             self.world.from_first(lambda: self._claim(claim))
             try:
-                yield
+                try:
+                    yield
+                finally:
+                    self._writing.close()
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
@@ -304,10 +312,11 @@ class RunFolder:
         return VitralError(f"--out {self.path}: a run cannot be written there: {error.strerror or error}")
 
     def _remove_leftovers(self) -> None:
-        files = (self._recipe_file, self._metrics_file, self._summary_file, self._state_file)
+        files = (self._recipe_file, self._metrics_file, self._summary_file)
         names = {CONFIG_FILE, WEIGHTS_FILE, self._record_file.name, *(file.name for file in files)}
         for folder in (self.path, self._last, self._checkpoints):
             remove_leftovers(folder, names)
+        self._states.remove_leftovers()
 
     @_by_first
     def refuse_to_begin(self, data: ImageData, recipe: Recipe) -> None:
@@ -364,19 +373,37 @@ class RunFolder:
 
     @_by_first
     def save(self, saved: Saved, last: Checkpoint) -> None:
-        """Writes all that a resume needs; in one file, so that it is never of two steps."""
-        self._write_state(saved)
+        """Writes all that a resume needs, in the background; in one file, so that it is never of two steps.
+
+        Args:
+            saved: whose tensors nobody changes any more.
+            last: the model then, of which a copy is made.
+        """
+        self._writing.begin(partial(self._states.write, saved))
+        self.save_last(last)
+
+    def save_pieces(self, saved: Saved, last: Checkpoint) -> None:
+        """As `save`, each process its pieces of the tensors, into one folder."""
+        if self._writers is None:  # what they say to each other must not mix with what steps say
+            self._writers = self.world.new_group()
+        write = partial(self._states.write_pieces, saved, self._writers, is_first=self.world.is_first)
+        self.world.gathered(lambda: self._writing.begin(write))
         self.save_last(last)
 
     @_by_first
     def save_last(self, last: Checkpoint) -> None:
-        save_checkpoint(self._last, last)
+        self._writing.begin(partial(save_checkpoint, self._last, _copied(last)))
 
     @_by_first
     def save_best(self, best: Checkpoint) -> None:
-        save_checkpoint(self.path, best)
+        self._writing.begin(partial(save_checkpoint, self.path, _copied(best)))
+
+    def settle(self) -> None:
+        """Waits until all is written that was to be written in the background."""
+        self.world.gathered(self._writing.finish)
 
     def best(self) -> Checkpoint:
+        self._writing.finish()
         # Not into the module itself, which is trained.
         module = None if self.module is None else copy.deepcopy(self.module)
         return load_checkpoint(self.path, model=module)
@@ -398,19 +425,13 @@ class RunFolder:
     @_by_first
     def conclude(self, summary: Summary) -> None:
         """Makes the run a finished one."""
+        self._writing.finish()
         write_atomically(self._summary_file, (json.dumps(asdict(summary), indent=1) + "\n").encode())
 
     @_by_first
     def drop_optimizer(self, saved: Saved) -> None:
         """Keeps of the last checkpoint what a finished run needs, which is not the optimizer's state."""
-        self._write_state(replace(saved, tensors={"model": saved.tensors["model"]}))
-
-    def _write_state(self, saved: Saved) -> None:
-        content = io.BytesIO()
-        values = {"run": saved.run, "description": saved.description, "state": asdict(saved.state)}
-        torch.save({**values, **saved.tensors}, content)
-        self._checkpoints.mkdir(exist_ok=True)
-        write_atomically(self._state_file, content.getvalue())
+        self._states.write(replace(saved, tensors={"model": saved.tensors["model"]}))
 
     def _write_record(self, record: Record) -> None:
         write_atomically(self._record_file, (json.dumps(asdict(record), indent=1) + "\n").encode())
@@ -438,6 +459,15 @@ class RunFolder:
         if self._metrics_file.exists():
             kept = [line for at, line in self._metrics if at <= step]
             write_atomically(self._metrics_file, "".join(f"{line}\n" for line in kept).encode())
+
+
+def _copied(checkpoint: Checkpoint) -> Checkpoint:
+    """With a copy of the model in the CPU's memory, which no step changes."""
+    model = checkpoint.model
+    memo: dict[int, Any] = {id(buffer): on_host(buffer) for buffer in model.buffers()}
+    for weight in model.parameters():
+        memo[id(weight)] = nn.Parameter(on_host(weight), requires_grad=weight.requires_grad)
+    return replace(checkpoint, model=copy.deepcopy(model, memo))
 
 
 def _remove_if_unused(folder: Path) -> None:

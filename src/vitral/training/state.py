@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,11 +95,12 @@ class Saved:
     ]  # state dictionaries: "model", "average", "optimizer"; of a finished run the first
     description: str | None  # of the model (`checkpoints.description`); None: of older runs
     run: str | None  # the `Record`'s id; None: of older runs
+    folder: Path | None = None  # where the tensors are that the processes of a large run wrote piece by piece
 
     @property
     def can_go_on(self) -> bool:
         """Whether all is there that further steps need."""
-        return set(TENSORS) <= set(self.tensors)
+        return self.folder is not None or set(TENSORS) <= set(self.tensors)
 
 
 def elsewhere(unknown: Iterable[str]) -> str:
