@@ -120,9 +120,9 @@ class Together:
         # They are numbers of this type: half as much to send as they are, where it is bfloat16.
         sent = torch.zeros(max(counts), *stacked_GMN.shape[1:], dtype=dtype, device=stacked_GMN.device)
         sent[: len(here_GMN)] = here_GMN
-        received = sent.new_empty(size, *sent.shape)
-        dist.all_gather_into_tensor(received.view(-1, *sent.shape[1:]), sent)
-        return torch.cat([received[rank, :have] for rank, have in enumerate(counts)]).to(stacked_GMN)
+        received = [torch.empty_like(sent) for _ in counts]
+        dist.all_gather(received, sent)
+        return torch.cat([came[:have] for came, have in zip(received, counts, strict=True)]).to(stacked_GMN)
 
     def _count_of(self, rank: int, count: int) -> int:
         parts = share_of(rank, self._world.size, self._parts)

@@ -48,9 +48,9 @@ from vitral.runtime import settings as config
 from vitral.runtime.background import Background
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import remove_leftovers, write_atomically
-from vitral.runtime.lock import LockedError, locked
 from vitral.runtime.world import ALONE, World
 from vitral.training.changes import CHANGEABLE
+from vitral.training.claim import claim_folder
 from vitral.training.history import History, read_history, whole_lines
 from vitral.training.sharding import on_host
 from vitral.training.state import Record, Saved, Summary
@@ -276,40 +276,8 @@ class RunFolder:
                 raise VitralError(line) from error
 
     def _claim(self, claim: contextlib.ExitStack) -> None:
-        """Makes and locks the folder until the claim ends."""
-        try:
-            for folder in reversed(self._make()):
-                claim.callback(_remove_if_unused, folder)
-            claim.enter_context(locked(self.path / ".lock"))
-        except LockedError as error:
-            claim.close()
-            who = "another process" if error.pid is None else f"process {error.pid}"
-            raise VitralError(
-                f"{self.path} is in use: {who} trains there; wait for it, stop it, or choose another --out"
-            ) from None
-        except OSError as error:
-            claim.close()
-            raise self._unwritable(error) from error
+        claim_folder(self.path, claim)
         self._remove_leftovers()
-
-    def _make(self) -> list[Path]:
-        """Makes the folder, and returns those that were not there, inner ones first."""
-        place = self.path
-        missing = []
-        try:
-            while not place.exists() and place != place.parent:
-                missing.append(place)
-                place = place.parent
-            if not place.is_dir():
-                within = "" if place == self.path else f" {self.path}:"
-                raise VitralError(f"--out{within} {place} is a file; a run needs a folder of its own")
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        return missing
-
-    def _unwritable(self, error: OSError) -> VitralError:
-        return VitralError(f"--out {self.path}: a run cannot be written there: {error.strerror or error}")
 
     def _remove_leftovers(self) -> None:
         files = (self._recipe_file, self._metrics_file, self._summary_file)
@@ -468,11 +436,6 @@ def _copied(checkpoint: Checkpoint) -> Checkpoint:
     for weight in model.parameters():
         memo[id(weight)] = nn.Parameter(on_host(weight), requires_grad=weight.requires_grad)
     return replace(checkpoint, model=copy.deepcopy(model, memo))
-
-
-def _remove_if_unused(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # it is in use now
-        folder.rmdir()
 
 
 def _one_within_other(one: Path, other: Path) -> bool:
