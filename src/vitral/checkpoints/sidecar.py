@@ -5,7 +5,7 @@ neither classes nor preprocessing, those.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def content(checkpoint: Checkpoint, layout: str, weights_file: str) -> dict[str,
     kept: dict[str, Any] = {"weights": weights_file, "multi_label": checkpoint.multi_label}
     kept["metadata"] = {name: checkpoint.metadata[name] for name in _KEPT if name in checkpoint.metadata}
     if layout in _WITHOUT_DESCRIPTION:
-        kept |= {"labels": list(checkpoint.labels), "preprocess": asdict(checkpoint.preprocess)}
+        kept |= {"labels": list(checkpoint.labels), "preprocess": checkpoint.preprocess.record()}
     return kept
 
 

@@ -201,6 +201,7 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
         "crop": "padded" if side < 1.5 * smallest else "resized",
         "flip": data.mirror_safe,
         "rand_augment": 9.0 if few and data.mirror_safe else 0.0,
+        "decoding": "fast",
         "loss": task_of(data).loss,
         "batch_size": min(int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 64)), len(train)),
         "workers": worker_count(cores=cpu_count),

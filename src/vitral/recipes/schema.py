@@ -18,6 +18,7 @@ from pydantic import Field
 
 from vitral.data.columns import Columns
 from vitral.images.augmentation import Augmentation, Crop
+from vitral.images.preprocess import Decoding
 from vitral.model.config import Pooling, ViTConfig
 from vitral.runtime.devices import Device, Precision
 from vitral.runtime.errors import VitralError
@@ -209,6 +210,9 @@ class Images:
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     val_fraction: Share = 0.2  # share to validate on, where the data has no validation split
     max_damaged: Share = 0.01  # share of unreadable images past which the run stops
+    # How finely JPEGs are decoded to train on: "full"; "fast" and "fastest": each side divided by 2, 4 or 8
+    # where at least 2 pixels, or 1, are left for each that the model sees.
+    decoding: Decoding = field(default="full", metadata=_CHOSEN)
     # A table's column of the images: paths, or in parquet bytes. Left out, as the next ones: found by name.
     image_column: str = field(default="", metadata=_UNSET)
     # The column of the labels; several columns of 0 and 1, a class each, with commas between.

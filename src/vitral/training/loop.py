@@ -21,6 +21,7 @@ from vitral.runtime.stopping import Stopped, StopSignal, stop_signal
 from vitral.runtime.threads import computing_threads, thread_count
 from vitral.training.adapt import put_into
 from vitral.training.begin import begin, resumed, threads_of
+from vitral.training.bounds import TellsBound
 from vitral.training.clock import LOADING
 from vitral.training.conclude import conclude, unfinished
 from vitral.training.determinism import deterministic
@@ -69,7 +70,7 @@ def train(
     if "val" not in data.splits:
         raise VitralError(f"{data.source} has no validation images; give a val folder, or val_fraction=0.2")
     files = RunFolder(folder, Listeners(*listeners).message, parts.model)
-    tell = Listeners(_metrics_writer(files), *listeners)
+    tell = Listeners(_metrics_writer(files), TellsBound(), *listeners)
     with deterministic(), stop_signal() as stop, files.claimed():
         if not resume:
             files.refuse_to_begin(data, recipe)

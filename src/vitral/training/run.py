@@ -163,17 +163,19 @@ class Run:
         """
         if name in self._loaders:
             return self._loaders[name]
-        keeps = self._moves_alone if name == "train" else name == "val"
-        split = self._validation if name == "val" else self.data.split(name)
-        pin_memory = name == "train" and self.placement.device.type == "cuda"
+        trained = name == "train"
+        keeps = self._moves_alone if trained else name == "val"
+        preprocess, device = self.checkpoint.preprocess, self.placement.device
         self._loaders[name] = loader = Loader(
-            split,
-            self.checkpoint.preprocess,
-            replace(self.loading, stop=stop, pin_memory=pin_memory) if name == "train" else self.loading,
-            keep_on=self.placement.device if keeps else None,
+            self._validation if name == "val" else self.data.split(name),
+            replace(preprocess, decoding=self.recipe.images.decoding) if trained else preprocess,
+            replace(self.loading, stop=stop, pin_memory=device.type == "cuda") if trained else self.loading,
+            keep_on=device if keeps else None,
+            device=device,
+            again=name != "test",
         )
-        if loader.in_memory and len(split) > _TOLD_IMAGES:
-            self.tell.message(f"opening {len(split):,} images")
+        if loader.in_memory and len(loader.split) > _TOLD_IMAGES:
+            self.tell.message(f"opening {len(loader.split):,} images")
         with self.clock.of("opening"):
             return loader.open(partial(self.tell.preparing, "opening"))
 

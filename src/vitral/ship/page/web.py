@@ -5,7 +5,6 @@ Its build has no WebGPU (docs/page.md says why).
 """
 
 import gzip
-from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,7 @@ def _told(about: About, golden: Answers) -> dict[str, Any]:
         "engine": "wasm",
         "labels": list(about.labels),
         "abstain_below": about.abstain_below,
-        "preprocess": {**asdict(preprocess), "rows_first": resizes_rows_first()},
+        "preprocess": {**preprocess.record(), "rows_first": resizes_rows_first()},
         "description": _description(about),
         "golden": {
             "logits": [float(value) for value in golden.logits[0]],

@@ -1,7 +1,7 @@
 """The model that a server holds: how it answers, and what it says of itself."""
 
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ class Served:
             "multi_label": predictor.multi_label,
             "abstain_below": predictor.abstain_below,
             "engine": predictor.engine.name,
-            "preprocess": asdict(predictor.preprocess),
+            "preprocess": predictor.preprocess.record(),
             "explains": self.explains,
             **self.facts,
         }
