@@ -201,7 +201,7 @@ class _Cells:
         import pyarrow.compute
 
         pc: Any = pyarrow.compute
-        paths = self.paths
+        paths: Any = self.paths
         if paths is not self.contents and self.contents is not None:
             paths = paths.filter(pc.is_null(self.contents))
         return [path for path in pc.unique(paths).to_pylist() if path]
