@@ -120,7 +120,7 @@ def tried(data: Any, folder: Path, kills: int, draw: random.Random, settings: di
         while True:
             first.unlink(missing_ok=True)
             resumed = (out / "last").is_dir()
-            after = draw.uniform(0.05, 0.6 * length) if done < kills else None
+            after = draw.uniform(0.05, length) if done < kills else None
             over = ended(begun(data, out, first, settings), after)
             if resumed and first.exists():
                 seconds.append(float(first.read_text()))
