@@ -28,7 +28,9 @@ from vitral.cli.commands import (
     push,
     recipe,
     report,
+    runs,
     serve,
+    sweep,
     train,
     verify,
 )
@@ -66,7 +68,8 @@ def _options(
 
 # In the order of --help.
 for _command in (
-    demo.demo, train.train, eval.eval, predict.predict, explain.explain, report.report, info.info,
+    demo.demo, train.train, eval.eval, predict.predict, explain.explain, report.report, runs.runs,
+    sweep.sweep, info.info,
     doctor.doctor, probe.probe, convert.convert, push.push, export.export, optimize.optimize, serve.serve,
     verify.verify,
 ):  # fmt: skip
