@@ -78,7 +78,7 @@ class Check:
             "images": len(self.subject),
             "splits": {name: len(split) for name, split in data.splits.items()},
             "classes": list(data.classes),
-            "notes": list(data.notes),
+            "notes": list(self.subject.notes),
             "model": self.model or None,
             "problems": len(self.problems),
             "kinds": [kind.to_dict(self.subject) for kind in self.kinds],
@@ -114,7 +114,9 @@ def check(
     classifier = None if model is None else loaded(model)
     if classifier is not None:
         classifier.refuse_others("features")
-    subject = Subject.of_data(open_data(data, val_fraction=0, columns=columns).told(warn))
+    subject = Subject.of_data(open_data(data, val_fraction=0, columns=columns))
+    for note in subject.notes:
+        warn(note)
     watch = _Watch(on_progress)
     looks = look_at(subject.split, workers=wanted.workers, on_images=watch.telling("looking"), warn=warn)
     features = None

@@ -43,6 +43,11 @@ class Subject:
     def splits(self) -> tuple[str, ...]:
         return tuple(self.data.splits)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Give what the source's reader passed over; of copies the check itself tells."""
+        return self.data.notes if self.data.found is None else self.data.found.notes
+
     def split_of(self, row: int) -> str:
         """Name the split of an image."""
         return self.splits[int(self.of[row])]

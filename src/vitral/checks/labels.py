@@ -165,7 +165,7 @@ def label_kinds(found: LabelSearch | str, model: str) -> Iterator[Kind]:
     findings = tuple(
         Finding(
             (int(found.rows[doubt.position]),),
-            f"labelled {doubt.given}, more likely {doubt.suggested}: {doubt.self_confidence:.1%} for its label",
+            f"labelled {doubt.given}, more likely {doubt.suggested} (its label {doubt.self_confidence:.1%})",
             doubt.self_confidence,
         )
         for doubt in found.doubts.doubts
@@ -175,8 +175,8 @@ def label_kinds(found: LabelSearch | str, model: str) -> Iterator[Kind]:
 
 def _means(found: LabelSearch, model: str) -> str:
     return (
-        f"Probes on the features of {model}, each fitted without the images that it answers for, agree with "
-        f"{found.accuracy:.1%} of the labels. By confident learning about {found.doubts.share:.1%} of them are "
-        "wrong. Look at the first of them: of such lists about half were real errors in well-known test "
-        "sets (arXiv:2103.14749), and a weak model names many labels that are right."
+        f"Probes on the features of {model}, each fitted without the images that it answers for, agree "
+        f"with {found.accuracy:.1%} of the labels. By confident learning about {found.doubts.share:.1%} of "
+        "them are wrong. Look at the first of them: of such lists about half were real errors in well-known "
+        "test sets (arXiv:2103.14749), and a weak model names many labels that are right."
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -17,7 +17,7 @@ from vitral.data.split import Split
 from vitral.data.workers import Loading, reader_count
 from vitral.evaluation.analysis.matching import SIDE
 from vitral.evaluation.analysis.near_duplicates import grey_of, shrunk
-from vitral.images.files import decodable, refuse_irregular, why_not_read
+from vitral.images.files import opened, refuse_irregular, why_not_read
 from vitral.images.picture import decoded
 from vitral.images.stored import format_of, surprises, upright_size
 from vitral.runtime.errors import ImageError
@@ -99,7 +99,8 @@ class _Looking(Dataset):
                 return _decoded(image, Seen(_digest(image.tobytes())))
             content = _content(image)
             name = image.name if isinstance(image, Path) else ""
-            return _decoded(content, _stored(content, name, Seen(_digest(content))))
+            seen, small_SS = _decoded(content, Seen(_digest(content)))
+            return _stored(content, name, seen), small_SS
         except ImageError as error:
             return Seen(damage=str(error)), torch.zeros(SIDE, SIDE, dtype=torch.uint8)
 
@@ -119,23 +120,30 @@ def _content(image: Path | bytes) -> bytes:
         raise ImageError(why_not_read(error)) from error
 
 
+def _decoded(source: Any, seen: Seen) -> tuple[Seen, Tensor]:
+    """What the pixels say, and the small grey picture.
+
+    Raises:
+        ImageError: if it cannot be read.
+    """
+    with decoded(source, at_least=2 * SIDE) as image:
+        size, small = (image.height, image.width), shrunk(image)
+    red, green, blue = small.split()
+    extrema: Any = small.getextrema()
+    differences: Any = [ImageChops.difference(one, green).getextrema()[1] for one in (red, blue)]
+    spread, grey = max(high - low for low, high in extrema), max(differences) <= _COLOURLESS
+    return seen._replace(size=size, spread=spread, grey=grey), grey_of(small)
+
+
 def _stored(content: bytes, name: str, seen: Seen) -> Seen:
-    """What the header says; of damaged metadata Pillow raises many kinds, and the pixels may be sound."""
-    with suppress(Exception), decodable(content) as image:
+    """What the header of a sound image says.
+
+    Of damaged metadata Pillow raises many kinds; what was read before is kept.
+    """
+    with suppress(Exception), opened(content) as image:
         seen = seen._replace(stored=format_of(image), size=(image.height, image.width))
         seen = seen._replace(size=upright_size(image), surprises=tuple(surprises(image, name).items()))
     return seen
-
-
-def _decoded(source: Any, seen: Seen) -> tuple[Seen, Tensor]:
-    """What the pixels say, and the small grey picture."""
-    with decoded(source, at_least=2 * SIDE) as image:
-        size, small = (image.height, image.width), shrunk(image)
-    small_SS3 = np.asarray(small, dtype=np.int16)
-    spread = float(small_SS3.std((0, 1)).max())
-    grey = int((small_SS3.max(2) - small_SS3.min(2)).max()) <= _COLOURLESS
-    size = size if seen.size == (0, 0) else seen.size
-    return seen._replace(size=size, spread=spread, grey=grey), grey_of(small)
 
 
 @dataclass

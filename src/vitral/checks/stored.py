@@ -8,8 +8,8 @@ from vitral.checks.findings import Finding, Kind, Subject, single
 from vitral.checks.look import Looks
 from vitral.images.stored import SURPRISES
 
-# Of the small picture, in grey levels: of one colour; dust on a scanner and JPEG's rounding stay below.
-_BLANK = 1.0
+# Grey levels of the small picture: of one colour; the noise of a scanner and JPEG's rounding stay below.
+_BLANK = 6
 # Pixels of the shorter side; below, or below this share of the usual one, there is next to nothing to see.
 _TINY, _TINY_SHARE = 16, 0.1
 # Longer to shorter side; a model that is given the middle sees a quarter of such a picture, or less.
@@ -55,7 +55,7 @@ def stored_kinds(subject: Subject, looks: Looks) -> Iterator[Kind]:
 
 def is_blank(looks: Looks) -> np.ndarray:
     """Tell which images are of one colour, (n,); damaged ones are not."""
-    return looks.sound & (np.array([seen.spread for seen in looks.seen], dtype=float) < _BLANK)
+    return looks.sound & (np.array([seen.spread for seen in looks.seen], dtype=int) < _BLANK)
 
 
 def _of_size(sound: np.ndarray, looks: Looks) -> Iterator[Kind]:
