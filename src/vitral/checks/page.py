@@ -48,13 +48,17 @@ def page_of(found: Check, megabytes: float = 4.0) -> str:
 
 def verdict(found: Check) -> str:
     """Say in two sentences what was found."""
-    wrong = [kind for kind in found.problems if kind.level == "wrong"]
-    doubtful = [kind for kind in found.problems if kind.level == "doubtful"]
+    total = f"{len(found.subject):,} images"
     if not found.problems:
-        return f"Nothing is wrong with the {len(found.subject):,} images, as far as was looked."
-    parts = [f"{kind.images:,} {kind.title}" for kind in (*wrong, *doubtful) if kind.images]
-    said = f"Of {len(found.subject):,} images: {'; '.join(parts)}." if parts else "Classes are in doubt."
+        return f"Nothing is wrong with the {total}, as far as was looked."
+    wrong, doubtful = (_images(found, level) for level in ("wrong", "doubtful"))
+    said = f"Of {total}, {wrong:,} are part of what is certainly wrong, and {doubtful:,} of what is in doubt."
     return f"{said} A model is better trained without {len(found.left_out):,} of them."
+
+
+def _images(found: Check, level: str) -> int:
+    kinds = (kind for kind in found.problems if kind.level == level)
+    return len({row for kind in kinds for finding in kind.findings for row in finding.rows})
 
 
 def _tiles(found: Check) -> Tiles:
@@ -78,7 +82,7 @@ def _tiles(found: Check) -> Tiles:
 
 def _table(found: Check) -> Table:
     rows = [
-        (kind.title, _LEVELS[kind.level], len(kind.findings), kind.images, kind.missing or kind.means)
+        (kind.title, _LEVELS[kind.level], len(kind.findings), kind.images, _meaning(kind))
         for kind in found.kinds
         if kind.findings or kind.missing
     ]
@@ -90,6 +94,10 @@ def _table(found: Check) -> Table:
         Column("what it means"),
     )
     return Table("All that was found", columns, rows)
+
+
+def _meaning(kind: Kind) -> str:
+    return f"Not looked for: {kind.missing}." if kind.missing else kind.means
 
 
 def _blocks(found: Check, kind: Kind, pictures: Pictures) -> Iterator[Block]:
