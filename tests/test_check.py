@@ -17,14 +17,16 @@ from tests.test_cli import Vitral, assert_failed_in_one_line
 from tests.test_cli import vitral as vitral  # the fixture
 from tests.test_report import Page
 from vitral.checks.check import Check, check
-from vitral.checks.copies import find_copies
-from vitral.checks.findings import Subject
-from vitral.checks.labels import FOLDS, LabelSearch, _folds, search_labels
+from vitral.checks.copies import Copies, find_copies
+from vitral.checks.findings import Kind, Subject
+from vitral.checks.labels import FOLDS, LabelSearch, _fitting_worst, _folds, label_kinds, search_labels
+from vitral.checks.leaving import left_out
 from vitral.checks.look import look_at
 from vitral.checks.page import page_of
 from vitral.data.image_data import ImageData, open_data
 from vitral.data.split import Split
 from vitral.data.subsets import thinned
+from vitral.evaluation.analysis.matching import Matches
 from vitral.evaluation.analysis.nearest import Cells
 from vitral.images.stored import profile_name
 from vitral.runtime.errors import VitralError
@@ -213,12 +215,13 @@ def searched(
     return Subject.of_data(of_arrays([None] * count, labels, names)), vectors, changed
 
 
-def test_probes_answer_as_scikit_learns_and_flag_what_cleanlab_flags() -> None:
+def test_probes_answer_as_scikit_learns_and_flag_what_cleanlab_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import PredefinedSplit, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    monkeypatch.setattr("vitral.checks.labels._TRIMMED", 0.0)
     subject, vectors, changed = searched()
     groups = np.arange(len(changed))
     found = search_labels(vectors, np.arange(len(changed)), subject, groups)
@@ -233,8 +236,8 @@ def test_probes_answer_as_scikit_learns_and_flag_what_cleanlab_flags() -> None:
     assert closest < 5e-3
     named = {doubt.position for doubt in found.doubts.doubts}
     truth = set(np.flatnonzero(changed).tolist())
-    assert len(named & truth) > 0.85 * len(truth)
-    assert len(named & truth) > 0.85 * len(named)
+    assert len(named & truth) > 0.7 * len(truth)
+    assert len(named & truth) > 0.9 * len(named)
     pytest.importorskip("cleanlab", reason="cleanlab, of the extra test, is not installed")
     from cleanlab.filter import find_label_issues
 
@@ -253,6 +256,31 @@ def test_folds_keep_pictures_whole_and_deal_classes_evenly() -> None:
     alone = _folds(labels, np.arange(500), 3)
     counts = np.array([np.bincount(alone[labels == place], minlength=FOLDS) for place in range(7)])
     assert (np.ptp(counts, 1) <= 1).all()
+
+
+def test_what_fits_worst_teaches_nothing_in_the_second_round() -> None:
+    generator = np.random.default_rng(0)
+    probabilities, labels = generator.dirichlet(np.ones(3), 200), np.repeat([0, 1, 2], [100, 85, 15])
+    worst = _fitting_worst(probabilities, labels)
+    assert [int(worst[labels == place].sum()) for place in range(3)] == [5, 4, 0]
+    own = probabilities[np.arange(200), labels]
+    assert own[worst & (labels == 0)].max() < own[~worst & (labels == 0)].min()
+
+
+def test_labels_are_left_out_only_where_the_probes_are_good() -> None:
+    for share, trusted in ((0.05, True), (0.4, False)):
+        subject, vectors, _ = searched(share=share)
+        found = search_labels(vectors, np.arange(600), subject, np.arange(600))
+        assert isinstance(found, LabelSearch)
+        assert found.trusted == trusted
+        near = Matches(*(np.empty(0, kind) for kind in (int, int, float, bool)))
+        kinds = (
+            Kind("broken", "", "wrong", ""),
+            Kind("blank", "", "wrong", ""),
+            *label_kinds(found, "a model"),
+        )
+        left = left_out(subject, kinds, Copies((), near, 0.25, 0, np.arange(600)), found)
+        assert len(left) == (len(found.doubts.doubts) if trusted else 0)
 
 
 def test_rare_classes_take_no_part_in_the_search() -> None:
@@ -289,9 +317,9 @@ def test_labels_of_several_classes_are_searched_one_at_a_time() -> None:
 def test_planted_copies_among_real_pictures(shared: Path) -> None:
     pytest.importorskip("pyarrow")
     data = open_data(str(shared / "data" / "cifar10" / "{split}.parquet"), val_fraction=0)
-    data = ImageData(data.source, data.classes, {"test": thinned(data.split("test"), 800)})
+    data = ImageData(data.source, data.classes, {"test": thinned(data.split("test"), 400)})
     data = ImageData(data.source, data.classes, {"train": data.split("test")})
-    data, originals = with_copies(data, 200, np.random.default_rng(0))
+    data, originals = with_copies(data, 120, np.random.default_rng(0))
     judged = judged_copies(check(data, workers=0), originals)
     assert judged["recall of all"] >= 0.95
     assert judged["precision"] >= 0.99
@@ -306,7 +334,7 @@ def test_the_script_counts_wrong_labels() -> None:
     again = Subject.of_data(data)
     found = search_labels(vectors, np.arange(600), again, np.arange(600))
     assert isinstance(found, LabelSearch)
-    result = Check(again, (), "", np.arange(600), found, {}, {})
+    result = Check(again, (), "", np.arange(600), found, {}, None, {})
     judged = judged_labels(result, changed)
     assert judged["AUPRC"] > 0.85
     assert judged["estimated share"] == pytest.approx(0.05, abs=0.03)

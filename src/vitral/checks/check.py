@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vitral.checks.copies import LEAST_COSINE, Copies, copy_kinds, find_copies
 from vitral.checks.findings import Kind, Subject
 from vitral.checks.labels import LabelSearch, label_kinds, search_labels
-from vitral.checks.leaving import left_out
+from vitral.checks.leaving import Written, left_out, refuse_unlistable, write_manifest
 from vitral.checks.look import look_at
 from vitral.checks.stored import class_kinds, stored_kinds
 from vitral.data.batches import DamageCount
@@ -23,9 +23,11 @@ from vitral.data.columns import FOUND, Columns
 from vitral.data.image_data import DataSource, open_data
 from vitral.data.workers import Loading, worker_count
 from vitral.evaluation.analysis.nearest import Cells
+from vitral.evaluation.mistakes import refuse_unwritable
 from vitral.evaluation.probing.usual import usual_features
 from vitral.inference.classifier import Classifier, loaded
 from vitral.inference.features import cache_folder, extract
+from vitral.runtime import limits
 from vitral.runtime.ranges import Seed, Workers
 from vitral.runtime.settings import build
 from vitral.runtime.settings import check as check_settings
@@ -59,6 +61,7 @@ class Check:
     groups: np.ndarray = field(repr=False)  # (n,) the same number for images of the same picture
     labels: LabelSearch | None = field(repr=False)  # None: there was no model, or too few images
     left_out: dict[int, str] = field(repr=False)  # rows that a model is better trained without, and why
+    written: Written | None  # the table of the images that stay, if one was asked for
     seconds: dict[str, float]  # that each part of the work took
 
     @property
@@ -91,6 +94,7 @@ def check(
     data: DataSource,
     model: str | PathLike | Classifier | None = None,
     *,
+    write: str | PathLike | None = None,
     columns: Columns = FOUND,
     warn: Callable[[str], None] = lambda _: None,
     on_progress: Progress = lambda *_: None,
@@ -102,13 +106,15 @@ def check(
         data: as `open_data` takes it; nothing is held out.
         model: any model, or where it lies, whose features are good on such images; its head plays no part.
             None: likely label errors are not looked for, and copies by their pixels alone.
+        write: a table (.csv) of the images to train on, without those in `Check.left_out`; it can be
+            trained on where it lies.
         columns: of a table, as `open_data` takes them.
         warn: told of what was passed over in the data, and when worker processes fail.
         on_progress: told how far each part of the work is.
         options: fields of `CheckOptions`, such as ``seed=1``.
 
     Raises:
-        VitralError: if the data, the model or an option cannot be used.
+        VitralError: if the data, the model or an option cannot be used, or the table not be written.
     """
     wanted = build(CheckOptions, options)
     classifier = None if model is None else loaded(model)
@@ -117,6 +123,9 @@ def check(
     subject = Subject.of_data(open_data(data, val_fraction=0, columns=columns))
     for note in subject.notes:
         warn(note)
+    if write is not None:
+        refuse_unwritable(Path(write), limits.TABLE_SUFFIXES)
+        refuse_unlistable(subject)
     watch = _Watch(on_progress)
     looks = look_at(subject.split, workers=wanted.workers, on_images=watch.telling("looking"), warn=warn)
     features = None
@@ -131,8 +140,9 @@ def check(
     name = "" if model is None else model if isinstance(model, str) else getattr(model, "source", "the model")
     kinds = _kinds(subject, looks, copies, labels, str(name))
     found = labels if isinstance(labels, LabelSearch) else None
-    left = left_out(subject, kinds, copies)
-    return Check(subject, kinds, str(name), copies.groups, found, left, watch.seconds())
+    left = left_out(subject, kinds, copies, found)
+    written = None if write is None else write_manifest(Path(write), subject, left, copies.groups)
+    return Check(subject, kinds, str(name), copies.groups, found, left, written, watch.seconds())
 
 
 def _kinds(

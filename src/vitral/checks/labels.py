@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vitral.checks.findings import Finding, Kind, Subject
+from vitral.data.subsets import rows_by_class
 from vitral.evaluation.analysis.label_errors import Doubts, doubtful_labels
 from vitral.evaluation.probing.linear import PENALTIES, LinearHead
 
@@ -19,6 +20,12 @@ FOLDS = 5
 # The penalty is chosen on so many images, half of them to fit to.
 _CHOSEN_ON = 6000
 _TRIED = PENALTIES[2::2]
+# Share of each class that the second round does without: on CIFAR-10 with 5 % of the labels changed the area
+# under precision and recall rose by 0.01 to 0.02 (docs/log.md, 2026-11-27).
+_TRIMMED, _ROUNDS = 0.05, 2
+# Of the labels, that probes must agree with before images are left out on their word. With 5 % changed, 84 %
+# of what they named was wrong where they agreed with 88 % of the labels, and 46 % where with 82 % (ibid.).
+TRUSTED = 0.85
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,11 @@ class LabelSearch:
     classes: tuple[str, ...]  # those with images enough
     probabilities: np.ndarray  # (n, L)
     doubts: Doubts
+
+    @property
+    def trusted(self) -> bool:
+        """Whether to train without what it names; of several labels of an image, most are right."""
+        return self.labels.ndim == 1 and self.accuracy >= TRUSTED
 
     @property
     def accuracy(self) -> float:
@@ -101,15 +113,32 @@ def _answered(
     num_classes: int,
     on_folds: Callable[[int, int], None],
 ) -> np.ndarray:
-    """The probabilities (n, L) that the probe of the other folds gives."""
+    """The probabilities (n, L) that the probe of the other folds gives, in two rounds.
+
+    In the second, probes are fitted without the images whose labels fit worst.
+    """
     penalty = _penalty(vectors_ND, labels, folds, num_classes)
-    probabilities_NL = torch.zeros(len(labels), num_classes)
-    for fold in range(FOLDS):
-        on_folds(fold, FOLDS)
-        fit, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        probabilities_NL[held] = _probe(vectors_ND, labels, fit, held, num_classes, penalty)
-    on_folds(FOLDS, FOLDS)
+    probabilities_NL, kept, done = torch.zeros(len(labels), num_classes), np.ones(len(labels), dtype=bool), 0
+    for _ in range(_ROUNDS):
+        for fold in range(FOLDS):
+            fit, held = np.flatnonzero((folds != fold) & kept), np.flatnonzero(folds == fold)
+            probabilities_NL[held] = _probe(vectors_ND, labels, fit, held, num_classes, penalty)
+            on_folds(done := done + 1, _ROUNDS * FOLDS)
+        kept = ~_fitting_worst(probabilities_NL.numpy(), labels)
     return probabilities_NL.numpy()
+
+
+def _fitting_worst(probabilities_NL: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which images of each class have the smallest probabilities of their labels, (n,)."""
+    worst = np.zeros(len(labels), dtype=bool)
+    if labels.ndim == 2:
+        own = np.where(labels, probabilities_NL, 1 - probabilities_NL).min(1)
+        worst[np.argsort(own, kind="stable")[: int(_TRIMMED * len(own))]] = True
+        return worst
+    own = probabilities_NL[np.arange(len(labels)), labels]
+    for rows in rows_by_class(labels):
+        worst[rows[np.argsort(own[rows], kind="stable")[: int(_TRIMMED * len(rows))]]] = True
+    return worst
 
 
 def _penalty(vectors_ND: Tensor, labels: np.ndarray, folds: np.ndarray, num_classes: int) -> float:

@@ -4,12 +4,14 @@ import csv
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vitral.checks.copies import Copies
 from vitral.checks.findings import Kind, Subject
+from vitral.checks.labels import LabelSearch
 from vitral.runtime.errors import ImageError, VitralError
 from vitral.runtime.files import write_atomically
 
@@ -18,14 +20,16 @@ COLUMNS = ("image", "label", "split", "group")
 _DELIMITERS = (";", "|", "&&")
 
 
-def left_out(subject: Subject, kinds: Sequence[Kind], copies: Copies) -> dict[int, str]:
+def left_out(
+    subject: Subject, kinds: Sequence[Kind], copies: Copies, labels: LabelSearch | None
+) -> dict[int, str]:
     """Choose the rows to leave out, and say why; a row for each.
 
     What cannot be read or is of one colour leaves every split. Of a picture that is in several splits, the
     images of the last one stay (test, then validation), and those of the others leave. Beyond that,
     validation and test images stay as they are, so that figures can be compared; of the training images leave
-    all but the first of each picture, all of a picture that has several labels, and those whose labels are
-    likely wrong.
+    all but the first of each picture, all of a picture that has several labels, and, where the search for
+    wrong labels is to be trusted, those that it names.
     """
     by_key = {kind.key: kind for kind in kinds}
     chosen: dict[int, str] = {}
@@ -44,7 +48,7 @@ def left_out(subject: Subject, kinds: Sequence[Kind], copies: Copies) -> dict[in
                 chosen.setdefault(row, "the same picture has another label")
             elif last == train and row != of_train[0]:
                 chosen.setdefault(row, f"the same picture as {subject.split.names[of_train[0]]}")
-    for finding in by_key["label"].findings:
+    for finding in by_key["label"].findings if labels is not None and labels.trusted else ():
         if subject.of[finding.rows[0]] == train:
             chosen.setdefault(finding.rows[0], finding.says)
     return dict(sorted(chosen.items()))
@@ -57,28 +61,34 @@ def _pictures(groups: np.ndarray) -> list[list[int]]:
     return [part.tolist() for part in np.split(order, ends) if len(part) > 1]
 
 
-def write_manifest(
-    file: Path, subject: Subject, without: dict[int, str], groups: np.ndarray
-) -> tuple[int, str]:
+@dataclass(frozen=True)
+class Written:
+    """A table that was written."""
+
+    file: Path
+    images: int  # that it lists
+    delimiter: str  # between several labels in a cell; "": each image has one
+
+
+def refuse_unlistable(subject: Subject) -> None:
+    """Refuse to list images that are no files, before they are looked at.
+
+    Raises:
+        VitralError: if the first image is within another file or in memory, or names hold each delimiter.
+    """
+    _path(subject, 0, Path())
+    _delimiter(subject)
+
+
+def write_manifest(file: Path, subject: Subject, without: dict[int, str], groups: np.ndarray) -> Written:
     """Write a table of the images that stay: path, label, split and the number of its picture.
 
     A path is relative to the table where the image lies beside or below it.
 
-    Returns:
-        How many images stay, and what stands between several labels; "" if each image has one.
-
     Raises:
         VitralError: if the images are no files of their own, or the table cannot be written.
     """
-    names = subject.data.classes
-    delimiter = ""
-    if subject.split.multi_label:
-        delimiter = next((mark for mark in _DELIMITERS if not any(mark in name for name in names)), "")
-        if not delimiter:
-            raise VitralError(
-                f"the names of classes hold {' and '.join(_DELIMITERS)}, so none can part labels"
-            )
-    table, folder = io.StringIO(), file.absolute().parent
+    table, folder, delimiter = io.StringIO(), file.absolute().parent, _delimiter(subject)
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(COLUMNS)
     kept = [row for row in range(len(subject)) if row not in without]
@@ -90,7 +100,16 @@ def write_manifest(
         write_atomically(file, table.getvalue().encode(errors="surrogateescape"))
     except OSError as error:
         raise VitralError(f"{file} cannot be written: {error.strerror or error}") from error
-    return len(kept), delimiter
+    return Written(file, len(kept), delimiter)
+
+
+def _delimiter(subject: Subject) -> str:
+    if not subject.split.multi_label:
+        return ""
+    for mark in _DELIMITERS:
+        if not any(mark in name for name in subject.data.classes):
+            return mark
+    raise VitralError(f"the names of classes hold {' and '.join(_DELIMITERS)}, so none can part labels")
 
 
 def _path(subject: Subject, row: int, folder: Path) -> str:

@@ -1,5 +1,6 @@
 """`vitral check`: what is wrong with a data set, before a model is trained on it."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +60,7 @@ def check(  # noqa: PLR0913 - a command's options
     from vitral.checks.check import check as run_check
 
     classifier = None if model is None else load_classifier(model, device, precision, img_size=img_size)
-    how: dict[str, Any] = {"seed": seed, "workers": workers, "cache": cache}
+    how: dict[str, Any] = {"seed": seed, "workers": workers, "cache": cache, "write": write}
     with progress_bar("checking") as bar:
         found = run_check(
             data, classifier, **how, warn=warn, on_progress=lambda _, done, total: bar(done, total)
@@ -68,25 +69,23 @@ def check(  # noqa: PLR0913 - a command's options
         print(to_json(found.to_dict()))
     else:
         print_check(found)
-    _write(found, out, write, megabytes)
+    if out is not None:
+        _write_page(found, out, megabytes)
+    if (table := found.written) is not None:
+        setting = f" label_delimiter='{table.delimiter}'" if table.delimiter else ""
+        warn(f"{table.images:,} images, without {len(found.left_out):,}: {table.file}")
+        warn(f"try: vitral train {shlex.quote(str(table.file))} --out RUN{setting}")
     if strict and found.problems:
         warn(f"{len(found.problems)} kinds of problems were found in {data} (--strict)")
         raise typer.Exit(_STRICT_STATUS)
 
 
-def _write(found: "Check", out: Path | None, write: Path | None, megabytes: float) -> None:
-    from vitral.checks.leaving import write_manifest
+def _write_page(found: "Check", out: Path, megabytes: float) -> None:
     from vitral.checks.page import page_of
     from vitral.runtime.files import write_atomically
 
-    if out is not None:
-        write_atomically(out, page_of(found, megabytes).encode())
-        warn(f"the pictures: {out}")
-    if write is not None:
-        kept, delimiter = write_manifest(write, found.subject, found.left_out, found.groups)
-        setting = f" label_delimiter='{delimiter}'" if delimiter else ""
-        warn(f"{kept:,} images without {len(found.left_out):,}: {write}")
-        warn(f"try: vitral train {write} --out RUN{setting}")
+    write_atomically(out, page_of(found, megabytes).encode())
+    warn(f"the pictures: {out}, {out.stat().st_size / 1e6:.1f} MB")
 
 
 def print_check(found: "Check") -> None:
