@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitral.checks.copies import LEAST_COSINE, Copies, copy_kinds, find_copies
+from vitral.checks.copies import LEAST_COSINE, copy_kinds, find_copies
 from vitral.checks.findings import Kind, Subject
 from vitral.checks.labels import LabelSearch, label_kinds, search_labels
 from vitral.checks.leaving import Written, left_out, refuse_unlistable, write_manifest
@@ -126,34 +126,66 @@ def check(
     if write is not None:
         refuse_unwritable(Path(write), limits.TABLE_SUFFIXES)
         refuse_unlistable(subject)
-    watch = _Watch(on_progress)
-    looks = look_at(subject.split, workers=wanted.workers, on_images=watch.telling("looking"), warn=warn)
-    features = None
-    if classifier is not None and looks.sound.any():
-        features = _features(classifier, subject, np.flatnonzero(looks.sound), wanted, watch, warn)
-    also = None if features is None else features.alike
-    copies = find_copies(subject, looks, also, on_pairs=watch.telling("comparing"))
-    labels: LabelSearch | str = _NO_MODEL
-    if features is not None:
-        how: dict[str, Any] = {"seed": wanted.seed, "on_folds": watch.telling("probing")}
-        labels = search_labels(features.vectors_ND, features.rows, subject, copies.groups, **how)
-    name = "" if model is None else model if isinstance(model, str) else getattr(model, "source", "the model")
-    kinds = _kinds(subject, looks, copies, labels, str(name))
-    found = labels if isinstance(labels, LabelSearch) else None
-    left = left_out(subject, kinds, copies, found)
-    written = None if write is None else write_manifest(Path(write), subject, left, copies.groups)
-    return Check(subject, kinds, str(name), copies.groups, found, left, written, watch.seconds())
+    asked = _Asked(subject, classifier, wanted, _Watch(on_progress), warn)
+    return asked.examined(_name(model), None if write is None else Path(write))
 
 
-def _kinds(
-    subject: Subject, looks: Any, copies: Copies, labels: LabelSearch | str, model: str
-) -> tuple[Kind, ...]:
+def _name(model: str | PathLike | Classifier | None) -> str:
+    if model is None:
+        return ""
     return (
-        *stored_kinds(subject, looks),
-        *copy_kinds(subject, copies),
-        *label_kinds(labels, model),
-        *class_kinds(subject),
+        str(model.metadata.get("source") or "the model") if isinstance(model, Classifier) else fspath(model)
     )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be checked, and how."""
+
+    subject: Subject
+    classifier: Classifier | None
+    wanted: CheckOptions
+    watch: "_Watch"
+    warn: Callable[[str], None]
+
+    def examined(self, model: str, write: Path | None) -> Check:
+        """Look at all images, and judge what was seen."""
+        subject, telling = self.subject, self.watch.telling
+        how: dict[str, Any] = {"workers": self.wanted.workers, "warn": self.warn}
+        looks = look_at(subject.split, on_images=telling("looking"), **how)
+        features = self._features(np.flatnonzero(looks.sound))
+        also = None if features is None else features.alike
+        copies = find_copies(subject, looks, also, on_pairs=telling("comparing"))
+        labels: LabelSearch | str = _NO_MODEL
+        if features is not None:
+            how = {"seed": self.wanted.seed, "on_folds": telling("probing")}
+            labels = search_labels(features.vectors_ND, features.rows, subject, copies.groups, **how)
+        kinds = (
+            *stored_kinds(subject, looks),
+            *copy_kinds(subject, copies),
+            *label_kinds(labels, model),
+            *class_kinds(subject),
+        )
+        found = labels if isinstance(labels, LabelSearch) else None
+        left = left_out(subject, kinds, copies, found)
+        written = None if write is None else write_manifest(write, subject, left, copies.groups)
+        return Check(subject, kinds, model, copies.groups, found, left, written, self.watch.seconds())
+
+    def _features(self, sound: np.ndarray) -> "_Features | None":
+        """The vectors that the field probes, of the images that can be read."""
+        if self.classifier is None or not len(sound):
+            return None
+        found = extract(
+            self.classifier,
+            self.subject.split.take(sound),
+            (-1,),
+            cache_folder(self.wanted.cache),
+            damage=DamageCount(len(sound), 1.0, self.warn),
+            on_images=self.watch.telling("features"),
+            loading=Loading(worker_count(self.wanted.workers), self.warn),
+        )
+        kind, _ = usual_features(self.classifier.model, (-1,))
+        return _Features(found.of(-1, kind), sound[found.rows])
 
 
 class _Watch:
@@ -196,25 +228,3 @@ class _Features:
         places, slots = torch.nonzero(cosines_KN >= LEAST_COSINE, as_tuple=True)
         numbers = torch.from_numpy(known)
         return numbers[places], numbers[others_KN[places, slots]]
-
-
-def _features(
-    classifier: Classifier,
-    subject: Subject,
-    sound: np.ndarray,
-    wanted: CheckOptions,
-    watch: _Watch,
-    warn: Callable[[str], None],
-) -> _Features:
-    """The vectors that the field probes, of the images that can be read."""
-    found = extract(
-        classifier,
-        subject.split.take(sound),
-        (-1,),
-        cache_folder(wanted.cache),
-        damage=DamageCount(len(sound), 1.0, warn),
-        on_images=watch.telling("features"),
-        loading=Loading(worker_count(wanted.workers), warn),
-    )
-    kind, _ = usual_features(classifier.model, (-1,))
-    return _Features(found.of(-1, kind), sound[found.rows])
