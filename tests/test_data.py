@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from vitral.data.batches import Batch, DamageCount, DecodedImages
+from vitral.data.batches import Batch, DamageCount
 from vitral.data.image_data import ImageData, open_data
 from vitral.data.loader import Loader
 from vitral.data.randomness import Sampling, seeded
@@ -391,7 +391,7 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path, files: list[str],
 
 
 def test_a_missing_folder_says_what_data_may_be(tmp_path: Path) -> None:
-    assert_refused(tmp_path / "gone", "gone does not exist; DATA is an image folder, a .parquet file")
+    assert_refused(tmp_path / "gone", "gone does not exist; DATA is an image folder, a table")
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
@@ -406,8 +406,8 @@ def test_a_missing_parquet_file(tmp_path: Path) -> None:
 
 
 def test_parquet_without_the_columns_says_which_it_has(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"img": [b""], "label": [0]}), tmp_path / "a.parquet")
-    assert_refused(tmp_path / "a.parquet", "has no column image; it has img, label")
+    pq.write_table(pa.table({"pixels": [b""], "label": [0]}), tmp_path / "a.parquet")
+    assert_refused(tmp_path / "a.parquet", "has no column image; it has pixels, label")
     pq.write_table(pa.table({"x": [0]}), tmp_path / "a.parquet")
     assert_refused(tmp_path / "a.parquet", "has no column image and label; it has x")
 
@@ -485,53 +485,6 @@ def labels(batches: Sequence[Batch]) -> list[int]:
 def assert_same_bits(ours: Sequence[Batch], theirs: Sequence[Batch]) -> None:
     assert labels(ours) == labels(theirs)
     assert all(torch.equal(a.images, b.images) for a, b in zip(ours, theirs, strict=True))
-
-
-def kept(images: Sequence[Any]) -> tuple[DecodedImages, list[Any]]:
-    """Images that are kept, and a growing list of what was opened for them."""
-    log: list[Any] = []
-
-    def note(source: Any) -> Image.Image:
-        log.append(source)
-        return open_image(source)
-
-    return DecodedImages(images, note), log
-
-
-def test_a_small_image_is_opened_once_and_its_pixels_stay() -> None:
-    rng = np.random.default_rng(0)
-    sources = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(3)]
-    images, log = kept(sources)
-    assert len(images) == 3
-    for _ in range(2):
-        for index, source in enumerate(sources):
-            assert np.array_equal(np.asarray(images[index]), source)
-    assert len(log) == 3
-
-
-def test_what_is_done_to_a_kept_image_does_not_reach_the_next_epoch() -> None:
-    images, _ = kept([png(7)])
-    for _ in range(3):
-        image = images[0]
-        assert image.getpixel((0, 0)) == (7, 7, 7)
-        image.putpixel((0, 0), (1, 2, 3))
-
-
-def test_large_images_and_those_past_the_room_are_opened_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitral.data.batches.KEPT_BYTES", 20)  # one image of 3x2 pixels has 18 bytes
-    sources = [png(1, (65, 64)), png(2), png(3)]
-    images, log = kept(sources)
-    for _ in range(2):
-        assert [images[index].getpixel((0, 0)) for index in range(3)] == [(grey,) * 3 for grey in (1, 2, 3)]
-    assert [sources.index(source) for source in log] == [0, 1, 2, 0, 2]
-
-
-def test_a_damaged_image_is_damaged_each_time() -> None:
-    images, log = kept([b"no image"])
-    for _ in range(2):
-        with pytest.raises(ImageError):
-            images[0]
-    assert len(log) == 2
 
 
 def test_each_epoch_has_no_image_twice_and_leaves_out_less_than_a_batch() -> None:

@@ -15,7 +15,7 @@ def test_the_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VITRAL_CACHE", str(tmp_path / "cache"))
     found = [block for block in pages.blocks(PAGE.read_text()) if block.runs]
-    assert len(found) == 16
+    assert len(found) == 17
     names: dict[str, Any] = {"__name__": "page"}
     for block in found:
         pages.run(block, str(PAGE), names)

@@ -1,6 +1,7 @@
 """Exported forms give torch's numbers, from pixels or from pictures on, or are refused in a line."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ from vitral.ship.export import forms
 from vitral.ship.export import onnx as as_onnx
 from vitral.ship.export.export import Exported, export, in_float32
 from vitral.ship.export.picture import picture_model
-from vitral.ship.export.pixels import PixelsModel, exported
 
 LABELS = ('a "quoted" <label> & more', "猫\nと犬", "plain", "ümläut", "five")
 SIDE = 24
@@ -342,7 +342,7 @@ def test_other_channels_than_pictures_have(tmp_path: Path) -> None:
 def test_a_library_that_is_missing(
     model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitral.ship.export.export.find_spec", lambda name: None if name == "openvino" else 1)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(
         VitralError, match=r"the form openvino needs openvino: pip install 'vitral\[export\]'"
     ):
@@ -365,8 +365,7 @@ def test_a_form_that_answers_otherwise_is_not_kept(
         other: Any = in_float32(classifier())
         with torch.no_grad():
             other.model.head.weight[0, 0] += 0.05
-        program = exported(PixelsModel(other), (SIDE, SIDE))
-        return as_is(folder, replace(source, program=program))
+        return as_is(folder, replace(source, classifier=other))
 
     as_is = forms._WRITERS["onnx"]
     monkeypatch.setitem(forms._WRITERS, "onnx", other_weights)

@@ -224,7 +224,7 @@ def test_what_was_downloaded_once_needs_no_connection(
 @pytest.mark.parametrize(
     ("reference", "text"),
     [
-        ("hf://org/gated", r"is gated: accept its terms on the model's page, then run hf auth login"),
+        ("hf://org/gated", r"is gated: accept its terms on its page, then run hf auth login"),
         ("hf://org/missing", "is not on the hub, or private: check the name, or run hf auth login"),
         ("hf://name", "does not name a model on the hub; write hf://org/name or hf://org/name@revision"),
         ("hf://a/b/c", "does not name a model on the hub; write hf://org/name"),

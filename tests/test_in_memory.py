@@ -108,9 +108,10 @@ def test_what_is_decoded_once_and_what_is_decoded_anew_are_altered_alike(
         "resized", flip=True, rand_augment=9, three_augment=True, color_jitter=0.3, erasing=0.5
     )
     split, found = split_of(13, damaged=(5,)), []
-    for room in (0, 10**9):
-        monkeypatch.setattr("vitral.data.batches.KEPT_BYTES", room)
-        found += [taken(Loader(split, PREPROCESS, Loading(workers)), 7, every) for workers in (0, 2)]
+    for share in (0, 0.1):
+        monkeypatch.setattr("vitral.data.kept.SHARE_TO_TAKE", share)
+        loaders = (Loader(split, PREPROCESS, Loading(workers), again=True) for workers in (0, 2))
+        found += [taken(loader, 7, every) for loader in loaders]
     for other in found[1:]:
         assert_same_bits(other, found[0])
 
@@ -278,7 +279,7 @@ def test_in_memory_or_loaded_a_run_ends_with_the_same_bits(
     train(data, tmp_path / "memory", recipe)
     monkeypatch.setattr("vitral.data.loader.fits_in_memory", lambda *_: False)
     train(data, tmp_path / "decoded", recipe)
-    monkeypatch.setattr("vitral.data.batches.KEPT_BYTES", 0)
+    monkeypatch.setattr("vitral.data.kept.SHARE_TO_TAKE", 0)
     train(data, tmp_path / "loaded", recipe.changed(workers=2))
     names = "memory", "decoded", "loaded"
     memory, *others = ((tmp_path / name / "last/model.safetensors").read_bytes() for name in names)

@@ -18,6 +18,9 @@ def test_a_list_of_any_names():
     assert names[-1] == WORDS[-1]
     assert list(names[1:3]) == WORDS[1:3]
     assert len(names) == len(WORDS)
+    assert names == WORDS == names
+    assert names == Names.of(WORDS) != Names.of([*WORDS[1:], WORDS[0]])
+    assert names != WORDS[:-1]
     with pytest.raises(IndexError):
         names[len(WORDS)]
 

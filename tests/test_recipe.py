@@ -145,11 +145,17 @@ def test_tuning_keeps_the_models_size(base: str) -> None:
     assert resolved(pictures(), model=base).img_size == (12, 20)
 
 
+COLUMNS = {f"{kind}_column" for kind in ("image", "label", "split", "group")} | {
+    "label_delimiter",
+    "image_root",
+}
+
+
 def test_nothing_that_a_run_needs_stays_open() -> None:
     recipe = resolved(pictures())
     still_open = {name for name, value in vars(recipe).items() if value is None}
     not_needed = {"steps", "minutes", "pooling", "checkpoint_steps", "crop_fraction", "teacher"}
-    assert still_open <= not_needed | {"learning_rate_batch", "compile", "threads"}
+    assert still_open <= not_needed | {"learning_rate_batch", "compile", "threads"} | COLUMNS
 
 
 # --- The user's word -----------------------------------------------------------------------------

@@ -373,7 +373,7 @@ def test_a_run_is_compared_with_the_recipe_that_it_began_with(tmp_path: Path) ->
     assert changed.pop("architecture.head.hidden_dim") is None
     assert changed == {
         "model": base, "img_size": 16, "batch_size": 4, "steps": 1, "epochs": None, "workers": 0,
-        "device": "cpu", "precision": "float32", "trained": "all",
+        "device": "cpu", "precision": "float32", "trained": "all", "decoding": "fast", "sampling": "shuffled",
     }  # fmt: skip
 
 

@@ -32,9 +32,10 @@ from vitral.recipes.packaged import read
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.schema import Resolved, missing
 from vitral.runtime.errors import VitralError
+from vitral.training.changes import changed
 from vitral.training.loop import train
 from vitral.training.run import Run
-from vitral.training.run_folder import RunFolder, changed
+from vitral.training.run_folder import RunFolder
 
 # Two steps an epoch, with a checkpoint and an evaluation after each epoch.
 STEPS = 4
@@ -507,7 +508,7 @@ def test_an_extra_that_is_missing_leaves_nothing(
     lion = recipe.changed(optimizer="lion")
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "lion_pytorch", None)
-        with pytest.raises(VitralError, match="needs the 'optimizers' extra"):
+        with pytest.raises(VitralError, match="optimizer=lion needs lion_pytorch"):
             train(data, tmp_path / "run", lion)
     assert not (tmp_path / "run").exists()
     assert train(data, tmp_path / "run", lion).finished

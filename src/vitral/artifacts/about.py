@@ -34,7 +34,8 @@ class About:
 
     def to_json(self) -> str:
         """The text that is embedded, byte for byte, in each file."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False, sort_keys=True)
+        fields = {**asdict(self), "preprocess": self.preprocess.record()}
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False, sort_keys=True)
 
 
 def about_from(values: Mapping[str, Any], described: str) -> About:

@@ -20,6 +20,7 @@ from vitral.artifacts.manifest import (
 )
 from vitral.artifacts.predictor import Predictor
 from vitral.runtime.errors import VitralError
+from vitral.runtime.extras import why_not
 
 # Each opens the engine of one kind of form, and gives the `About` that is embedded in its file.
 _ENGINES = {"onnx": onnx.open_engine, "openvino": openvino.open_engine, "pt2": pt2.open_engine}
@@ -151,8 +152,4 @@ def _why_not(kind: Kind, *, trusted: bool) -> str | None:
     if kind == "pt2" and not trusted:
         return pt2.UNTRUSTED
     library = {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "torch"}[kind]
-    from importlib.util import find_spec
-
-    if find_spec(library) is None:
-        return f"{kind} needs {library}: pip install 'vitral[export]'"
-    return None
+    return why_not(kind, [library], "export")

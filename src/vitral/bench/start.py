@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,6 @@ def _first_prediction(
 ) -> _Process:
     row = Row(_FIRST, library, program.configuration, program.detail)
     code = programs.TEMPLATE.format(imports=program.imports, load=program.load, predict=program.predict)
-    preprocess = json.dumps(asdict(checkpoint.preprocess))
+    preprocess = json.dumps(checkpoint.preprocess.record())
     given = [str(folder / library), str(folder / "photo.jpg"), device, preprocess]
     return _Process(row, [*_PYTHON, "-c", code, *given])

@@ -122,7 +122,7 @@ def description(checkpoint: Checkpoint) -> str:
     config = {
         "vitral": vitral_version(),
         "architecture": own.architecture(checkpoint.model),
-        "preprocess": asdict(checkpoint.preprocess),
+        "preprocess": checkpoint.preprocess.record(),
         "labels": list(checkpoint.labels),
         "temperature": checkpoint.temperature,
         "multi_label": checkpoint.multi_label,

@@ -1,18 +1,16 @@
 """The Hugging Face hub: ``hf://org/name[@revision]``, through huggingface_hub, its cache and its switches."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
 
 from vitral.checkpoints.formats.damage import one_line
 from vitral.runtime.errors import VitralError
+from vitral.runtime.hub import BUSY, explained
 
 PREFIX = "hf://"
 CARD_FILE = "README.md"
 _SECONDS = 20.0  # to wait for the hub's first response
-_BUSY = (429, 500, 502, 503, 504)  # its statuses when it cannot serve
 _DESCRIPTIONS = (
     "config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json",
     "vision_transformer.json", "vitral.json", CARD_FILE,
@@ -90,7 +88,7 @@ def _files(repository: str, revision: str | None) -> list[str] | None:
         found = HfApi().model_info(repository, revision=revision, timeout=_SECONDS)
         return [file.rfilename for file in found.siblings or ()]
     except HfHubHTTPError as error:
-        if error.response.status_code in _BUSY:
+        if error.response.status_code in BUSY:
             return None
         raise
     except ValueError:
@@ -112,45 +110,3 @@ def _best_weights(reference: str, files: list[str]) -> list[str]:
             return [escape(found[0]), *names[1:]]
     some = one_line(", ".join(files[:6]) or "none")
     raise VitralError(f"{reference} holds no weights that Vitral reads; its files are {some}")
-
-
-@contextmanager
-def explained(reference: str) -> Iterator[None]:
-    """Makes one line that helps of what the hub or the network refuses inside."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except VitralError:
-        raise
-    except Exception as error:
-        helpful = {
-            errors.GatedRepoError: "is gated: accept its terms on the model's page, then run hf auth login",
-            errors.RevisionNotFoundError: "is not there in that revision",
-            errors.RepositoryNotFoundError: "is not on the hub, or private: check the name, or run "
-            "hf auth login",
-            errors.LocalEntryNotFoundError: "is not in the cache, and the hub is out of reach: check the "
-            "connection, or unset HF_HUB_OFFLINE",
-            errors.OfflineModeIsEnabled: "needs the hub, and HF_HUB_OFFLINE is set: unset it",
-            errors.LocalTokenNotFoundError: "needs you to be logged in: run hf auth login",
-        }
-        for kind, text in helpful.items():
-            if isinstance(error, kind):
-                raise VitralError(f"{reference} {text}") from error
-        raise VitralError(f"{reference} {_unforeseen(error)}") from error
-
-
-def _unforeseen(error: Exception) -> str:
-    """Says what to do about an error by where it comes from: the hub, this machine, or between them."""
-    reason = one_line(error)
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return "is not open to you: run hf auth login with a token that may write there"
-    if status is not None and status not in _BUSY:
-        return f"is refused by the hub: {reason}"
-    if isinstance(error, ValueError):
-        return f"cannot be used: {reason}; check its name and the model card's first lines"
-    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
-        return f"cannot be kept or read on this machine: {reason}; check the space and rights of the cache"
-    # The connection's errors are those of the HTTP library of the day.
-    return f"cannot be reached: {reason}; check the connection and try again"

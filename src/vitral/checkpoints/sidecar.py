@@ -5,7 +5,7 @@ neither classes nor preprocessing, those.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from vitral.runtime.settings import build
 
 FILE = "vitral.json"
 # How it was trained, and what it came from.
-_KEPT = ("data", "val_fraction", "seed", "held_out", "origin", "licence")
+_KEPT = ("data", "val_fraction", "seed", "held_out", "columns", "origin", "licence")
 _WITHOUT_DESCRIPTION = ("google", "torchvision")  # layouts that name no classes and no preprocessing
 
 
@@ -47,7 +47,7 @@ def content(checkpoint: Checkpoint, layout: str, weights_file: str) -> dict[str,
     kept: dict[str, Any] = {"weights": weights_file, "multi_label": checkpoint.multi_label}
     kept["metadata"] = {name: checkpoint.metadata[name] for name in _KEPT if name in checkpoint.metadata}
     if layout in _WITHOUT_DESCRIPTION:
-        kept |= {"labels": list(checkpoint.labels), "preprocess": asdict(checkpoint.preprocess)}
+        kept |= {"labels": list(checkpoint.labels), "preprocess": checkpoint.preprocess.record()}
     return kept
 
 

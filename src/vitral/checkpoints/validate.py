@@ -109,6 +109,9 @@ def training(metadata: Any) -> dict[str, Any]:
         raise ValueError(f"metadata.seed is {seed!r}; it must be a whole number from 0")
     if not isinstance(metadata.get("origin", {}), Mapping):
         raise ValueError(f"metadata.origin is a {type(metadata['origin']).__name__}; it must be an object")
+    columns = metadata.get("columns", {})
+    if not isinstance(columns, Mapping) or not all(isinstance(value, str) for value in columns.values()):
+        raise ValueError(f"metadata.columns is {one_line(repr(columns))}; it must be an object of text")
     for name in ("source", "licence", "data", "held_out"):
         if not isinstance(metadata.get(name), str | None):
             raise ValueError(f"metadata.{name} is {one_line(repr(metadata[name]))}; it must be text")

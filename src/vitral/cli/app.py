@@ -33,8 +33,9 @@ from vitral.cli.commands import (
     train,
     verify,
 )
-from vitral.cli.console import warn
-from vitral.runtime.errors import VitralError
+from vitral.cli.console import progress_bar, warn
+from vitral.runtime.errors import ToldElsewhere, VitralError
+from vitral.runtime.progress import shown_by
 from vitral.runtime.stopping import Interrupted, ending_on_signals
 from vitral.runtime.streams import OutputLost, command_streams
 from vitral.runtime.threads import set_how_threads_wait
@@ -78,7 +79,7 @@ app.add_typer(recipe.app, name="recipe")
 def main() -> None:
     """The entry point: what a user can get wrong ends in one line."""
     set_how_threads_wait()
-    with command_streams(), ending_on_signals():
+    with command_streams(), ending_on_signals(), shown_by(progress_bar):
         status = _status()
     sys.exit(status)
 
@@ -100,8 +101,7 @@ def _ending(call: Callable[[], int | None]) -> int | str | None:
     except SystemExit as exit:
         return exit.code
     except usage.ParserError as error:
-        if line := usage.line_of(error):
-            warn(line)
+        _warn_if_any(usage.line_of(error))
         return 2
     except typer.Abort:
         return 1
@@ -115,11 +115,18 @@ def _ending(call: Callable[[], int | None]) -> int | str | None:
     except Exception as error:
         if os.environ.get("VITRAL_DEBUG"):
             raise
-        warn(_told(error))
+        _warn_if_any(_told(error))
         return 1
 
 
+def _warn_if_any(line: str) -> None:
+    if line:
+        warn(line)
+
+
 def _told(error: Exception) -> str:
+    if isinstance(error, ToldElsewhere):
+        return ""
     if isinstance(error, VitralError | OSError):
         return str(error)
     from vitral.training.memory import is_out_of_memory

@@ -2,13 +2,37 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitral.runtime import limits
 from vitral.runtime.errors import VitralError
 from vitral.runtime.spelling import meant
+
+if TYPE_CHECKING:
+    from vitral.data.columns import Columns
+    from vitral.data.image_data import DataSource
+
+
+def columns_of(words: list[str] | None) -> "Columns":
+    """What ``["label=breed"]`` says of a table's columns."""
+    from vitral.data.columns import Columns
+
+    pairs = [word.partition("=") for word in words or []]
+    for kind, equals, name in pairs:
+        if not equals or not name:
+            raise typer.BadParameter(f"{kind!r}: write KIND=NAME, such as label=breed", param_hint="--column")
+    return Columns.of_words({kind.strip(): name for kind, _, name in pairs})
+
+
+def opened(data: str, columns: list[str] | None) -> "DataSource":
+    """DATA as it was typed; or, where columns are told, what it holds, none of it held out yet."""
+    if not columns:
+        return data
+    from vitral.data.image_data import open_data
+
+    return open_data(data, val_fraction=0, columns=columns_of(columns))
 
 
 def text(metavar: str, about: str) -> Any:
@@ -147,6 +171,15 @@ Trust = Annotated[
 ]
 Split = Annotated[str | None, choice(limits.SPLITS, "; by default test, or val if there is no test split.")]
 Seed = Annotated[int, number(limits.SEED, "Seed of all random choices.")]
+Column = Annotated[
+    list[str] | None,
+    name(
+        "KIND=NAME",
+        "Of a table, which column holds what, where its own names do not say: label=breed. KIND is image, "
+        "label, split, group, label_delimiter or image_root; repeatable.",
+        "--column",
+    ),
+]
 MaxDamaged = Annotated[float, share("Largest share of damaged images that is accepted.")]
 Workers = Annotated[
     int | None,

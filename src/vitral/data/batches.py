@@ -1,40 +1,42 @@
 """A batch of labelled images, how images are loaded into one, and what is done about damaged ones."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
+from vitral.data.kept import Kept, Pictures
 from vitral.data.randomness import seeded
-from vitral.data.split import Images, Split, shortened
+from vitral.data.split import Split, shortened
 from vitral.runtime.errors import ImageError, VitralError
 
 Transform = Callable[[Any], Tensor]
 Move = tuple[int, int, int]  # as `Moves.decide` gives it
-
-# Of larger images, opening is a small part of all that a step does with them.
-SMALL_PIXELS = 64 * 64
-KEPT_BYTES = 512 * 2**20  # of a split
+# Processor seconds that decoding and altering took, then the seconds that the run waited to have a batch on
+# the device; in the order of `training/clock.py: LOADING`.
+Seconds = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images (B, C, H, W) with labels: indices (B,), or 0 and 1 for each class, (B, L) in float32.
 
-    Damaged images are left out, and named with the reason.
+    Damaged images are left out, and named with the reason. As it comes from `collate` it may be of `pixels`:
+    bytes (B, H, W, 3), a quarter of what the images are, which the device is to normalize.
     """
 
     images: Tensor
     labels: Tensor
     damaged: tuple[tuple[str, str], ...]
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # (B,) of the split
-    seconds: tuple[float, float] = (0.0, 0.0)  # that decoding and altering took, where they are told apart
+    seconds: Seconds = (0.0, 0.0, 0.0)
+    pixels: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -63,14 +65,15 @@ class ImageKey(NamedTuple):
 
 
 class LoadedImage(NamedTuple):
-    """An image of a batch; a damaged one has no pixels, and the reason."""
+    """An image of a batch, a tensor or bytes (H, W, 3); a damaged one has no pixels, and the reason."""
 
     row: int
     label: np.ndarray
-    pixels: Tensor | None
+    pixels: Tensor | np.ndarray | None
     name: str = ""
     damage: str = ""
-    seconds: tuple[float, float] = (0.0, 0.0)  # as of `Batch`
+    decoding: float = 0.0  # seconds
+    altering: float = 0.0
 
 
 class ImageLoading(Dataset):
@@ -78,79 +81,89 @@ class ImageLoading(Dataset):
 
     Args:
         split: the images.
-        load: takes the image, and its move if it has one.
-        seed: of all that is random about images.
-        decode: what comes before `load`, which then takes a picture rather than an encoded image.
+        load: takes the image, and its move if it has one: an `Undecoded` picture where there are `pictures`.
+        seed: of all that is random about images; None: `load` draws nothing.
+        pictures: the same images, as pictures.
+        kept: where what was loaded is kept; for what is the same each time.
     """
 
     def __init__(
         self,
         split: Split,
-        load: Callable[..., Tensor],
-        seed: int,
-        decode: Callable[[Any], Image.Image] | None = None,
+        load: Callable[..., Tensor | np.ndarray],
+        seed: int | None,
+        pictures: Pictures | None = None,
+        kept: Kept | None = None,
     ) -> None:
-        self.split, self.load, self.seed, self.decode = split, load, seed, decode
+        self.split, self.load, self.seed, self.pictures, self.kept = split, load, seed, pictures, kept
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: ImageKey) -> LoadedImage:
         epoch, row, copy, move = index
-        label, seed = self.split.labels[row], (self.seed, epoch, row, copy)
+        label, moved = self.split.labels[row], () if move is None else (move,)
+        if self.kept is not None and (found := self.kept.get(row)) is not None:
+            return LoadedImage(row, label, found)
         try:
-            with seeded(*seed if copy else seed[:3]):
+            with self._drawing(epoch, row, copy):
                 begun = time.perf_counter()
-                image: Any = self.split.images[row]
-                if self.decode is not None:
-                    image = self.decode(image)
-                decoded = time.perf_counter()
-                pixels = self.load(image) if move is None else self.load(image, move)
-                seconds = decoded - begun, time.perf_counter() - decoded
-                return LoadedImage(row, label, pixels, seconds=seconds)
+                pixels, decoding = self._loaded(row, moved)
+                altering = time.perf_counter() - begun - decoding
         except ImageError as error:
             return LoadedImage(row, label, None, self.split.names[row], str(error))
+        if self.kept is not None and isinstance(pixels, np.ndarray):
+            self.kept.put(row, pixels)
+        return LoadedImage(row, label, pixels, decoding=decoding, altering=altering)
+
+    def _loaded(self, row: int, moved: tuple) -> tuple[Tensor | np.ndarray, float]:
+        """The image, and the seconds that it took to read and to decode it."""
+        begun = time.perf_counter()
+        if self.pictures is None:
+            image = self.split.images[row]
+            read = time.perf_counter() - begun
+            return self.load(image, *moved), read
+        with self.pictures.opened(row) as picture:
+            opened = time.perf_counter() - begun
+            return self.load(picture, *moved), opened + picture.seconds
+
+    def _drawing(self, epoch: int, row: int, copy: int) -> AbstractContextManager:
+        if self.seed is None:
+            return nullcontext()
+        return seeded(self.seed, epoch, row, copy) if copy else seeded(self.seed, epoch, row)
 
 
 def collate(images: list[LoadedImage]) -> Batch:
-    """Puts loaded images together."""
+    """Puts loaded images together; in a worker process at once into memory that others see."""
     sound = [image for image in images if image.pixels is not None]
     damaged = tuple((image.name, image.damage) for image in images if image.pixels is None)
-    pixels = torch.stack([image.pixels for image in sound if image.pixels is not None]) if sound else None
     labels = torch.from_numpy(np.array([image.label for image in sound]))
+    pixels = [image.pixels for image in sound if image.pixels is not None]
     return Batch(
-        torch.empty(0) if pixels is None else pixels,
+        _stacked(pixels),
         labels.to(torch.float32 if labels.ndim == 2 else torch.int64),
         damaged,
         np.array([image.row for image in sound], dtype=np.int64),
-        (sum(image.seconds[0] for image in sound), sum(image.seconds[1] for image in sound)),
+        (sum(image.decoding for image in sound), sum(image.altering for image in sound), 0.0),
+        pixels=bool(pixels) and isinstance(pixels[0], np.ndarray),
     )
 
 
-class DecodedImages:
-    """Decodes images, and keeps small ones, up to half a GiB in all.
-
-    To open a JPEG of 32 pixels a side takes as long as all else that is done to load it (docs/log.md,
-    2026-11-26).
-    """
-
-    def __init__(self, images: Images, open_image: Callable[[Any], Image.Image]) -> None:
-        self._images, self._open = images, open_image
-        self._kept: dict[int, np.ndarray] = {}
-        self._room = KEPT_BYTES
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        if index in self._kept:
-            return Image.fromarray(self._kept[index])
-        image = self._open(self._images[index])
-        size = 3 * image.width * image.height
-        if image.width * image.height <= SMALL_PIXELS and size <= self._room:
-            self._room -= size
-            self._kept[index] = np.asarray(image)
-        return image
+def _stacked(pixels: list[Any]) -> Tensor:
+    """One copy of each image, to where the batch stays."""
+    if not pixels:
+        return torch.empty(0)
+    first, of_bytes = pixels[0], isinstance(pixels[0], np.ndarray)
+    shape, kind = (len(pixels), *first.shape), torch.uint8 if of_bytes else first.dtype
+    if get_worker_info() is None:
+        stacked = torch.empty(shape, dtype=kind)
+    else:
+        storage = torch.UntypedStorage._new_shared(len(pixels) * first.nbytes)
+        stacked = torch.empty(0, dtype=kind).set_(storage, 0, shape)  # pyrefly: ignore
+    if of_bytes:
+        np.stack(pixels, out=stacked.numpy())
+        return stacked
+    return torch.stack(pixels, out=stacked)
 
 
 class DamageCount:
@@ -164,7 +177,11 @@ class DamageCount:
 
     def add(self, batch: Batch) -> None:
         """Raises VitralError when more than `limit` of `total` images are damaged."""
-        for name, reason in batch.damaged:
+        self.note(batch.damaged)
+
+    def note(self, damaged: Iterable[tuple[str, str]]) -> None:
+        """Does as `add`, for the names and reasons of damaged images."""
+        for name, reason in damaged:
             if name not in self.reasons:
                 self.reasons[name] = reason
                 self.warn(f"skipped damaged image {name}: {reason}")

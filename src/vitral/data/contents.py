@@ -43,7 +43,13 @@ class SplitContents:
 
 
 def _looked_at(split: Split) -> list[int]:
-    return evenly(len(split), _IMAGES).tolist()
+    """Rows of which the images are digested; where blocks are read as a whole, of few blocks."""
+    if split.blocks is None or not split.blocks.thrashes:
+        return evenly(len(split), _IMAGES).tolist()
+    numbers = np.unique(split.blocks.of_row)
+    chosen = numbers[evenly(len(numbers), max(int(_BYTES / max(split.blocks.nbytes, 1.0)), 1))]
+    rows = np.flatnonzero(np.isin(split.blocks.of_row, chosen))
+    return rows[evenly(len(rows), _IMAGES)].tolist()
 
 
 def _parts(digests: str) -> Iterator[str]:

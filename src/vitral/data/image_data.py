@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -31,6 +32,7 @@ class ImageData:
     mirror_safe: bool = True  # whether a mirrored image keeps its label (digits do not)
     notes: tuple[str, ...] = ()  # what was passed over or looks wrong, a line each
     found: Found | None = field(default=None, repr=False, compare=False)  # before any was held out
+    columns: Columns = field(default=FOUND, repr=False, compare=False)  # what the user said of a table
 
     @classmethod
     def from_dataset(
@@ -132,7 +134,8 @@ def open_data(
         again = source.found
         if again is None:
             return source
-        return replace(_divided(source.source, again, val_fraction, seed), mirror_safe=source.mirror_safe)
+        kept: dict[str, Any] = {"mirror_safe": source.mirror_safe, "columns": source.columns}
+        return replace(_divided(source.source, again, val_fraction, seed), **kept)
     if isinstance(source, Dataset):
         return ImageData.from_dataset(source, val_fraction=val_fraction, seed=seed)
     if not isinstance(source, str | os.PathLike):
@@ -140,7 +143,8 @@ def open_data(
             f"data is a {type(source).__name__}; give {limits.DATA}, or a torch Dataset of (image, label) "
             "with a length"
         )
-    return _divided(os.fspath(source), find(os.fspath(source), columns), val_fraction, seed)
+    found = find(os.fspath(source), columns)
+    return replace(_divided(os.fspath(source), found, val_fraction, seed), columns=columns)
 
 
 def _divided(source: str, found: Found, val_fraction: float, seed: int) -> ImageData:

@@ -7,20 +7,24 @@ keep a GPU waiting (docs/log.md, 2026-11-26).
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitral.data.batches import KEPT_BYTES, SMALL_PIXELS, Batch, ImageKey, ImageLoading, collate
+from vitral.data.batches import Batch, ImageKey, ImageLoading, collate
+from vitral.data.kept import Pictures
 from vitral.data.split import Split
 from vitral.data.workers import Loading
 from vitral.images.augmentation import Moves
+from vitral.images.picture import Undecoded
 from vitral.images.preprocess import Preprocess
 from vitral.runtime.devices import put
 
 _READ_TOGETHER = 512
+SMALL_PIXELS = 64 * 64
+KEPT_BYTES = 512 * 2**20  # of a split
 
 
 def fits_in_memory(split: Split, preprocess: Preprocess) -> bool:
@@ -61,7 +65,8 @@ class InMemory:
         keys = [ImageKey(0, row) for row in range(len(split))]
         together = [keys[first : first + _READ_TOGETHER] for first in range(0, len(keys), _READ_TOGETHER)]
         done = 0
-        for batch in loading.batches(ImageLoading(split, partial(_fitted, preprocess), 0), together, collate):
+        loaded = ImageLoading(split, partial(fitted, preprocess), None, Pictures(split.images))
+        for batch in loading.batches(loaded, together, collate):
             if len(batch.rows):
                 pixels_NHWC[batch.rows] = batch.images
             missing = sorted({*range(done, done + batch.asked)} - {*batch.rows.tolist()})
@@ -86,10 +91,11 @@ class InMemory:
             places_S = table_S4[:, 0]
             pixels_SHWC = moves.many(self.pixels_NHWC, places_S, table_S4[:, 1:])
         # Laid out as loaded images: a convolution in float32 adds those of another layout in another order.
-        images_SCHW = self.preprocess.normalize_pixels(pixels_SHWC).contiguous()
+        images_SCHW = self.preprocess.normalize_pixels(pixels_SHWC)
         damaged = tuple(self.damaged[row] for row in rows.tolist() if row in self.damaged)
         return Batch(images_SCHW, self.labels[places_S], damaged, rows_S)
 
 
-def _fitted(preprocess: Preprocess, source: Any) -> Tensor:
-    return torch.from_numpy(np.array(preprocess.fit(preprocess.open(source))))
+def fitted(preprocess: Preprocess, picture: Undecoded) -> np.ndarray:
+    """Give the bytes (H, W, 3) that the model sees."""
+    return np.asarray(preprocess.fit(picture))

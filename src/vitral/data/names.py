@@ -6,7 +6,9 @@ string's count of references: memory that workers share when they begin is then 
 """
 
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from operator import eq
 from typing import Self, overload
 
 import numpy as np
@@ -16,28 +18,34 @@ class Names(Sequence[str]):
     """A sequence of strings that never changes; file names of any bytes, as `os.fsdecode` gives them.
 
     Args:
-        text: all names, one after the other.
-        ends: where in it each name ends, (n,).
+        text: names, one after the other.
+        ends: where in it each of them ends, (m,).
+        rows: which of them these are, (n,); None: all, in their order.
     """
 
-    def __init__(self, text: np.ndarray, ends: np.ndarray) -> None:
-        self.text, self.ends = text, ends
+    def __init__(self, text: np.ndarray, ends: np.ndarray, rows: np.ndarray | None = None) -> None:
+        self.text, self.ends, self.rows = text, ends, rows
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Self:
         """Take strings, one at a time."""
-        text, ends = bytearray(), []
+        text, ends = bytearray(), array("q")
         for name in names:
             text += os.fsencode(name)
             ends.append(len(text))
-        return cls(np.frombuffer(bytes(text), np.uint8), np.array(ends, np.int64))
+        return cls(np.frombuffer(text, np.uint8), np.frombuffer(ends, np.int64))
 
     @property
     def nbytes(self) -> int:
-        return self.text.nbytes + self.ends.nbytes
+        return self.text.nbytes + self.ends.nbytes + (0 if self.rows is None else self.rows.nbytes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.ends if self.rows is None else self.rows)
 
     @overload
     def __getitem__(self, index: int, /) -> str: ...
@@ -47,21 +55,35 @@ class Names(Sequence[str]):
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
         row = range(len(self))[index]  # raises IndexError, and counts from the end
+        return self._name(row if self.rows is None else int(self.rows[row]))
+
+    def _name(self, row: int) -> str:
         start = self.ends[row - 1] if row else 0
         return os.fsdecode(self.text[start : self.ends[row]].tobytes())
 
     def __iter__(self) -> Iterator[str]:
-        start = 0
-        for end in self.ends.tolist():
-            yield os.fsdecode(self.text[start:end].tobytes())
-            start = end
+        rows = range(len(self.ends)) if self.rows is None else self.rows
+        return (self._name(int(row)) for row in rows)
 
     def take(self, rows: np.ndarray) -> "Names":
-        """Give the names of these rows, in this order."""
+        """Give the names of these rows, in this order; none of their letters is copied."""
         rows = np.asarray(rows)
-        starts = np.concatenate([[0], self.ends[:-1]])[rows] if len(self) else rows
-        lengths = self.ends[rows] - starts
-        ends = np.cumsum(lengths)
-        # The place in `text` of each byte of the result.
-        places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
-        return Names(self.text[places], ends)
+        return Names(self.text, self.ends, rows if self.rows is None else self.rows[rows])
+
+
+class Numbered(Sequence[str]):
+    """What images without a name of their own are called: the same words, and the number of each row."""
+
+    def __init__(self, words: str, count: int) -> None:
+        self.words, self.number = words, count
+
+    def __len__(self) -> int:
+        return self.number
+
+    @overload
+    def __getitem__(self, index: int, /) -> str: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice, /) -> str | Sequence[str]:
+        rows = range(self.number)[index]
+        return f"{self.words} {rows}" if isinstance(rows, int) else [f"{self.words} {row}" for row in rows]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from vitral.data.blocks import Blocks
 from vitral.data.subsets import rows_by_class
 
 # Marks the numbers of images among other sequences of the same seed; numpy pads short ones with 0.
@@ -43,6 +44,12 @@ class Step(NamedTuple):
     rows: np.ndarray  # (B,) of the split
     copies: np.ndarray  # (B,) which copy of its image each is, from 0
 
+    def part(self, part: int, parts: int) -> "Step":
+        """Gives one of the equal parts of the step's images, neighbours in its order."""
+        size = len(self.rows) // parts
+        place = slice(part * size, (part + 1) * size)
+        return Step(self.epoch, self.rows[place], self.copies[place])
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -50,14 +57,17 @@ class Sampling:
 
     balanced: bool = False  # every class as often as another, rather than every image once
     repeats: int = 1  # times that an image comes in a row, each time altered anew
+    blocks: Blocks | None = None  # those that are read one after the other; None: any image may be next
 
-    def order(self, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Draws rows (n,) before repeats.
+    def order(self, labels: np.ndarray, generator: np.random.Generator, batch_size: int = 1) -> np.ndarray:
+        """Draws rows (n,) before repeats; by blocks, as many as fill batches.
 
         Balanced, images of a rare class come again and some of a frequent one are left out. Of several
         classes per image, each class draws its share from all that show it, and no class draws one too; a
         class that accompanies others is then seen more often than its share.
         """
+        if self.blocks is not None:
+            return self.blocks.order(batch_size, generator)
         if not self.balanced:
             return generator.permutation(len(labels))
         groups = rows_by_class(labels)
@@ -75,7 +85,7 @@ class Sampling:
         steps_per_epoch = len(labels) // batch_size
         epoch, step = divmod(first_step, steps_per_epoch)
         while True:
-            order = self.order(labels, np.random.default_rng([seed, epoch]))
+            order = self.order(labels, np.random.default_rng([seed, epoch]), batch_size)
             for first in range(step * batch_size, steps_per_epoch * batch_size, batch_size):
                 places, copies = np.divmod(np.arange(first, first + batch_size), self.repeats)
                 yield Step(epoch, order[places], copies)

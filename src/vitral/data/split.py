@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from vitral.data.blocks import Blocks
 from vitral.data.names import Names
 from vitral.images.files import opened
 from vitral.runtime.errors import VitralError
@@ -38,6 +39,7 @@ class Split:
     names: Sequence[str]
     # (n,) numbers of what must not stand in two splits, such as a patient; None: each image is its own.
     groups: np.ndarray | None = None
+    blocks: Blocks | None = None  # which images are cheap to read together; None: each by itself
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,6 +64,7 @@ class Split:
             self.labels[indices],
             taken_names(self.names, indices),
             None if self.groups is None else self.groups[indices],
+            None if self.blocks is None else self.blocks.take(indices),
         )
 
 

@@ -14,11 +14,20 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 
     Images are ranked by a hash of their name, so that adding some moves few others. With several classes an
     image, the images of the rarest class are divided first, and those of each further class as far as they
-    are not divided yet (iterative stratification, Sechidis et al., 2011).
+    are not divided yet (iterative stratification, Sechidis et al., 2011). Where the split has groups, each
+    is held out whole or not at all, and the shares are as near as that allows.
 
     Raises:
         VitralError: if there would be none to validate on.
     """
+    if split.groups is not None:
+        chosen = _groups_to_hold_out(split.labels, split.groups, fraction, seed)
+        if not chosen.any():
+            raise VitralError(
+                "no group of images can be held out to validate on, for each has a class that no other has; "
+                "give a val split, or more groups"
+            )
+        return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
     ranks = np.array([hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest()[:8] for name in split.names])
     chosen, divided = np.zeros(len(split), dtype=bool), np.zeros(len(split), dtype=bool)
     groups = rows_by_class(split.labels)
@@ -36,6 +45,41 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
             "no image can be held out to validate on; give a val folder, or more images per class"
         )
     return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
+
+
+def _groups_to_hold_out(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Which images are of groups to hold out, (n,).
+
+    In the order of the groups' hashes a group is taken if that brings the shares of its classes nearer to
+    `fraction` (the sum of their squared distances), and if each of its classes keeps another group to learn
+    from. If none is taken so, the nearest is.
+    """
+    numbers, group_of = np.unique(groups, return_inverse=True)
+    classes = rows_by_class(labels)
+    shares: list[dict[int, float]] = [{} for _ in numbers]  # of each group: of its classes' images
+    for place, rows in enumerate(classes):
+        for group, count in zip(*np.unique(group_of[rows], return_counts=True), strict=True):
+            shares[group][place] = count / len(rows)
+    left = np.bincount([place for of_group in shares for place in of_group], minlength=len(classes))
+    held, chosen = np.zeros(len(classes)), np.zeros(len(numbers), dtype=bool)
+
+    def cost(group: int) -> float:
+        """How much farther from `fraction` the shares are with it."""
+        return sum(share * (share + 2 * (held[place] - fraction)) for place, share in shares[group].items())
+
+    ranked = sorted(
+        range(len(numbers)), key=lambda group: hashlib.sha256(f"{seed}/{numbers[group]}".encode()).digest()
+    )
+    for group in ranked:
+        if cost(group) < 0 and all(left[place] > 1 for place in shares[group]):
+            chosen[group] = True
+            for place, share in shares[group].items():
+                held[place] += share
+                left[place] -= 1
+    spare = [group for group in ranked if all(left[place] > 1 for place in shares[group])]
+    if not chosen.any() and spare:
+        chosen[min(spare, key=cost)] = True
+    return chosen[group_of]
 
 
 def rows_by_class(labels: np.ndarray) -> list[np.ndarray]:

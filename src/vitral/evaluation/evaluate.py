@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from vitral.data.batches import Batch, DamageCount
+from vitral.data.columns import Columns
 from vitral.data.image_data import DataSource, ImageData, open_data
 from vitral.data.loader import Loader
 from vitral.data.split import SPLITS, Split, fingerprint
@@ -228,7 +229,8 @@ def choose_split(
     fraction, seed = made_by.get("val_fraction", 0.2), made_by.get("seed", 0)
     if wanted in ("test", "all"):
         fraction = 0  # Nothing need be held out, and of one image per class nothing could be.
-    data = open_data(source, val_fraction=fraction, seed=seed)
+    columns = Columns.of_metadata(made_by)
+    data = open_data(source, val_fraction=fraction, seed=seed, columns=columns)
     if task_of(data) is not task_of(classifier):
         raise VitralError(
             f"{data.source} has {task_of(data).words}, and the model was trained for "
@@ -243,7 +245,7 @@ def choose_split(
                 f"have seen some of them ({data.source} has changed, or is other data)"
             )
         if wanted is None and "test" not in data.splits and not same:
-            data, wanted = open_data(source, val_fraction=0), "all"
+            data, wanted = open_data(source, val_fraction=0, columns=columns), "all"
             if "held_out" not in made_by:
                 doubts.append(
                     "no record says which images this model was trained on; all are judged, and some of them "

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vitral.images.sheet import INK, PAPER, write_line
-from vitral.runtime.errors import VitralError
+from vitral.runtime.extras import need
 
 # Tables in which equal steps look equal. In the second red is for the score and blue against it.
 _AMOUNTS, _SIGNED = "inferno", "coolwarm"
@@ -270,10 +270,7 @@ def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 def matplotlib_tables() -> Any:
     """Imports matplotlib. Raises VitralError with the command that installs it."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise VitralError(
-            "pictures of maps need the 'explain' extra: pip install 'vitral[explain]'"
-        ) from None
+    need("the picture of a map", "matplotlib", extra="explain")
+    import matplotlib
+
     return matplotlib

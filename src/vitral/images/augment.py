@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from vitral.images.augmentation import Augmentation, margin_of, mirrored_edges
-from vitral.images.picture import ImageSource
+from vitral.images.picture import ImageSource, Undecoded, undecoded
 from vitral.images.preprocess import Preprocess
+
+Altered = Callable[[Undecoded], "Tensor | np.ndarray"]
 
 
 def training_transform(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[ImageSource], Tensor]:
@@ -21,17 +24,29 @@ def training_transform(preprocess: Preprocess, augmentation: Augmentation) -> Ca
     All randomness comes from torch's global generator.
 
     Args:
-        preprocess: size, interpolation, mean and std of the result.
+        preprocess: size, interpolation, mean and std of the result, and how finely it is decoded.
         augmentation: what is altered.
     """
-    return v2.Compose([preprocess.open, alteration(preprocess, augmentation)])
+    altered = alteration(preprocess, augmentation)
+
+    def transform(source: ImageSource) -> Tensor:
+        with undecoded(source) as picture:
+            pixels = altered(picture)
+        return pixels if isinstance(pixels, Tensor) else preprocess.normalize(pixels)
+
+    return transform
 
 
-def alteration(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:
-    """Builds what `training_transform` does to a picture once it is opened."""
-    steps: list[Callable] = [_cropper(preprocess, augmentation)]
+def alteration(preprocess: Preprocess, augmentation: Augmentation) -> Altered:
+    """Builds what alters a picture at random: it gives bytes (H, W, 3), which are yet to be normalized.
+
+    Where `augmentation` erases, it gives the normalized tensor (C, H, W): the noise has the mean and spread
+    of normalized pixels.
+    """
+    crop = _cropper(preprocess, augmentation)
+    steps: list[Callable] = []
     if augmentation.flip:
-        steps.append(v2.RandomHorizontalFlip())
+        steps.append(_flipped_or_not)
     if augmentation.three_augment:
         steps.append(_three_augment(preprocess.img_size))
     if augmentation.rand_augment:
@@ -39,31 +54,54 @@ def alteration(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[
     if augmentation.color_jitter:
         # v2.ColorJitter takes a number for "up to this share more or less".
         steps.append(v2.ColorJitter(*[augmentation.color_jitter] * 3))
-    steps.append(preprocess.normalize)
     if augmentation.erasing:
-        # After normalization, so that the noise has the mean and spread of pixels.
-        steps.append(v2.RandomErasing(augmentation.erasing, value="random"))  # type: ignore[arg-type]
-    return v2.Compose(steps)
+        erase = v2.RandomErasing(augmentation.erasing, value="random")  # type: ignore[arg-type]
+        steps += [preprocess.normalize, erase]
+
+    def altered(picture: Undecoded) -> Tensor | np.ndarray:
+        image: Any = crop(picture)
+        for step in steps:
+            image = step(image)
+        return image if isinstance(image, Tensor) else np.asarray(image)
+
+    return altered
 
 
-def _cropper(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[Image.Image], Image.Image]:
+def _cropper(preprocess: Preprocess, augmentation: Augmentation) -> Callable[[Undecoded], Image.Image]:
     height, width = preprocess.img_size
     match augmentation.crop:
         case "none":
             return preprocess.fit
         case "padded":
             shift = _ShiftedCrop((height, width), (margin_of(height), margin_of(width)))
-            return v2.Compose([preprocess.fit, shift])
+            return lambda picture: shift(preprocess.fit(picture))
         case "simple":
             cover = replace(preprocess, resize="shortest", crop_fraction=1.0)
-            margin = min(4, margin_of(height)), min(4, margin_of(width))
-            return v2.Compose([cover.resized, _ShiftedCrop((height, width), margin)])
+            simple = _ShiftedCrop((height, width), (min(4, margin_of(height)), min(4, margin_of(width))))
+            return lambda picture: simple(cover.resized(picture))
         case "resized":
-            return v2.RandomResizedCrop(
-                (height, width),
-                scale=(augmentation.crop_scale, 1.0),
-                interpolation=v2.InterpolationMode(preprocess.interpolation),
-            )
+            return _ResizedCrop(preprocess, augmentation.crop_scale)
+
+
+def _flipped_or_not(image: Image.Image) -> Image.Image:
+    """As torchvision's RandomHorizontalFlip, which takes ten times as long to find out what it was given."""
+    return image if torch.rand(1) >= 0.5 else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+class _ResizedCrop:
+    """A random part, enlarged or reduced to the model's size; drawn before the picture is decoded.
+
+    So it can be decoded no more finely than the part needs. The draws are torchvision's, and of a picture
+    that is decoded in full the pixels too.
+    """
+
+    def __init__(self, preprocess: Preprocess, smallest: float) -> None:
+        self.preprocess = preprocess
+        self._draws = v2.RandomResizedCrop(preprocess.img_size, scale=(smallest, 1.0))
+
+    def __call__(self, picture: Undecoded) -> Image.Image:
+        drawn = self._draws.make_params([torch.empty(3, *picture.size, device="meta")])
+        return self.preprocess.cut(picture, (drawn["top"], drawn["left"], drawn["height"], drawn["width"]))
 
 
 class _ShiftedCrop:

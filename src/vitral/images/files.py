@@ -43,6 +43,10 @@ _SUFFIXES = frozenset(
     )
     for name in names
 )
+# That are tried, in this order, where a table names pictures without.
+USUAL_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic",
+)  # fmt: skip
 _HEIF_SUFFIXES = frozenset([".heic", ".heif", ".hif"])
 _HEIF_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"])
 # What systems and archives leave behind, beside all that begins with a dot.
@@ -74,6 +78,11 @@ def heif_is_there() -> bool:
 def is_overlooked(name: str) -> bool:
     """Whether a file or folder is not even counted: it is hidden, or a system or an archive left it there."""
     return name.startswith(".") or name.lower() in _LEFT_BEHIND
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a file's name ends as those of pictures do."""
+    return os.path.splitext(name)[1].lower() in _SUFFIXES | _HEIF_SUFFIXES
 
 
 def kind_of_content(file: str) -> str:
@@ -219,7 +228,15 @@ def upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of a picture as `upright` would give it; of one whose pixels are not decoded yet."""
+    sideways = _turn(image) in _SIDEWAYS
+    return (image.width, image.height) if sideways else (image.height, image.width)
+
+
 def _turn(image: Image.Image) -> Image.Transpose | None:
+    if image.format == "JPEG" and image.info.keys().isdisjoint(_HOLDS_ORIENTATION):
+        return None  # to look takes Pillow as long as to read the header
     try:
         return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # of damaged metadata Pillow raises many kinds, and the pixels may be sound
@@ -235,6 +252,13 @@ _TURNS: dict[Any, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_HOLDS_ORIENTATION = frozenset(["exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp"])
+_SIDEWAYS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
 
 
 # --- What it may cost ------------------------------------------------------------------------------
@@ -282,7 +306,12 @@ def _count_scans(image: Any) -> int:
         scans = 1
     else:
         file.seek(0)
-        scans = sum(marker == _SCAN for marker in _markers(file.read()))
+        content = file.read()
+        # No fewer than there are, for a preview in the header has some too; to tell them apart takes ten
+        # times as long, and a picture of few does not need it.
+        scans = content.count(bytes([0xFF, _SCAN]))
+        if scans * image.width * image.height > _MOST_SCANNED_PIXELS:
+            scans = sum(marker == _SCAN for marker in _markers(content))
     file.seek(at)
     return scans
 

@@ -5,6 +5,7 @@ may cost, and which way up a file says that it is, `files` decides.
 """
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 from PIL import Image
 
-from vitral.images.files import decodable, upright, why_not_read
+from vitral.images.files import decodable, upright, upright_size, why_not_read
 from vitral.runtime.errors import ImageError
 
 if TYPE_CHECKING:  # who gives a tensor has imported torch; an artifact's engine computes without
@@ -23,6 +24,9 @@ if TYPE_CHECKING:  # who gives a tensor has imported torch; an artifact's engine
 else:
     ImageSource = Any
 
+# By which JPEG's inverse cosine transform divides each side: it computes 1, 2 or 4 pixels a side of each
+# block of 8 (libjpeg, "scale_denom").
+_SCALES = (8, 4, 2, 1)
 _BAND_PIXELS = 1_000_000  # of a large picture, what is converted at a time
 
 
@@ -43,6 +47,89 @@ def open_image(source: ImageSource) -> Image.Image:
         return image
 
 
+class Undecoded:
+    """A picture of which no more than the size is known; whoever needs its pixels says how finely, once.
+
+    Attributes:
+        size: (height, width) in pixels, upright.
+        scales: by which each side can be divided while it is decoded, falling; 1 is always among them.
+        seconds: that decoding took.
+    """
+
+    def __init__(self, size: tuple[int, int], scales: tuple[int, ...] = (1,)) -> None:
+        self.size, self.scales = size, scales
+        self.seconds = 0.0
+
+    def scale(self, most: float) -> int:
+        """The largest scale that divides by no more than `most`."""
+        return next((scale for scale in self.scales if scale <= most), 1)
+
+    def decoded(self, scale: int = 1) -> Image.Image:
+        """Upright 8-bit RGB. Raises ImageError if the image is damaged."""
+        with self._timed(), _as_image_errors():
+            return self._image(scale)
+
+    def pixels(self, scale: int = 1) -> np.ndarray:
+        """As `decoded`, bytes (H, W, 3), not to be written into: they may be kept for others."""
+        with self._timed(), _as_image_errors():
+            return self._pixels(scale)
+
+    def _image(self, scale: int) -> Image.Image:
+        raise NotImplementedError
+
+    def _pixels(self, scale: int) -> np.ndarray:
+        return np.array(self._image(scale))  # torch takes no array that may not be written into
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - begun
+
+
+class _Decoded(Undecoded):
+    """A picture that is decoded already."""
+
+    def __init__(self, image: Image.Image) -> None:
+        super().__init__((image.height, image.width))
+        self.image = image
+
+    def _image(self, scale: int) -> Image.Image:  # noqa: ARG002 - there is one
+        return self.image
+
+
+class _Jpeg(Undecoded):
+    """A JPEG whose header is read."""
+
+    def __init__(self, image: Image.Image) -> None:
+        super().__init__(upright_size(image), _SCALES)
+        self.image = image
+
+    def _image(self, scale: int) -> Image.Image:
+        if scale > 1:
+            # Takes the largest scale that keeps this size or more, which is the one that is meant.
+            self.image.draft(None, (self.image.width // scale, self.image.height // scale))
+        return _upright_rgb(self.image)
+
+
+@contextmanager
+def undecoded(source: ImageSource) -> Iterator[Undecoded]:
+    """Open any image; inside, an encoded picture's place in memory is kept for it.
+
+    A JPEG is decoded when its pixels are asked for: at a half, a quarter or an eighth of its size most of the
+    work is spared. All else is decoded now.
+
+    Raises:
+        ImageError: as `open_image`.
+    """
+    with ExitStack() as stack:
+        with _as_image_errors():
+            picture = _picture_of(source, stack)
+        yield picture
+
+
 @contextmanager
 def decoded(source: ImageSource, at_least: int | None = None) -> Iterator[Image.Image]:
     """As `open_image`; inside, an encoded picture's place in memory is kept for it.
@@ -50,38 +137,43 @@ def decoded(source: ImageSource, at_least: int | None = None) -> Iterator[Image.
     Args:
         source: as `open_image` takes it.
         at_least: pixels of each side that are enough; a JPEG of more is decoded at a half, a quarter or an
-            eighth of its size, which saves most of the work.
+            eighth of its size.
     """
-    with ExitStack() as stack:
-        try:
-            image = _picture_of(source, stack, at_least)
-        except ImageError:
-            raise
-        except PermissionError as error:
-            raise ImageError(why_not_read(error)) from error
-        # Pillow's format plugins raise almost anything on damaged bytes: OSError, SyntaxError,
-        # struct.error, IndexError, DecompressionBombError.
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ImageError(f"cannot be decoded: {reason}") from error
-        yield image
+    with undecoded(source) as picture:
+        most = 1 if at_least is None else min(picture.size) / at_least
+        yield picture.decoded(picture.scale(most))
 
 
-def _picture_of(source: ImageSource, stack: ExitStack, at_least: int | None) -> Image.Image:
+@contextmanager
+def _as_image_errors() -> Iterator[None]:
+    try:
+        yield
+    except ImageError:
+        raise
+    except PermissionError as error:
+        raise ImageError(why_not_read(error)) from error
+    # Pillow's format plugins raise almost anything on damaged bytes: OSError, SyntaxError, struct.error,
+    # IndexError, DecompressionBombError.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"cannot be decoded: {reason}") from error
+
+
+def _picture_of(source: ImageSource, stack: ExitStack) -> Undecoded:
     match source:
         case Image.Image():
             upright = _upright_rgb(source)
-            return upright.copy() if upright is source else upright
+            return _Decoded(upright.copy() if upright is source else upright)
         case np.ndarray():
-            return _upright_rgb(_from_array(source))
+            return _Decoded(_upright_rgb(_from_array(source)))
         case _ if is_tensor(source):
             array = source.detach().cpu().numpy()
-            return _upright_rgb(_from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array))
+            array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+            return _Decoded(_upright_rgb(_from_array(array)))
         case _:
             image = stack.enter_context(decodable(source))  # pyrefly: ignore[bad-argument-type]
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))
-            return _upright_rgb(image)
+            jpeg = image.format in ("JPEG", "MPO") and 0 not in image.size
+            return _Jpeg(image) if jpeg else _Decoded(_upright_rgb(image))
 
 
 def is_tensor(value: object) -> "TypeGuard[Tensor]":

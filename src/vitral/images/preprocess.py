@@ -6,14 +6,14 @@ tensor that a model takes.
 
 import functools
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import PIL
 from PIL import Image
 
-from vitral.images.picture import ImageSource, decoded, open_image
+from vitral.images.picture import ImageSource, Undecoded, open_image, undecoded
 from vitral.runtime.errors import ImageError, VitralError
 
 if TYPE_CHECKING:  # an artifact's engine computes without torch
@@ -23,6 +23,10 @@ if TYPE_CHECKING:  # an artifact's engine computes without torch
 Resize = Literal["shortest", "squash", "longest"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropRounding = Literal["even", "down"]
+# How finely a JPEG is decoded. "full": every pixel. "fast" and "fastest": each side divided by 2, 4 or 8
+# while at least so many pixels are left for each that is resized to.
+Decoding = Literal["full", "fast", "fastest"]
+_LEFT_FOR_ONE = {"full": math.inf, "fast": 2.0, "fastest": 1.0}
 
 # "shortest" makes 1x100,000 pixels 22 million wide: a few bytes in a file, 15 GB in memory.
 # A hundred million at most for the sizes that models take, whatever the shape.
@@ -30,17 +34,10 @@ MAX_RESIZED_PIXELS, MAX_TIMES_ENLARGED = 16_000_000, 64
 
 
 @functools.lru_cache
-def _channels(values: tuple[float, ...]) -> "Tensor":
+def _channels(values: tuple[float, ...], device: "torch.device | str" = "cpu") -> "Tensor":
     import torch
 
-    return torch.tensor(values).view(-1, 1, 1)
-
-
-@functools.lru_cache
-def _line(values: tuple[float, ...], width: int, device: "torch.device") -> "Tensor":
-    import torch
-
-    return torch.tensor(values).repeat(width).to(device)
+    return torch.tensor(values).view(-1, 1, 1).to(device)
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,11 @@ class Preprocess:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of each channel, RGB or grey, in 0..1
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     crop_rounding: CropRounding = "even"  # of half a pixel before the crop; "down" in transformers
+    decoding: Decoding = "full"  # how finely a JPEG is decoded
 
     def __post_init__(self) -> None:
+        if self.decoding not in get_args(Decoding):
+            raise ValueError(f"decoding={self.decoding}: it must be one of {', '.join(get_args(Decoding))}")
         if min(self.img_size) < 1 or min(self.std) <= 0 or not 0 < self.crop_fraction <= 1:
             raise ValueError(f"{self}: sizes and std must be above 0, crop_fraction above 0 and at most 1")
         if len(self.mean) != len(self.std):
@@ -76,6 +76,13 @@ class Preprocess:
         mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
         return replace(self, mean=(mean,) * count, std=(std,) * count)
 
+    def record(self) -> dict[str, Any]:
+        """Give the fields for a file; without `decoding` where that is "full", as in files of before it."""
+        fields = asdict(self)
+        if self.decoding == "full":
+            del fields["decoding"]
+        return fields
+
     def __call__(self, source: ImageSource) -> "Tensor":
         """Raises ImageError if the image cannot be read."""
         return self.normalize(self.pixels(source))
@@ -86,8 +93,8 @@ class Preprocess:
         Raises:
             ImageError: if the image cannot be read.
         """
-        with decoded(source) as image:
-            return np.array(self.fit(self._seen(image)))
+        with undecoded(source) as picture:
+            return np.array(self.fit(picture))
 
     def open(self, source: ImageSource) -> Image.Image:
         """As `open_image`, without colour where the model sees none.
@@ -96,9 +103,14 @@ class Preprocess:
             ImageError: if the image cannot be read.
             VitralError: if the model's channels are none that pictures have.
         """
-        return self._seen(open_image(source))
+        return self.seen(open_image(source))
 
-    def _seen(self, image: Image.Image) -> Image.Image:
+    def seen(self, image: Image.Image) -> Image.Image:
+        """A decoded picture, without colour where the model sees none.
+
+        Raises:
+            VitralError: if the model's channels are none that pictures have.
+        """
         if self.channels not in (1, 3):
             raise VitralError(
                 f"the model takes {self.channels} channels, and pictures have 3, or 1 where they are grey; "
@@ -106,9 +118,9 @@ class Preprocess:
             )
         return image.convert("L").convert("RGB") if self.channels == 1 else image
 
-    def fit(self, image: Image.Image) -> Image.Image:
+    def fit(self, picture: Image.Image | Undecoded) -> Image.Image:
         """The picture at exactly `img_size`: resized, its centre cut out, or padded with the mean colour."""
-        resized = self.resized(image)
+        resized = self.resized(picture)
         target_h, target_w = self.img_size
         if resized.size == (target_w, target_h):
             return resized
@@ -122,31 +134,78 @@ class Preprocess:
         """The mean colour, in RGB of 8 bits."""
         return tuple(round(255 * m) for m in (self.mean if self.channels == 3 else self.mean[:1] * 3))
 
-    def resized(self, image: Image.Image) -> Image.Image:
-        """The picture before its centre is cut out, or before it is padded."""
-        height, width = self._resized_size(image)
+    def resized(self, picture: Image.Image | Undecoded) -> Image.Image:
+        """The picture before its centre is cut out, or before it is padded.
+
+        Args:
+            picture: one that is decoded, as `open` gives it, or is yet to be.
+        """
+        decoded = isinstance(picture, Image.Image)
+        size = (picture.height, picture.width) if decoded else picture.size
+        height, width = self._resized_size(size)
         if height * width > max(MAX_RESIZED_PIXELS, MAX_TIMES_ENLARGED * math.prod(self.img_size)):
-            raise ImageError(f"is too narrow to be resized, {image.width}x{image.height} pixels")
-        return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+            raise ImageError(f"is too narrow to be resized, {size[1]}x{size[0]} pixels")
+        if decoded or self.decoding == "full":
+            image = picture if decoded else self.seen(picture.decoded())
+            return image.resize((width, height), self._filter)
+        return self._quickly(self._pixels(picture, size, (height, width)), (height, width))
+
+    def cut(self, picture: Undecoded, box: tuple[int, int, int, int]) -> Image.Image:
+        """A part of the picture at exactly `img_size`.
+
+        Args:
+            picture: yet to be decoded.
+            box: (top, left, height, width) in its pixels.
+        """
+        top, left, height, width = box
+        if self.decoding == "full":
+            part = self.seen(picture.decoded()).crop((left, top, left + width, top + height))
+            return part.resize(self.img_size[::-1], self._filter)
+        pixels_HWC = self._pixels(picture, (height, width), self.img_size)
+        ends = np.array([[top, top + height], [left, left + width]])
+        shares = np.array(pixels_HWC.shape[:2]) / picture.size
+        rows, columns = (slice(*pair) for pair in np.floor(ends * shares[:, None] + 0.5).astype(int).tolist())
+        return self._quickly(pixels_HWC[rows, columns], self.img_size)
+
+    @property
+    def _filter(self) -> Image.Resampling:
+        return Image.Resampling[self.interpolation.upper()]
+
+    def _pixels(self, picture: Undecoded, used: tuple[int, int], wanted: tuple[int, int]) -> np.ndarray:
+        """As finely as `decoding` says, where `used` pixels of it become `wanted` ones."""
+        most = min(side / left for side, left in zip(used, wanted, strict=True))
+        scale = picture.scale(most / _LEFT_FOR_ONE[self.decoding])
+        return picture.pixels(scale) if self.channels == 3 else np.array(self.seen(picture.decoded(scale)))
+
+    def _quickly(self, pixels_HWC: np.ndarray, size: tuple[int, int]) -> Image.Image:
+        """Resize by torch: on bytes three to seven times as fast as Pillow, and a grey level off at most.
+
+        One value in 300 differed (docs/log.md, 2026-11-27).
+        """
+        if self.interpolation not in ("bilinear", "bicubic"):  # torch smooths with these alone
+            return Image.fromarray(pixels_HWC).resize(size[::-1], self._filter)
+        import torch
+        from torch.nn import functional
+
+        pixels_CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+        resized_BCHW = functional.interpolate(pixels_CHW[None], size, mode=self.interpolation, antialias=True)
+        return Image.fromarray(resized_BCHW[0].permute(1, 2, 0).numpy())
 
     def normalize(self, image: Image.Image | np.ndarray) -> "Tensor":
         """8-bit RGB, or an array (H, W, 3) of it -> (C, H, W), (value / 255 - mean) / std."""
         import torch
 
         # Not torchvision's functions, which take as long to import as torch itself.
-        pixels_HWC = torch.from_numpy(np.array(image))[..., : self.channels]
-        pixels_CHW = pixels_HWC.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-        pixels_CHW /= 255
-        return pixels_CHW.sub_(_channels(self.mean)).div_(_channels(self.std))
+        return self.normalize_pixels(torch.from_numpy(np.array(image)[None]))[0]
 
     def normalize_pixels(self, pixels_BHWC: "Tensor") -> "Tensor":
-        """`normalize` of bytes on any device: (B, H, W, 3) -> (B, C, H, W), the channels last in memory."""
-        pixels_BHWC = pixels_BHWC[..., : self.channels]
-        batch, height, width, channels = pixels_BHWC.shape
-        # By whole lines of pixels, not by three numbers at a time.
-        mean, std = (_line(values, width, pixels_BHWC.device) for values in (self.mean, self.std))
-        lines_BHL = pixels_BHWC.flatten(2).float().div_(255).sub_(mean).div_(std)
-        return lines_BHL.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        """`normalize` of bytes on any device: (B, H, W, 3) -> (B, C, H, W)."""
+        import torch
+
+        # The bytes are turned round, a quarter of what floats are; then each plane is gone over as a whole.
+        planes_BCHW = pixels_BHWC[..., : self.channels].permute(0, 3, 1, 2).contiguous()
+        mean, std = (_channels(values, planes_BCHW.device) for values in (self.mean, self.std))
+        return planes_BCHW.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def _offset(self, excess: int) -> int:
         """Where the picture begins on the canvas; half of what is too much is cut before it."""
@@ -160,17 +219,16 @@ class Preprocess:
         height, width = (math.floor(side / self.crop_fraction + 1e-6) for side in self.img_size)
         return height, width
 
-    def _resized_size(self, image: Image.Image) -> tuple[int, int]:
-        """(height, width) to resize to before the centre is cut out."""
+    def _resized_size(self, sides: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) to resize a picture of such `sides` to, before the centre is cut out."""
         target_h, target_w = self.target_size
         if self.resize == "squash":
             return target_h, target_w
-        sides = image.height, image.width
         if self.resize == "shortest" and target_h == target_w:
             # Rounded down, as torchvision does with the longer side.
             height, width = (side * target_h // min(sides) for side in sides)
             return height, width
-        ratios = image.height / target_h, image.width / target_w
+        ratios = sides[0] / target_h, sides[1] / target_w
         ratio = min(ratios) if self.resize == "shortest" else max(ratios)
         # Rounded, as timm does for rectangles and for what it pads.
         height, width = (max(round(side / ratio), 1) for side in sides)

@@ -22,7 +22,7 @@ class ClassifierEngine:
     def __call__(self, pixels_BHWC: np.ndarray) -> Answers:
         classifier = self.classifier
         pixels = classifier.placement.put(torch.from_numpy(pixels_BHWC))
-        images_BCHW = classifier.preprocess.normalize_pixels(pixels).contiguous()
+        images_BCHW = classifier.preprocess.normalize_pixels(pixels)
         logits_BL, log_probabilities_BL = classifier.answers(images_BCHW)
         return Answers(logits_BL.cpu().numpy(), log_probabilities_BL.exp().cpu().numpy())
 

@@ -193,7 +193,7 @@ def _keys(classifier: Classifier, layers: Sequence[int]) -> dict[int, str]:
     """Of each layer: a digest of the weights below the head, the config, the preprocessing, the precision."""
     model = classifier.model
     config = replace(model.config, num_classes=0, dropout=0.0, drop_path=0.0)
-    about = [_FORMAT, asdict(config), asdict(classifier.preprocess), str(classifier.placement.precision)]
+    about = [_FORMAT, asdict(config), classifier.preprocess.record(), str(classifier.placement.precision)]
     about += [model.merge] if any(model.merge) else []
     digest = hashlib.sha256(json.dumps(about).encode())
     below = {name: of for name, of in model.state_dict().items() if not name.startswith(_HEADS)}

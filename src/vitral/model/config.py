@@ -258,8 +258,14 @@ class ViTConfig:
     @property
     def num_prefix_tokens(self) -> int:
         """How many tokens stand before the patches."""
-        options = self.embedding
-        return self.class_token + options.distillation_token + options.register_tokens
+        return len(self.prefix_names)
+
+    @property
+    def prefix_names(self) -> list[str]:
+        """What each token before the patches is called, in words for people."""
+        names = ["class token"] * self.class_token
+        names += ["distillation token"] * self.embedding.distillation_token
+        return names + [f"register {number + 1}" for number in range(self.embedding.register_tokens)]
 
     @property
     def grid_size(self) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vitral.recipes.schema import OptimizerName
-from vitral.runtime.errors import VitralError
+from vitral.runtime.extras import need
 
 Group = dict[str, Any]
 _NO_CHANGE: Mapping[str, Any] = MappingProxyType({})
@@ -38,28 +38,20 @@ def _sgd(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optimiz
 
 
 def _lion(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optimizer:
-    try:
-        from lion_pytorch import Lion
-    except ImportError:
-        raise _missing("lion") from None
+    need("optimizer=lion", "lion_pytorch", extra="optimizers")
+    from lion_pytorch import Lion
+
     return Lion(groups, lr=1.0, betas=betas)  # it refuses a rate of 0; the schedule sets it
 
 
 def _schedule_free(groups: list[Group], betas: tuple[float, float]) -> torch.optim.Optimizer:
     """AdamW whose average takes the schedule's place (The Road Less Scheduled, arXiv:2405.15682)."""
-    try:
-        from schedulefree import AdamWScheduleFree
-    except ImportError:
-        raise _missing("schedule_free") from None
+    need("optimizer=schedule_free", "schedulefree", extra="optimizers")
+    from schedulefree import AdamWScheduleFree
+
     optimizer = AdamWScheduleFree(groups, lr=1.0, betas=betas)
     optimizer.train()
     return optimizer
-
-
-def _missing(optimizer: str) -> VitralError:
-    return VitralError(
-        f"optimizer={optimizer} needs the 'optimizers' extra: pip install 'vitral[optimizers]'"
-    )
 
 
 OPTIMIZERS: dict[OptimizerName, OptimizerRow] = {

@@ -37,6 +37,11 @@ class Recipe:
         value = self.settings.get(name)
         return schema.default(name) if value is None else value
 
+    @property
+    def opening(self) -> dict[str, Any]:
+        """What `open_data` is told of the images."""
+        return schema.opening(self.get)
+
     def changed(self, /, **settings: Any) -> "Recipe":
         """With other settings; None takes one back."""
         return Recipe(**{**self.settings, **settings})

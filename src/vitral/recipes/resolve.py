@@ -136,6 +136,11 @@ def _refuse_misfits(recipe: Recipe, data: ImageData, base: Checkpoint | None) ->
         raise VitralError(
             f"whiten=true begins a new stem, and {recipe.get('model')} is trained; leave it out"
         )
+    if recipe.get("sampling") == "blocks" and data.split("train").blocks is None:
+        raise VitralError(
+            f"sampling=blocks is for parquet files and shards, and each image of {data.source} is read by "
+            "itself; leave it out"
+        )
     if task_of(data) is SINGLE_LABEL:
         return
     several = f"one class per image, and {data.source} has lists of labels"
@@ -196,9 +201,11 @@ def _choices(recipe: Recipe, data: ImageData, base: Checkpoint | None, cpu_count
         "crop": "padded" if side < 1.5 * smallest else "resized",
         "flip": data.mirror_safe,
         "rand_augment": 9.0 if few and data.mirror_safe else 0.0,
+        "decoding": "fast",
         "loss": task_of(data).loss,
         "batch_size": min(int(np.clip(2 ** round(np.log2(len(train) / 30)), 8, 64)), len(train)),
         "workers": worker_count(cores=cpu_count),
+        "sampling": "blocks" if train.blocks is not None and train.blocks.thrashes else "shuffled",
         **(_WITH_MODULE if module else {}),
     }
     if asked("trained") not in (None, "all"):

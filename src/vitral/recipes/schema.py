@@ -9,14 +9,16 @@ Each setting has a comment for its user, at the end of its line or above it; doc
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from pydantic import Field
 
+from vitral.data.columns import Columns
 from vitral.images.augmentation import Augmentation, Crop
+from vitral.images.preprocess import Decoding
 from vitral.model.config import Pooling, ViTConfig
 from vitral.runtime.devices import Device, Precision
 from vitral.runtime.errors import VitralError
@@ -144,7 +146,10 @@ class Batches:
     # Share of the budget, from its start, over which images grow from half to the whole of the size, as in
     # progressive learning (EfficientNetV2, arXiv:2104.00298, §4).
     small_images: Share
-    accumulate: Batch = 1  # parts that a batch is computed in, one after the other, to fit the memory
+    accumulate: Batch = 1  # pieces that a batch is computed in, one after the other, to fit the memory
+    # Equal parts of a batch, each with random numbers of its own, that processes may share: so many processes
+    # or fewer compute the same bits. Left out: as many as there are processes.
+    parts: Annotated[int, Field(ge=1, le=65536)] = 1
     # Compute activations twice rather than keep them, to save memory (arXiv:1604.06174).
     checkpoint_layers: bool = False
 
@@ -202,11 +207,26 @@ class Mixing:
 class Images:
     """Which images are trained on, and in which order."""
 
-    sampling: Literal["shuffled", "balanced"] = "shuffled"  # "balanced": each class is drawn as often
+    # "balanced": each class is drawn as often; "blocks": shuffled, row groups or shards one after the other.
+    sampling: Literal["shuffled", "balanced", "blocks"] = field(default="shuffled", metadata=_CHOSEN)
     # Times that an image is taken in a row, each time altered anew.
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     val_fraction: Share = 0.2  # share to validate on, where the data has no validation split
     max_damaged: Share = 0.01  # share of unreadable images past which the run stops
+    # How finely JPEGs are decoded to train on: "full"; "fast" and "fastest": each side divided by 2, 4 or 8
+    # where at least 2 pixels, or 1, are left for each that the model sees.
+    decoding: Decoding = field(default="full", metadata=_CHOSEN)
+    # A table's column of the images: paths, or in parquet bytes. Left out, as the next ones: found by name.
+    image_column: str = field(default="", metadata=_UNSET)
+    # The column of the labels; several columns of 0 and 1, a class each, with commas between.
+    label_column: str = field(default="", metadata=_UNSET)
+    # What stands between several labels in one cell, such as " " or ";"; left out: a cell is one label.
+    label_delimiter: str = field(default="", metadata=_UNSET)
+    split_column: str = field(default="", metadata=_UNSET)  # the column that says train, val or test
+    # The column of what must not stand in two splits, such as a patient; images are held out by the group.
+    group_column: str = field(default="", metadata=_UNSET)
+    # The folder that a table's paths begin from; left out: the table's own.
+    image_root: str = field(default="", metadata=_UNSET)
 
 
 @dataclass(frozen=True)
@@ -269,6 +289,11 @@ class Resolved:
             raise VitralError(f"the settings have no {lost[0]}")
         return cls(**{name: kind(**_part(kind, settings)) for name, kind in _groups()})
 
+    @property
+    def opening(self) -> dict[str, Any]:
+        """What `open_data` is told of the images."""
+        return opening(self.settings().get)
+
     def settings(self) -> dict[str, Any]:
         """Every setting by name, in the order of the groups, those that are unset left out."""
         values = {
@@ -315,6 +340,13 @@ def default(name: str) -> Any:
     if part.default_factory is not dataclasses.MISSING:
         return part.default_factory()
     return None if part.default is dataclasses.MISSING or part.metadata else part.default
+
+
+def opening(get: Callable[[str], Any]) -> dict[str, Any]:
+    """What `open_data` is told of the images, by the settings that `get` gives, None or unset ones too."""
+    said = {name: get(f"{name}_column") or "" for name in ("image", "label", "split", "group")}
+    said |= {name: get(name) or "" for name in ("label_delimiter", "image_root")}
+    return {"val_fraction": get("val_fraction"), "seed": get("seed"), "columns": Columns.of_words(said)}
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """Decides which file may be written when: a file or a folder appears whole, or not at all.
 
-`write_atomically` replaces one file, `new_folder` makes one folder, `remove_leftovers` cleans up after
-processes that were killed in between. Nothing else in Vitral makes a file that others may read half-written.
+`write_atomically` and `new_file` replace one file, `new_folder` makes one folder, `remove_leftovers` cleans
+up after processes that were killed in between. Nothing else in Vitral makes a file
+that others may read half-written.
 """
 
 import os
@@ -24,22 +25,34 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: if it cannot be written; the old file is then as it was.
     """
+    with new_file(path) as temporary, temporary.open("r+b") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields a file to write, which replaces `path` at the end; if anything is raised, nothing of it remains.
+
+    Raises:
+        OSError: if there is no place for it.
+    """
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:  # under the name that the user knows
         raise OSError(error.errno, error.strerror, str(path)) from error
+    os.close(descriptor)
+    temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         # mkstemp makes files private; a model is as readable as any other file its user writes.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -49,6 +62,11 @@ def remove_leftovers(folder: Path, names: Collection[str]) -> None:
         left = _TEMPORARY.fullmatch(file.name)
         if left and left[1] in names:
             file.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Tells whether a file's name is one that `new_file` gives until its end."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def refuse_filled(path: Path) -> None:

@@ -19,7 +19,10 @@ RATE = (0, 100_000)  # requests a second; more than 0
 REQUESTS = 10_000_000  # of a load test: their times are kept in memory
 
 # What DATA may be.
-DATA = "an image folder, a .parquet file or pattern with {split}, or 'digits'"
+DATA = (
+    "an image folder, a table (.csv, .tsv, .jsonl, .parquet) or shards (.tar), or a pattern of those with "
+    "{split}, hf://datasets/ORG/NAME, or 'digits'"
+)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 TTA = ("none", "flip")

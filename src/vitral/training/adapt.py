@@ -10,6 +10,7 @@ from vitral.data.randomness import seeded
 from vitral.model.vit import VisionTransformer
 from vitral.recipes.schema import Trained
 from vitral.runtime.errors import VitralError
+from vitral.runtime.extras import need
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -46,10 +47,9 @@ def choose_trained(model: VisionTransformer, trained: Trained, lora_rank: int, s
 
 
 def _add_adapters(model: VisionTransformer, rank: int) -> None:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise VitralError("trained=lora needs the 'lora' extra: pip install 'vitral[lora]'") from None
+    need("trained=lora", "peft", extra="lora")
+    from peft import LoraConfig, inject_adapter_in_model
+
     # Scaled by 2, the usual alpha of twice the rank.
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_ADAPTED), model.layers)
 

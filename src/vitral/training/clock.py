@@ -20,9 +20,10 @@ PARTS = {
     "evaluating": "evaluating",
     "saving": "saving",
 }
-# What loading the training images takes in all processes together: part of "waiting" where they are loaded in
-# this one, and beside everything else where workers do it.
-LOADING = {"decoding": "decoding", "altering": "augmentation"}
+# What loading the training images takes, in the order of `Batch.seconds`. Decoding and augmentation, in all
+# processes together: part of "waiting" where images are loaded in this one, and beside everything else where
+# workers do it. The way to the device is part of "waiting" always.
+LOADING = {"decoding": "decoding", "altering": "augmentation", "moving": "moving to the device"}
 
 
 class Clock:
@@ -70,6 +71,7 @@ class TimeSpent:
     other: float
     decoding: float  # processor seconds of all processes, as of `LOADING`
     altering: float
+    moving: float = 0.0  # seconds, within those of "waiting"
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "TimeSpent | None":

@@ -10,7 +10,7 @@ from collections import deque
 from typing import NamedTuple
 
 from vitral.bench.serving.target import Target
-from vitral.runtime.errors import VitralError
+from vitral.runtime.extras import need
 
 REFUSED = "refused"
 
@@ -104,10 +104,7 @@ class Connections:
     """Open connections to one server: as many as there are requests at a time, and none is opened twice."""
 
     def __init__(self, target: Target, timeout: float, most: int) -> None:
-        try:
-            import httptools  # noqa: F401 - asked for once, before the clock runs
-        except ImportError as error:
-            raise VitralError("bench serve needs httptools: pip install 'vitral[serve]'") from error
+        need("bench serve", "httptools", extra="serve")
         self.target, self._timeout = target, timeout
         self._idle: deque[Connection] = deque()
         self._places = asyncio.Semaphore(most)

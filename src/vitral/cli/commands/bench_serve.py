@@ -9,6 +9,7 @@ import typer
 from vitral.cli import options
 from vitral.cli.bench_report import command_line, give
 from vitral.cli.console import print_table, say, warn
+from vitral.cli.tokens import read_tokens
 from vitral.runtime import limits
 from vitral.runtime.stopping import exit_status
 
@@ -67,25 +68,14 @@ def serve(  # noqa: PLR0913 - a command's options
         warn(note)
     load = Load(
         clients, seconds, rates, timeout, pid,
-        token=_token(token_file), elsewhere=elsewhere, seed=seed, command=command_line(), say=warn,
+        token=read_tokens(token_file)[0] if token_file else None,
+        elsewhere=elsewhere, seed=seed, command=command_line(), say=warn,
     )  # fmt: skip
     report = measure(url, [Path(file) for file in found.files], load)
     if not give(report.to_dict(), out, as_json=json_output):
         print_serving(report)
     if report.stopped_by:
         raise typer.Exit(exit_status(report.stopped_by))
-
-
-def _token(file: Path | None) -> str | None:
-    """The first token of a file such as `vitral serve --token-file` takes."""
-    from vitral.runtime.errors import VitralError
-
-    if file is None:
-        return None
-    lines = file.read_text(encoding="utf-8").split()
-    if not lines or not lines[0].isascii() or not lines[0].isprintable():
-        raise VitralError(f"{file} has no token; it is a line of ASCII letters and digits")
-    return lines[0]
 
 
 def print_serving(report: "ServingReport") -> None:

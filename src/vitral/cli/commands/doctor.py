@@ -24,6 +24,7 @@ def doctor(  # noqa: PLR0913 - a command's options
     seed: options.Seed = 0,
     workers: options.Workers = None,
     json_output: options.Json = False,
+    column: options.Column = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     trust: options.Trust = False,
@@ -34,7 +35,7 @@ def doctor(  # noqa: PLR0913 - a command's options
     classifier = load_classifier(model, device, precision, trusted=trust)
     with progress_bar("examining") as bar:
         how: dict[str, Any] = {"split": split, "limit": limit, "seed": seed, "workers": workers}
-        diagnosis = diagnose(classifier, data, **how, warn=warn, on_images=bar)
+        diagnosis = diagnose(classifier, options.opened(data, column), **how, warn=warn, on_images=bar)
     if json_output:
         print(to_json(diagnosis.to_dict()))
     else:

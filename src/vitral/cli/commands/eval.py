@@ -37,6 +37,7 @@ def eval(  # noqa: PLR0913 - a command's options
     workers: options.Workers = None,
     tta: options.Tta = "none",
     merge: options.Merge = None,
+    column: options.Column = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     trust: options.Trust = False,
@@ -56,7 +57,7 @@ def eval(  # noqa: PLR0913 - a command's options
     with progress_bar("evaluating") as bar:
         how_to: dict[str, Any] = {"split": split, "max_damaged": max_damaged, "workers": workers}
         how_to |= {"mistakes": bool(wrong or sheet), "warn": warn, "on_images": bar}
-        name, evaluation = evaluate_classifier(classifier, data, **how_to)
+        name, evaluation = evaluate_classifier(classifier, options.opened(data, column), **how_to)
     title = f"{model} on {data}, split {name} ({how})"
     _write_mistakes(evaluation.mistakes, wrong, sheet, f"{model} on {data}")
     if json_output:

@@ -17,6 +17,7 @@ from vitral.runtime.plainjson import to_json
 from vitral.runtime.streams import shown
 
 if TYPE_CHECKING:
+    from vitral.data.image_data import DataSource
     from vitral.explain.faithfulness.record import Faithfulness
     from vitral.explain.faithfulness.statistics import Estimate
     from vitral.explain.pictures import Asked, Attribution, Explained, Heads
@@ -32,7 +33,7 @@ _BELONGS = {
     **{name: {_MAPS} for name in ("out", "classes", "against", "look", "layers", "heads", "batch_size")},
     **{name: {_SCORE} for name in ("fill", "split", "workers", "cache")},
     "renormalise": {_FIGURES},
-    **{name: {_SCORE, _FIGURES} for name in ("images", "seed")},
+    **{name: {_SCORE, _FIGURES} for name in ("images", "seed", "column")},
     "method": {_MAPS, _SCORE},
     **{name: {_MAPS, _SCORE, _FIGURES} for name in ("words", "device", "precision")},
 }
@@ -157,6 +158,7 @@ def explain(  # noqa: PLR0913 - a command's options
     figures: _Figures = None,
     renormalise: _Renormalise = False,
     list_methods: _List = False,
+    column: options.Column = None,
     json_output: options.Json = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -180,11 +182,13 @@ def explain(  # noqa: PLR0913 - a command's options
     drawn: dict[str, Any] = {"seed": seed} | ({"images": images} if images else {})
     if figures is not None:
         wanted = {**drawn, "renormalise": renormalise}
-        _figures([name, *given], figures, (device, precision), wanted, as_json=json_output)
+        _figures([name, *given], figures, (device, precision), wanted, column, as_json=json_output)
     elif score:
         wanted = {**drawn, "methods": method, "split": split, "cache": cache, "workers": workers}
         wanted |= {"fill": tuple(fill)} if fill else {}
-        _score(load_classifier(name, device, precision), _one(given), name, wanted, as_json=json_output)
+        data = options.opened(_one(given), column)
+        title = f"{name} on {_one(given)}"
+        _score(load_classifier(name, device, precision), data, title, wanted, as_json=json_output)
     else:
         attention = _attention_of(layers, heads, others=bool(method or classes or against))
         folder = _new(out)
@@ -323,7 +327,9 @@ def _one(words: list[str]) -> str:
     return words[0]
 
 
-def _score(classifier: "Classifier", data: str, model: str, wanted: dict[str, Any], *, as_json: bool) -> None:
+def _score(
+    classifier: "Classifier", data: "DataSource", title: str, wanted: dict[str, Any], *, as_json: bool
+) -> None:
     from vitral.explain.inside import Inside
 
     with progress_bar("scoring") as bar:
@@ -331,7 +337,7 @@ def _score(classifier: "Classifier", data: str, model: str, wanted: dict[str, An
     if as_json:
         print(to_json(found.to_dict()))
     else:
-        print_scores(found, f"{model} on {data}, split {found.split} ({classifier.placement})")
+        print_scores(found, f"{title}, split {found.split} ({classifier.placement})")
 
 
 def print_scores(found: "Faithfulness", title: str) -> None:
@@ -370,7 +376,13 @@ def _with_interval(of: "Estimate") -> tuple[str, str]:
 
 
 def _figures(
-    words: list[str], folder: Path, where: tuple[str, str], wanted: dict[str, Any], *, as_json: bool
+    words: list[str],
+    folder: Path,
+    where: tuple[str, str],
+    wanted: dict[str, Any],
+    column: list[str] | None,
+    *,
+    as_json: bool,
 ) -> None:
     from vitral.explain.figures.draw import (
         PAGE,
@@ -383,6 +395,8 @@ def _figures(
     refuse_undrawable(folder)
     names, data = split_words(words)
     models = [load_classifier(name, *where) for name in names]
+    if isinstance(data, str):
+        data = options.opened(data, column)
     with progress_bar("measuring") as bar:
         found = measure_figures(models, data, names=names, warn=warn, on_images=bar, **wanted)
     with progress_bar("drawing", "figures") as bar:

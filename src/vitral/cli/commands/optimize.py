@@ -11,12 +11,13 @@ from vitral.runtime import limits
 from vitral.runtime.plainjson import to_json
 
 if TYPE_CHECKING:
+    from vitral.data.image_data import DataSource
     from vitral.ship.optimize.ledger import Goal, Ledger, Row
 
 _WIDE = 76  # columns that the whole table takes
 
 
-def optimize(
+def optimize(  # noqa: PLR0913 - a command's options
     model: options.Model,
     data: options.Data,
     out: Annotated[
@@ -32,6 +33,7 @@ def optimize(
     judge_all: Annotated[
         bool, typer.Option("--all", help="Judge every form, for the ledger, not only until one fits.")
     ] = False,
+    column: options.Column = None,
     json_output: options.Json = False,
 ) -> None:
     """Find the fastest form of MODEL on this machine that keeps its accuracy, and write it as an artifact.
@@ -48,7 +50,7 @@ def optimize(
     folder = out or Path(f"{Path(model).resolve().name}-optimized")
     refuse_filled(folder)
     asked = {"max_drop": max_drop, "goal": goal, "minutes": minutes, "judge_all": judge_all}
-    ledger = _search(model, data, folder, asked)
+    ledger = _search(model, options.opened(data, column), folder, asked)
     if json_output:
         print(to_json(ledger.to_dict()))
     else:
@@ -61,9 +63,9 @@ def optimize(
 
 def _search(
     model: str,
-    data: str,
+    data: "DataSource",
     folder: Path,
-    options: dict[str, Any],
+    asked: dict[str, Any],
 ) -> "Ledger":
     """Search, with its course on standard error."""
     from vitral.ship.optimize.optimize import Listener
@@ -71,7 +73,7 @@ def _search(
 
     with phases() as (tell, on_images):
         listener = Listener(warn, tell, on_images)
-        return search(model, data, folder, **options, listener=listener).ledger
+        return search(model, data, folder, **asked, listener=listener).ledger
 
 
 def print_ledger(ledger: "Ledger") -> None:

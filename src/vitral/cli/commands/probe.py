@@ -46,6 +46,7 @@ def probe(  # noqa: PLR0913 - a command's options
     ] = None,
     workers: options.Workers = None,
     json_output: options.Json = False,
+    column: options.Column = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
@@ -61,7 +62,9 @@ def probe(  # noqa: PLR0913 - a command's options
     asked |= {"max_damaged": max_damaged, "workers": workers, "layers": tuple(layer or (-1,))}
     classifier = load_classifier(model, device, precision, img_size=img_size)
     with progress_bar("features") as bar:
-        result = run_probe(classifier, data, **asked, cache=cache, out=out, warn=warn, on_images=bar)
+        result = run_probe(
+            classifier, options.opened(data, column), **asked, cache=cache, out=out, warn=warn, on_images=bar
+        )
     if json_output:
         print(to_json(result.to_dict()))
         return

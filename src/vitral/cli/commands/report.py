@@ -36,6 +36,7 @@ def report(  # noqa: PLR0913 - a command's options
     megabytes: Annotated[float, typer.Option("--max-mb", help="What the page may weigh, in MB.")] = 2.0,
     max_damaged: options.MaxDamaged = 0.01,
     workers: options.Workers = None,
+    column: options.Column = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
@@ -61,7 +62,7 @@ def report(  # noqa: PLR0913 - a command's options
     wanted |= {"max_damaged": max_damaged, "workers": workers, "device": device, "precision": precision}
     with progress_bar("reporting") as bar:
         wanted |= {"on_progress": lambda _, done, total: bar(done, total), "warn": warn}
-        made = make_report(names, data, **wanted)
+        made = make_report(names, data and options.opened(data, column), **wanted)
     if out is not None:
         made.write(out)
         said = f"{out}, {out.stat().st_size / 1e6:.1f} MB: {made.lead}"

@@ -11,6 +11,7 @@ import typer
 from vitral.cli import options
 from vitral.cli.classifier import load_classifier
 from vitral.cli.console import progress_bar, say, warn
+from vitral.cli.tokens import read_tokens
 from vitral.runtime import limits
 from vitral.runtime.errors import VitralError
 
@@ -114,7 +115,7 @@ def serve(  # noqa: PLR0913 - a command's options
     from vitral.ship.serve.options import ServeOptions
     from vitral.ship.serve.server import serve as run
 
-    tokens = _tokens(token_file)
+    tokens = read_tokens(token_file, _LEAST_TOKEN) if token_file else ()
     wanted = ServeOptions(
         host, port, tokens, deadline, max_batch, int(max_body), grace=grace, log=_print_line if log else None
     )
@@ -171,25 +172,6 @@ def _refuse_half(abstain_below: float | None, max_error: float | None, data: str
         raise VitralError("--max-error and --data go together: the images say where to abstain")
     if max_error is not None and abstain_below is not None:
         raise VitralError("--abstain-below and --max-error both say when to abstain; give one")
-
-
-def _tokens(file: Path | None) -> tuple[str, ...]:
-    """The tokens of a file, one a line. Raises VitralError if there is none that is hard to guess."""
-    if file is None:
-        return ()
-    try:
-        lines = file.read_text(encoding="ascii").splitlines()
-    except OSError as error:
-        raise VitralError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise VitralError(f"{file} is no file of tokens: they are of ASCII letters") from error
-    tokens = tuple(line.strip() for line in lines if line.strip())
-    if not tokens or min(map(len, tokens)) < _LEAST_TOKEN or any(len(token.split()) > 1 for token in tokens):
-        raise VitralError(
-            f"{file}: give a token a line, each of {_LEAST_TOKEN} letters or more without spaces, such as "
-            "`openssl rand -hex 32` prints"
-        )
-    return tokens
 
 
 def _print_line(line: str) -> None:

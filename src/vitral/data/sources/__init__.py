@@ -1,8 +1,9 @@
 """Decides what a folder, a file or a Dataset means as data, one file a kind; `find` reads what a path names.
 
 `tree` walks folders, also for `vitral predict`; `folder` decides which folders are classes and splits;
-`parquet` and `labels` what columns mean; `dataset` what a torch Dataset is. `images/files.py` decides which
-files count as images.
+`table` and `parquet` read files of rows, of which `chosen` finds the columns, `labels` the classes and `rows`
+the rest; `dataset` what a torch Dataset is; `unlabelled` gives the images alone. `images/files.py` decides
+which files count as images.
 """
 
 from pathlib import Path
@@ -10,15 +11,20 @@ from pathlib import Path
 from vitral.data.columns import FOUND, Columns
 from vitral.data.sources.digits import read_digits
 from vitral.data.sources.folder import read_folder
-from vitral.data.sources.parquet import read_parquet
+from vitral.data.sources.hub import is_hub, read_hub
+from vitral.data.sources.parquet import ParquetFile
+from vitral.data.sources.rows import read_tables
+from vitral.data.sources.shards import is_shards, read_shards
+from vitral.data.sources.table import SUFFIXES, open_table
 from vitral.data.sources.tree import FoundImages, find_images
+from vitral.data.sources.unlabelled import Unlabelled, find_unlabelled
 from vitral.data.split import Found
 
-__all__ = ["FoundImages", "find", "find_images"]
+__all__ = ["FoundImages", "Unlabelled", "find", "find_images", "find_unlabelled"]
 
 
-def find(source: str, columns: Columns = FOUND) -> Found:  # noqa: ARG001 - no door has columns yet
-    """Gives the classes and splits of an image folder, parquet files or ``digits``.
+def find(source: str, columns: Columns = FOUND) -> Found:
+    """Gives the classes and splits of an image folder, a table, parquet files or ``digits``.
 
     Args:
         source: as the command line's DATA.
@@ -29,4 +35,12 @@ def find(source: str, columns: Columns = FOUND) -> Found:  # noqa: ARG001 - no d
     """
     if source == "digits":
         return read_digits()
-    return read_parquet(source) if source.endswith(".parquet") else read_folder(Path(source))
+    if source.lower().endswith(SUFFIXES):
+        return read_tables(source, columns, open_table)
+    if source.endswith(".parquet"):
+        return read_tables(source, columns, ParquetFile)
+    if is_hub(source):
+        return read_hub(source, columns)
+    if is_shards(source):
+        return read_shards(source, columns)
+    return read_folder(Path(source))

@@ -18,6 +18,8 @@ def note_on_doubles(splits: dict[str, Split]) -> Iterator[str]:
     """A line for each split that shares images with "train": one file, or two of the same content."""
     if sum(map(len, splits.values())) > _MOST_COMPARED or not _has_files(splits["train"]):
         return
+    if any(split.blocks is not None and split.blocks.thrashes for split in splits.values()):
+        return  # to read all of them would take as long as an epoch
     for name, split in splits.items():
         if name != "train" and (found := _doubles(splits["train"], split)):
             ours, theirs = found[0]

@@ -1,23 +1,16 @@
 """Image folders: one folder per class, or folders of splits that hold those."""
 
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 
+from vitral.data.sources.roles import role
 from vitral.data.sources.tree import Folder, read_tree
-from vitral.data.split import Found, Split, shortened
+from vitral.data.split import SPLITS, Found, Split, shortened
 from vitral.images.files import HEIF_ADVICE
 from vitral.runtime import limits
 from vitral.runtime.errors import VitralError
-
-# Words by which people call splits, alone or with others: seg_train, Training Set.
-_WORDS = {
-    "train": ("train", "training", "trainset"),
-    "val": ("val", "valid", "validation", "valset", "dev"),
-    "test": ("test", "testing", "testset"),
-}
 
 
 def read_folder(root: Path) -> Found:
@@ -68,25 +61,22 @@ def _name(folder: Folder) -> str:
 
 
 def _role(folder: Folder) -> str | None:
-    """The split that a name speaks of; none if of two."""
-    words = set(re.split(r"[^a-z]+", _name(folder).lower()))
-    roles = [role for role, spellings in _WORDS.items() if words & set(spellings)]
-    return roles[0] if len(roles) == 1 else None
+    return role(_name(folder))
 
 
 def _splits_of(root: Folder, notes: list[str]) -> dict[str, Folder]:
     """The folder of each split; of a folder without splits, itself as "train"."""
     filled = _filled(root)
-    by_role = {role: [inner for inner in filled if _role(inner) == role] for role in _WORDS}
+    by_role = {split: [inner for inner in filled if _role(inner) == split] for split in SPLITS}
     # A class may be called train: its pictures lie in it, and those of a split in folders within.
-    splits = {role: [inner for inner in found if _filled(inner)] for role, found in by_role.items()}
+    splits = {split: [inner for inner in found if _filled(inner)] for split, found in by_role.items()}
     if not splits["train"]:
         _refuse_alike(root, filled)
         return {"train": root}
-    for role, found in splits.items():
+    for split, found in splits.items():
         if len(found) > 1:
             raise VitralError(
-                f"{root.path}: which is the {role} split, {shortened([*map(_name, found)])}? Rename or "
+                f"{root.path}: which is the {split} split, {shortened([*map(_name, found)])}? Rename or "
                 "remove the others"
             )
     train = _without_repetition(splits["train"][0])
@@ -99,10 +89,10 @@ def _splits_of(root: Folder, notes: list[str]) -> dict[str, Folder]:
     if others:
         notes.append(f"skipped folders that are not a split: {shortened(others)}")
     chosen = {"train": train}
-    for role in ("val", "test"):
-        for inner in map(_without_repetition, by_role[role]):
+    for split in ("val", "test"):
+        for inner in map(_without_repetition, by_role[split]):
             if _is_labelled(inner, train):
-                chosen[role] = inner
+                chosen[split] = inner
             else:
                 count = len(inner.all_pictures())
                 notes.append(f"left out {_name(inner)}: its {count:,} images are in no class folder")

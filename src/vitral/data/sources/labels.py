@@ -1,6 +1,7 @@
-"""The label column of parquet files: which classes there are, and which of them each row shows."""
+"""The label columns of tables: which classes there are, and which of them each row shows."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,18 @@ from vitral.runtime.errors import VitralError
 _NO_LABEL = -1
 
 
+def _row(row: int) -> str:
+    return f"row {row}"
+
+
 @dataclass(frozen=True)
-class _Column:
+class LabelColumn:
     """The labels of one split."""
 
     split: str
-    values: Any  # a column of single labels, or of lists of them
-    names: tuple[str, ...] | None  # what the metadata calls the labels 0, 1, 2, ...
+    values: Any  # an Arrow column of single labels, or of lists of them
+    names: tuple[str, ...] | None  # what the labels 0, 1, 2, ... are called, where something says so
+    where: Callable[[int], str] = _row  # which row of which file one of them is, for messages
 
     @property
     def has_lists(self) -> bool:
@@ -39,12 +45,32 @@ class _Column:
             [chunk.flatten() for chunk in self.values.chunks], self.values.type.value_type
         )
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """How many labels each row's list has, (n,); 0 where there is no list."""
+        import pyarrow.compute
+
+        pc: Any = pyarrow.compute
+        return pc.fill_null(pc.list_value_length(self.values), 0).to_numpy().astype(np.int64)
+
     def distinct(self) -> set:
         return set(self.elements.unique().to_pylist())
 
+    def codes(self) -> tuple[np.ndarray, list]:
+        """Each label's place in a list of those that there are, and that list."""
+        import pyarrow as pa
+
+        elements = self.elements
+        if pa.types.is_dictionary(elements.type):
+            elements = elements.cast(elements.type.value_type)
+        encoded = elements.combine_chunks().dictionary_encode()
+        if isinstance(encoded, pa.ChunkedArray):  # older versions of Arrow
+            encoded = encoded.combine_chunks()
+        return encoded.indices.to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
+
 
 def read_labels(
-    source: str, tables: dict[str, Any]
+    source: str, columns: Mapping[str, LabelColumn]
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray], list[str]]:
     """The classes, each split's labels as a `Split` has them, and notes on splits that are left out.
 
@@ -52,12 +78,12 @@ def read_labels(
 
     Args:
         source: for messages.
-        tables: of each split, with a column "label" and the file's metadata.
+        columns: of each split.
 
     Raises:
         VitralError: if the labels are of no kind that classes can be made of.
     """
-    columns = {name: _Column(name, table["label"], _class_names(table)) for name, table in tables.items()}
+    columns = dict(columns)
     left_out = [name for name, column in columns.items() if name != "train" and _is_unlabelled(column)]
     notes = [
         f"left out {name}: its {len(columns.pop(name).values):,} rows have no labels" for name in left_out
@@ -76,12 +102,12 @@ def read_labels(
     return classes, {name: _of_values(column, index, len(classes)) for name, column in columns.items()}, notes
 
 
-def _is_unlabelled(column: _Column) -> bool:
+def _is_unlabelled(column: LabelColumn) -> bool:
     """Whether every row says that it has no label."""
     return len(column.values) > 0 and not column.has_lists and column.distinct() <= {_NO_LABEL, None}
 
 
-def _refuse_mixed(source: str, columns: dict[str, _Column]) -> None:
+def _refuse_mixed(source: str, columns: dict[str, LabelColumn]) -> None:
     if len({column.has_lists for column in columns.values()}) > 1:
         raise VitralError(f"{source}: the labels are lists in some of {', '.join(columns)} and not in others")
     names = columns["train"].names
@@ -95,21 +121,21 @@ def _refuse_mixed(source: str, columns: dict[str, _Column]) -> None:
         )
 
 
-def _element_type(column: _Column) -> Any:
+def _element_type(column: LabelColumn) -> Any:
     import pyarrow.types as types
 
     kind = column.elements.type
     return kind.value_type if types.is_dictionary(kind) else kind
 
 
-def _is_text(column: _Column) -> bool:
+def _is_text(column: LabelColumn) -> bool:
     import pyarrow.types as types
 
     kind = _element_type(column)
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
-def _check_kind(column: _Column) -> None:
+def _check_kind(column: LabelColumn) -> None:
     """Raises VitralError unless the labels are whole numbers, text, or true and false."""
     import pyarrow.types as types
 
@@ -132,38 +158,47 @@ def _check_kind(column: _Column) -> None:
 # --- One class per image, or lists of classes -------------------------------------------------------
 
 
-def _index(columns: dict[str, _Column], names: tuple[str, ...] | None) -> dict[Any, int]:
+def _index(columns: dict[str, LabelColumn], names: tuple[str, ...] | None) -> dict[Any, int]:
     """Which class each value of the label column stands for, the classes in order."""
     if names:
         return {value: i for i, name in enumerate(names) for value in (i, name)}
     values = {value for column in columns.values() for value in column.distinct()}
     if None in values:
-        raise VitralError("the label column has empty cells; each image needs a label")
+        column = next(column for column in columns.values() if column.elements.null_count)
+        first = int(np.flatnonzero(column.elements.is_null().to_numpy())[0])
+        if column.has_lists:
+            first = int(np.searchsorted(np.cumsum(column.lengths), first, side="right"))
+        raise VitralError(
+            f"the label column has empty cells; each image needs a label, and {column.where(first)} has none"
+        )
     return {value: i for i, value in enumerate(sorted(values))}
 
 
-def _of_values(column: _Column, index: dict[Any, int], num_classes: int) -> np.ndarray:
+def _of_values(column: LabelColumn, index: dict[Any, int], num_classes: int) -> np.ndarray:
+    codes, values = column.codes()
     unknown = column.distinct() - set(index)
     if unknown:
         listed = shortened(sorted(map(str, unknown)))
         raise VitralError(f"{column.split!r} has labels that the classes lack: {listed}")
-    values = column.values.to_pylist()
+    places = np.array([index[value] for value in values], dtype=np.int64)
     if not column.has_lists:
-        return np.array([index[value] for value in values], dtype=np.int64)
-    labels = np.zeros((len(values), num_classes), dtype=bool)
-    for row, shown in enumerate(values):
-        if shown is None:
-            raise VitralError(
-                f"{column.split} row {row} has no list of labels; an image without classes has an empty one"
-            )
-        labels[row, [index[value] for value in shown]] = True
+        return places[codes] if len(codes) else np.empty(0, np.int64)
+    if column.values.null_count:
+        row = int(np.flatnonzero(column.values.is_null().to_numpy())[0])
+        raise VitralError(
+            f"{column.split} {column.where(row)} has no list of labels; an image without "
+            "classes has an empty one"
+        )
+    labels = np.zeros((len(column.values), num_classes), dtype=bool)
+    if len(codes):
+        labels[np.repeat(np.arange(len(labels)), column.lengths), places[codes]] = True
     return labels
 
 
 # --- Vectors of 0 and 1 ----------------------------------------------------------------------------
 
 
-def _vector_length(columns: list[_Column]) -> int | None:
+def _vector_length(columns: list[LabelColumn]) -> int | None:
     """The common length of lists that are vectors of 0 and 1; None if they are lists of classes.
 
     Raises:
@@ -173,9 +208,8 @@ def _vector_length(columns: list[_Column]) -> int | None:
 
     if not columns[0].has_lists:
         return None
-    lengths = set().union(
-        *({None if row is None else len(row) for row in _rows(column)} for column in columns)
-    )
+    nulls = sum(column.values.null_count for column in columns)
+    lengths = set().union(*({*column.lengths.tolist()} for column in columns)) | ({None} if nulls else set())
     ones = set().union(*(column.distinct() for column in columns)) <= {0, 1}
     numbers = any(types.is_floating(_element_type(c)) or types.is_boolean(_element_type(c)) for c in columns)
     if ones and len(lengths) == 1 and (numbers or _says_a_class_twice(columns)):
@@ -188,35 +222,36 @@ def _vector_length(columns: list[_Column]) -> int | None:
     return None
 
 
-def _rows(column: _Column) -> Any:
-    return column.values.to_pylist()
-
-
-def _says_a_class_twice(columns: list[_Column]) -> bool:
+def _says_a_class_twice(columns: list[LabelColumn]) -> bool:
     """A list of classes names each once; a vector of more than two has a number twice."""
-    return any(row is not None and len(set(row)) < len(row) for column in columns for row in _rows(column))
+    for column in columns:
+        codes, values = column.codes()
+        rows = np.repeat(np.arange(len(column.values)), column.lengths)
+        if len(np.unique(rows * max(len(values), 1) + codes)) < len(codes):
+            return True
+    return False
 
 
-def _of_vectors(column: _Column, length: int) -> np.ndarray:
-    return np.array(_rows(column), dtype=np.float64).reshape(-1, length) > 0
+def _of_vectors(column: LabelColumn, length: int) -> np.ndarray:
+    return column.elements.to_numpy().astype(np.float64).reshape(-1, length) > 0
 
 
 # --- The names that metadata gives -----------------------------------------------------------------
 
 
-def _class_names(table: Any) -> tuple[str, ...] | None:
-    """What the Hugging Face metadata calls the labels 0, 1, 2, ...
+def class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
+    """What the Hugging Face metadata of a file calls the labels 0, 1, 2, ... of a column.
 
     Raises:
         VitralError: if the metadata is none that it could mean.
     """
-    text = (table.schema.metadata or {}).get(b"huggingface")
+    text = (metadata or {}).get(b"huggingface")
     if text is None:
         return None
     try:
         info = json.loads(text)
         features = info.get("info", {}).get("features") or {}
-        feature = features.get("label") or features.get("labels") or {}
+        feature = features.get(column) or {}
         # Sequence(ClassLabel), List(ClassLabel) of newer versions of datasets, or [ClassLabel].
         inner = feature[0] if isinstance(feature, list) and feature else feature
         inner = inner.get("feature") or inner

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from vitral.data.columns import Columns
 from vitral.data.image_data import DataSource, open_data
 from vitral.data.split import Split, fingerprint
 from vitral.data.subsets import thinned
@@ -122,7 +123,7 @@ def training_images(classifier: Classifier, source: DataSource) -> Split:
     """
     made_by = classifier.metadata
     options = {"val_fraction": made_by.get("val_fraction", 0.2), "seed": made_by.get("seed", 0)}
-    data = open_data(source, **options)
+    data = open_data(source, **options, columns=Columns.of_metadata(made_by))
     return relabelled(data.split("train"), data.classes, classifier.labels)
 
 

@@ -60,4 +60,4 @@ def metadata_of(classifier: Classifier, data: ImageData, seed: int) -> dict[str,
     split: dict[str, Any] = {"data": data.source, "val_fraction": 0.2, "seed": seed}
     if data.held_out:
         split["held_out"] = fingerprint(data.split("val"))
-    return {**carried, **split}
+    return {**carried, **split, **data.columns.metadata()}

@@ -15,6 +15,7 @@ from vitral.explain.attribution.method import Found, Subject
 from vitral.explain.observe import frozen, observe
 from vitral.model.encoder import EncoderLayer
 from vitral.runtime.errors import VitralError
+from vitral.runtime.extras import why_not
 
 _IMAGES_A_PASS = 32  # of integrated gradients: an image at so many points
 
@@ -89,12 +90,10 @@ def integrated_gradients(subject: Subject) -> Found:
 
 
 def _captum() -> Any:
-    try:
-        from captum import attr
-    except ImportError:
-        raise VitralError(
-            "this method needs the 'explain' extra: pip install 'vitral[explain]'; legrad does without"
-        ) from None
+    if reason := why_not("this method", ["captum"], "explain"):
+        raise VitralError(f"{reason}; legrad does without")
+    from captum import attr
+
     return attr
 
 

@@ -59,7 +59,7 @@ class Store:
 
 
 def _model_key(classifier: Classifier) -> str:
-    about = [_FORMAT, vitral_version(), asdict(classifier.model.config), asdict(classifier.preprocess)]
+    about = [_FORMAT, vitral_version(), asdict(classifier.model.config), classifier.preprocess.record()]
     digest = hashlib.sha256(json.dumps([*about, str(classifier.placement)]).encode())
     update_with_weights(digest, classifier.model.state_dict())
     return digest.hexdigest()[:32]

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vitral.runtime.errors import VitralError
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -53,14 +51,6 @@ def style(look: Look) -> dict[str, Any]:
         "legend.frameon": False, "image.cmap": "viridis", "image.interpolation": "nearest",
         "lines.linewidth": 1.8, "axes.linewidth": 0.8,
     }  # fmt: skip
-
-
-def refuse_without_matplotlib() -> None:
-    """Raises VitralError if matplotlib is not installed."""
-    try:
-        import matplotlib as mpl  # noqa: F401
-    except ImportError as error:
-        raise VitralError("figures need matplotlib: pip install 'vitral[explain]'") from error
 
 
 def layers_axis(axes: "Axes", depth: int, label: str = "layer") -> None:

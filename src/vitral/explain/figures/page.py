@@ -9,7 +9,6 @@ from typing import Self
 from vitral.explain.figures.drawing import Drawing, in_words
 from vitral.explain.figures.paint import Painted
 from vitral.inference.classifier import Classifier
-from vitral.runtime.errors import VitralError
 
 _TEMPLATE = "page.html.j2"
 
@@ -64,21 +63,11 @@ class Page:
         return f"Inside {in_words(self.models)}"
 
     def html(self) -> str:
-        """Raises VitralError if jinja2 is not installed."""
-        refuse_without_jinja()
         import jinja2
 
         environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         source = (files("vitral.explain.figures") / _TEMPLATE).read_text(encoding="utf-8")
         return environment.from_string(source).render(page=self)
-
-
-def refuse_without_jinja() -> None:
-    """Raises VitralError if jinja2 is not installed."""
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as error:
-        raise VitralError("the page of figures needs jinja2: pip install 'vitral[explain]'") from error
 
 
 def facts_of(classifier: Classifier) -> tuple[tuple[str, str], ...]:

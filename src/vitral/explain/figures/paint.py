@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from vitral.explain.figures.drawing import Drawing, Reach
-from vitral.explain.figures.house import DPI, LOOKS, WIDTH, Look, refuse_without_matplotlib, style
+from vitral.explain.figures.house import DPI, LOOKS, WIDTH, Look, style
+from vitral.runtime.extras import need
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def painted(drawing: Drawing, reach: Reach) -> Painted:
     Raises:
         VitralError: if matplotlib is not installed.
     """
-    refuse_without_matplotlib()
+    need("a figure", "matplotlib", extra="explain")
     pixels = _pixels(drawing, reach, LOOKS["light"])
     light = _webp(pixels, lossy=drawing.photographs)
     if drawing.photographs:

@@ -9,6 +9,8 @@ from vitral.reports.charts.lines import Line, Mark, line_chart
 from vitral.reports.material import Material
 from vitral.reports.subject import Subject
 from vitral.reports.words import clock
+from vitral.runtime.threads import cpu_count
+from vitral.training.bounds import Means, bound_of
 from vitral.training.clock import PARTS, TimeSpent
 
 _PARTS = 5  # of the time, that are named
@@ -34,6 +36,9 @@ def training(material: Material) -> Section:
         missing.append("The run did not record where its time went.")
     else:
         charts.append(_time(spent))
+        bound = bound_of(_seconds(spent), Means.of(_named(subject.settings), _cores(subject)))
+        if bound is not None:
+            blocks.append(Prose(f"{str(bound)[0].upper()}{str(bound)[1:]}."))
     blocks += [Side(tuple(charts[first : first + 2])) for first in range(0, len(charts), 2)]
     blocks += [Prose(text, "missing") for text in missing]
     return Section("training", title, _lead(subject), tuple(blocks))
@@ -94,9 +99,24 @@ def _time(spent: TimeSpent) -> Chart:
     rows: list[tuple[Any, ...]] = [(name, seconds, seconds / total) for name, seconds in parts]
     rows.append(("decoding, of all processes", spent.decoding, None))
     rows.append(("augmentation, of all processes", spent.altering, None))
+    rows.append(("moving to the device, while images were waited for", spent.moving, None))
     columns = (Column("part"), Column("seconds", "number"), Column("share", "percent"))
     table = Table("Seconds by part; decoding and augmentation may run beside the rest", columns, rows)
     return Chart(f"Where {clock(spent.total)} went", stacked_bar(parts, said), said, table)
+
+
+def _seconds(spent: TimeSpent) -> dict[str, float]:
+    return {**spent.parts, "decoding": spent.decoding, "altering": spent.altering, "moving": spent.moving}
+
+
+def _named(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by their own names, whatever group a file lists them in."""
+    return {name.rsplit(".", 1)[-1]: value for name, value in settings.items()}
+
+
+def _cores(subject: Subject) -> int:
+    cores = subject.machine.get("cores")
+    return int(cores) if cores else cpu_count()
 
 
 def _values(lines: list[Line]) -> list[float]:

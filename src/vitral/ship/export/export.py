@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from vitral.artifacts.about import About
 from vitral.artifacts.assemble import assemble
 from vitral.artifacts.manifest import KINDS, Manifest, is_artifact
 from vitral.checkpoints.own import architecture
+from vitral.data.columns import Columns
 from vitral.data.image_data import DataSource
 from vitral.inference.classifier import Classifier, load
 from vitral.inference.engine import ClassifierEngine
@@ -20,6 +20,7 @@ from vitral.model.config import Size, height_and_width
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
+from vitral.runtime.extras import need
 from vitral.runtime.files import new_folder, refuse_filled
 from vitral.runtime.spelling import meant
 from vitral.runtime.version import vitral_version
@@ -77,10 +78,10 @@ def export(
     refuse_without_answers(classifier)
     refuse_forms(kinds, classifier, opset, dynamic_size=dynamic_size)
     reference = in_float32(classifier)
-    about = about_of(classifier, _name(model))
+    about = about_of(classifier, name_of(model))
     with new_folder(out) as folder:
         tell("tracing the model")
-        source = Source.of(reference, about, ClassifierEngine(reference), opset, dynamic_size=dynamic_size)
+        source = Source(reference, about, ClassifierEngine(reference), opset, dynamic_size)
         drafts = {}
         for kind in sorted(kinds, key=KINDS.index):  # others are made of the first
             tell(f"writing {kind}")
@@ -99,9 +100,7 @@ def _known(to: tuple[str, ...]) -> tuple[str, ...]:
     for kind in kinds:
         if kind not in KINDS:
             raise VitralError(f"there is no form {kind!r}; choose of {', '.join(KINDS)}{meant(kind, KINDS)}")
-        for library in LIBRARIES[kind]:
-            if find_spec(library) is None:
-                raise VitralError(f"the form {kind} needs {library}: pip install 'vitral[export]'")
+        need(f"the form {kind}", *LIBRARIES[kind], extra="export")
     if not kinds:
         raise VitralError(f"no form was asked for; choose of {', '.join(KINDS)}")
     return kinds
@@ -121,7 +120,8 @@ def _loaded(model: str | PathLike | Classifier, img_size: Size | None) -> Classi
     return model
 
 
-def _name(model: str | PathLike | Classifier) -> str:
+def name_of(model: str | PathLike | Classifier) -> str:
+    """Give what a model is called: its class, its place on the hub, or its folder's name."""
     if isinstance(model, Classifier):
         return type(model.model).__name__
     return str(model).removeprefix("hf://") if str(model).startswith("hf://") else Path(model).resolve().name
@@ -172,6 +172,9 @@ def about_of(classifier: Classifier, name: str) -> About:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         licence=metadata.get("licence"),
         source=source,
-        metadata={name: metadata[name] for name in _CARRIED if name in metadata},
+        metadata={
+            **{name: metadata[name] for name in _CARRIED if name in metadata},
+            **replace(Columns.of_metadata(metadata), image_root="").metadata(),
+        },
         vitral=vitral_version(),
     )

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch.export import ExportedProgram
@@ -25,7 +26,7 @@ from vitral.ship.export.pt2 import write_pt2
 _ONNX = "onnx", "onnxscript", "onnxruntime"
 # What each form is written with, and opened to be checked.
 LIBRARIES: dict[str, tuple[str, ...]] = {
-    "onnx": _ONNX, "onnx-image": _ONNX, "openvino": ("openvino",), "pt2": (), "web": (*_ONNX, "jinja2"),
+    "onnx": _ONNX, "onnx-image": _ONNX, "openvino": ("openvino",), "pt2": (), "web": _ONNX,
 }  # fmt: skip
 _MODEL, _PREPROCESS, _IMAGE = "model.onnx", "preprocess.onnx", "image.onnx"
 
@@ -37,15 +38,14 @@ class Source:
     classifier: Classifier  # in float32, on the CPU
     about: About
     engine: Engine  # the classifier's answers
-    program: ExportedProgram
     opset: int  # of ONNX
+    dynamic_size: bool
 
-    @classmethod
-    def of(
-        cls, classifier: Classifier, about: About, engine: Engine, opset: int, *, dynamic_size: bool
-    ) -> "Source":
-        program = exported(PixelsModel(classifier), classifier.preprocess.img_size, any_size=dynamic_size)
-        return cls(classifier, about, engine, program, opset)
+    @cached_property
+    def program(self) -> ExportedProgram:
+        """The graph, traced when a form first asks; the page traces one of its own."""
+        height_width = self.classifier.preprocess.img_size
+        return exported(PixelsModel(self.classifier), height_width, any_size=self.dynamic_size)
 
 
 def refuse_forms(kinds: Sequence[str], classifier: Classifier, opset: int, *, dynamic_size: bool) -> None:

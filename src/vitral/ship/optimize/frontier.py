@@ -3,7 +3,8 @@
 import io
 from typing import TYPE_CHECKING
 
-from vitral.explain.figures.house import DPI, LOOKS, WIDTH, Look, refuse_without_matplotlib, style
+from vitral.explain.figures.house import DPI, LOOKS, WIDTH, Look, style
+from vitral.runtime.extras import need
 from vitral.ship.optimize.ledger import Goal, Ledger, Row
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def frontier(ledger: Ledger) -> bytes:
     Raises:
         VitralError: if matplotlib is not installed.
     """
-    refuse_without_matplotlib()
+    need("a figure", "matplotlib", extra="explain")
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

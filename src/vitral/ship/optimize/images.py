@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vitral.data.batches import DamageCount
+from vitral.data.columns import Columns
 from vitral.data.image_data import DataSource, open_data
 from vitral.data.loader import Loader
 from vitral.data.split import Split
@@ -66,8 +67,9 @@ def choose_images(classifier: Classifier, source: DataSource, warn: Callable[[st
     Raises:
         VitralError: if the source cannot be used, or has classes that the model lacks.
     """
-    fraction = classifier.metadata.get("val_fraction") or 0.2
-    data = open_data(source, val_fraction=fraction, seed=classifier.metadata.get("seed", 0))
+    made_by = classifier.metadata
+    fraction, seed = made_by.get("val_fraction") or 0.2, made_by.get("seed", 0)
+    data = open_data(source, val_fraction=fraction, seed=seed, columns=Columns.of_metadata(made_by))
     name = "test" if "test" in data.splits else "val"
     _, judging = choose_split(classifier, data, name, warn)
     if name == "test" and "val" in data.splits:

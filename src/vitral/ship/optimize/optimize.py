@@ -5,7 +5,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import get_args
@@ -23,10 +22,11 @@ from vitral.inference.classifier import Classifier, load
 from vitral.inference.engine import ClassifierEngine
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
+from vitral.runtime.extras import need
 from vitral.runtime.files import new_folder, refuse_filled, write_atomically
 from vitral.runtime.machine import describe_machine
 from vitral.runtime.plainjson import to_json
-from vitral.ship.export.export import about_of, refuse_without_answers
+from vitral.ship.export.export import about_of, name_of, refuse_without_answers
 from vitral.ship.optimize.frontier import frontier
 from vitral.ship.optimize.images import (
     CALIBRATING,
@@ -107,7 +107,7 @@ def optimize(
         refuse_filled(Path(out))
     classifier = _classifier(model)
     images = choose_images(classifier, data, listener.warn)
-    name = type(model.model).__name__ if isinstance(model, Classifier) else Path(model).resolve().name
+    name = name_of(model)
     with tempfile.TemporaryDirectory(prefix="vitral-optimize-") as scratch:
         folder, processor = Path(scratch), Processor.here()
         checkpoint = folder / "checkpoint"
@@ -152,9 +152,7 @@ def _refuse(max_drop: float, goal: str, minutes: float) -> None:
         raise VitralError(f"goal={goal}: it must be one of {', '.join(get_args(Goal))}")
     if not 0 < minutes <= 24 * 60:
         raise VitralError(f"minutes={minutes}: it must be more than 0, and at most a day's")
-    for library in _LIBRARIES:
-        if find_spec(library) is None:
-            raise VitralError(f"optimizing needs {library}: pip install 'vitral[export]'")
+    need("optimizing", *_LIBRARIES, extra="export")
 
 
 def _classifier(model: str | PathLike | Classifier) -> Classifier:

@@ -12,7 +12,6 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from vitral.runtime.errors import VitralError
 from vitral.runtime.version import vitral_version
 
 _SCRIPTS = (
@@ -97,10 +96,8 @@ def _hash(content: str) -> str:
 
 @cache
 def _template() -> Any:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise VitralError("the page needs jinja2: pip install 'vitral[export]' or 'vitral[serve]'") from error
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("vitral.ship.page", "sources"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

@@ -13,9 +13,6 @@ def page_for_server() -> tuple[bytes, dict[str, str]]:
     """Gives the page and the headers that it must be sent with.
 
     It asks v1/model, v1/predict, v1/attention, v1/explain and readyz of where it came from.
-
-    Raises:
-        VitralError: if jinja2 is missing.
     """
     scripts = [script("engine_server.js")]
     headers = {

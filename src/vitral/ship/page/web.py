@@ -5,7 +5,6 @@ Its build has no WebGPU (docs/page.md says why).
 """
 
 import gzip
-from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from vitral.model.config import ViTConfig
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import write_atomically
 from vitral.runtime.settings import build
+from vitral.ship.inside import inside
 from vitral.ship.page.assemble import encoded, policy, render, script
 
 FILE = "index.html"
@@ -78,7 +78,7 @@ def _told(about: About, golden: Answers) -> dict[str, Any]:
         "engine": "wasm",
         "labels": list(about.labels),
         "abstain_below": about.abstain_below,
-        "preprocess": {**asdict(preprocess), "rows_first": resizes_rows_first()},
+        "preprocess": {**preprocess.record(), "rows_first": resizes_rows_first()},
         "description": _description(about),
         "golden": {
             "logits": [float(value) for value in golden.logits[0]],
@@ -93,11 +93,11 @@ def _description(about: About) -> dict[str, Any]:
     return {
         "name": about.name, "labels": list(about.labels), "multi_label": about.multi_label,
         "abstain_below": about.abstain_below, "temperature": about.temperature, "licence": about.licence,
-        "parameters": about.parameters, "img_size": list(about.preprocess.img_size), **inside(about),
+        "parameters": about.parameters, "img_size": list(about.preprocess.img_size), **_inside(about),
     }  # fmt: skip
 
 
-def inside(about: About) -> dict[str, Any]:
+def _inside(about: About) -> dict[str, Any]:
     """Layers, heads, grid of patches and the names of the tokens that are no patches.
 
     A model that is not ours shows a grid of our own, 14 panes along its longer side.
@@ -107,15 +107,8 @@ def inside(about: About) -> dict[str, Any]:
     if not architecture:
         pane = max(height, width) / 14
         grid = [max(round(height / pane), 1), max(round(width / pane), 1)]
-        return {"layers": 0, "heads": 0, "grid": grid, "prefix": 0, "prefix_names": []}
-    config = build(ViTConfig, architecture)
-    options = config.embedding
-    names = ["class token"] * config.class_token + ["distillation token"] * options.distillation_token
-    names += [f"register {number + 1}" for number in range(options.register_tokens)]
-    return {
-        "layers": config.num_layers, "heads": config.num_heads, "prefix": len(names), "prefix_names": names,
-        "grid": [height // config.patch_size, width // config.patch_size],
-    }  # fmt: skip
+        return {"layers": 0, "heads": 0, "grid": grid, "prefix_tokens": 0, "prefix_names": []}
+    return inside(build(ViTConfig, architecture), (height, width))
 
 
 def _golden_pixels(about: About) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitral.runtime.errors import VitralError
+from vitral.runtime.extras import need
 from vitral.runtime.version import vitral_version
 from vitral.ship.serve.admission import Admission
 from vitral.ship.serve.exchange import Exchange, Reply, as_json
@@ -99,12 +100,11 @@ class App:
 
     def asgi(self) -> "Starlette":
         """The ASGI application. Raises VitralError if an extra's package is missing."""
-        try:
-            from starlette.applications import Starlette
-            from starlette.exceptions import HTTPException
-            from starlette.routing import Route
-        except ImportError as error:
-            raise missing(error) from error
+        need("serving", "starlette", "prometheus_client", extra="serve")
+        from starlette.applications import Starlette
+        from starlette.exceptions import HTTPException
+        from starlette.routing import Route
+
         handlers = self._handlers()
         routes = [
             Route(route.path, self.guard.of(route.path, handlers[route.name]), methods=[route.method])
@@ -170,10 +170,6 @@ class App:
             return as_json({"error": said.get(error.status_code, "refused")}, error.status_code, headers)
 
         return self.guard.of("(none)", handler)
-
-
-def missing(error: ImportError) -> VitralError:
-    return VitralError(f"serving needs {error.name}: pip install 'vitral[serve]'")
 
 
 def _always(reply: Reply) -> Handler:

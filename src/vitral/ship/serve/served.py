@@ -1,13 +1,14 @@
 """The model that a server holds: how it answers, and what it says of itself."""
 
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitral.artifacts.open import open_with_about
 from vitral.artifacts.predictor import Predictor
 from vitral.runtime.errors import VitralError
+from vitral.ship.inside import inside
 
 if TYPE_CHECKING:
     from vitral.inference.classifier import Classifier
@@ -34,7 +35,7 @@ class Served:
             "multi_label": predictor.multi_label,
             "abstain_below": predictor.abstain_below,
             "engine": predictor.engine.name,
-            "preprocess": asdict(predictor.preprocess),
+            "preprocess": predictor.preprocess.record(),
             "explains": self.explains,
             **self.facts,
         }
@@ -77,14 +78,7 @@ def served_classifier(classifier: "Classifier", source: str, name: str | None = 
     }
     model = classifier.model
     if isinstance(model, VisionTransformer):
-        height, width = classifier.preprocess.img_size
-        patch = model.config.patch_size
-        facts |= {
-            "layers": len(model.layers),
-            "heads": model.config.num_heads,
-            "grid": [height // patch, width // patch],
-            "prefix_tokens": model.config.num_prefix_tokens,
-        }
+        facts |= inside(model.config, classifier.preprocess.img_size)
     return Served(predictor, _named(name or Path(source).resolve().name), classifier, facts)
 
 

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vitral.runtime.errors import VitralError
+from vitral.runtime.extras import need
 from vitral.runtime.stopping import StopSignal, stop_signal
-from vitral.ship.serve.app import App, missing
+from vitral.ship.serve.app import App
 from vitral.ship.serve.http import protocol_class
 from vitral.ship.serve.options import ServeOptions
 from vitral.ship.serve.served import Served
@@ -50,11 +51,9 @@ def serve(
     if stop is None:
         with stop_signal() as signals:
             return serve(served, options, listening=listening, tell=tell, stop=signals)
-    try:
-        import httptools  # noqa: F401 - what uvicorn's protocol is made of
-        import uvicorn
-    except ImportError as error:
-        raise missing(error) from error
+    need("serving", "uvicorn", "httptools", extra="serve")  # uvicorn's protocol is made of httptools
+    import uvicorn
+
     app = App(served, options, tell)
     with _listener(options) as listener:
         config = uvicorn.Config(

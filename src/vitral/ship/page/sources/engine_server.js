@@ -23,7 +23,7 @@ class ServerEngine {
       name: found.name, labels: found.labels, multi_label: found.multi_label, abstain_below: found.abstain_below ?? null,
       parameters: found.parameters ?? 0, licence: found.licence ?? null, temperature: found.temperature ?? 1,
       layers: found.layers ?? 0, heads: found.heads ?? 0, grid: found.grid ?? this.guessedGrid(height, width),
-      prefix: found.prefix_tokens ?? 0, prefix_names: found.prefix_names ?? null, img_size: [height, width],
+      prefix_tokens: found.prefix_tokens ?? 0, prefix_names: found.prefix_names ?? null, img_size: [height, width],
       attention: explains, compares: explains ? "gradient" : null, engine: found.engine,
     };
   }

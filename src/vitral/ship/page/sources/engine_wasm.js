@@ -55,7 +55,7 @@ class WasmEngine {
 
   keep(blob, { attention, maxima }) {
     const [layers, heads] = attention.dims;
-    const { grid, prefix } = this.about.description;
+    const { grid, prefix_tokens: prefix } = this.about.description;
     const weights = Uint8Array.from(attention.data);
     this.kept.delete(blob);
     this.kept.set(blob, new Attention({ layers, heads, grid, prefix, weights, maxima: Float32Array.from(maxima.data) }));

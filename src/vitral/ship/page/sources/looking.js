@@ -29,7 +29,7 @@ class Looking {
   // --- Controls ------------------------------------------------------------------------------------
 
   buildRoundels() {
-    const { prefix, prefix_names: names } = this.description;
+    const { prefix_tokens: prefix, prefix_names: names } = this.description;
     const roundels = [...Array(prefix).keys()].map((token) => [token, names?.[token] ?? (token ? `token ${token + 1}` : "class token")]);
     roundels.push([ALL_PANES, "all panes"]);
     byId("roundels").replaceChildren(...roundels.map(([token, name]) => {
@@ -51,7 +51,7 @@ class Looking {
       this.layer = Number(layer.value) - 1;
       this.head = Number(head.value) - 1;
       this.nameSliders();
-      if (this.query === null) this.pinned = this.description.prefix ? 0 : ALL_PANES;
+      if (this.query === null) this.pinned = this.description.prefix_tokens ? 0 : ALL_PANES;
       this.compared = null;
       this.refresh(true);
     };
@@ -83,11 +83,11 @@ class Looking {
 
   tokenAt(event) {
     const pane = this.glass.paneAt(event.offsetX, event.offsetY);
-    return pane === null || !this.attention ? null : pane + this.description.prefix;
+    return pane === null || !this.attention ? null : pane + this.description.prefix_tokens;
   }
 
   key(event) {
-    const { grid: [rows, columns], prefix } = this.description;
+    const { grid: [rows, columns], prefix_tokens: prefix } = this.description;
     const pane = this.pinned !== null && this.pinned >= prefix ? this.pinned - prefix : null;
     const [row, column] = pane === null
       ? [Math.floor(rows / 2), Math.floor(columns / 2)] : [Math.floor(pane / columns), pane % columns];
@@ -154,7 +154,7 @@ class Looking {
   }
 
   lightRow(token) {
-    const { prefix } = this.description;
+    const { prefix_tokens: prefix } = this.description;
     const row = this.attention.row(this.layer, this.head, token);
     const panes = row.slice(prefix);
     const most = Math.max(...panes, 1e-12);
@@ -164,7 +164,7 @@ class Looking {
   }
 
   lightRoundels(row) {
-    const { prefix } = this.description;
+    const { prefix_tokens: prefix } = this.description;
     const most = row ? Math.max(...row, 1e-12) : 1;
     for (const button of document.querySelectorAll(".roundel")) {
       const token = Number(button.dataset.token);
@@ -174,7 +174,7 @@ class Looking {
   }
 
   described(token, row, panes) {
-    const { grid: [, columns], prefix } = this.description;
+    const { grid: [, columns], prefix_tokens: prefix } = this.description;
     const place = (pane) => `row ${Math.floor(pane / columns) + 1}, column ${(pane % columns) + 1}`;
     const brightest = panes.indexOf(Math.max(...panes));
     const heads = this.head === ALL_HEADS ? `mean of ${this.description.heads} heads` : `head ${this.head + 1}`;

@@ -1,0 +1,20 @@
+"""The words by which people call splits."""
+
+import re
+
+WORDS = {
+    "train": ("train", "training", "trainset"),
+    "val": ("val", "valid", "validation", "valset", "dev"),
+    "test": ("test", "testing", "testset"),
+}
+
+
+def role(name: str) -> str | None:
+    """Gives the split that a name speaks of, alone or with other words (seg_train, Training Set).
+
+    Returns:
+        "train", "val" or "test"; None if it speaks of none or of two.
+    """
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    roles = [role for role, spellings in WORDS.items() if words & set(spellings)]
+    return roles[0] if len(roles) == 1 else None

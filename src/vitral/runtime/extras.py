@@ -1,0 +1,26 @@
+"""What is said where a library of an extra is not installed; pyproject.toml lists the extras."""
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+from vitral.runtime.errors import VitralError
+
+
+def why_not(what: str, libraries: Iterable[str], extra: str) -> str | None:
+    """Say which library is missing for it, and the command that installs it; None if all are there."""
+    for library in libraries:
+        if find_spec(library) is None:
+            return f"{what} needs {library}: pip install 'vitral[{extra}]'"
+    return None
+
+
+def need(what: str, *libraries: str, extra: str) -> None:
+    """Raise VitralError, with `why_not`, if a library is missing; imports none of them.
+
+    Args:
+        what: what cannot be done without, in the singular.
+        libraries: their names in Python.
+        extra: of Vitral, that has them all.
+    """
+    if reason := why_not(what, libraries, extra):
+        raise VitralError(reason)
