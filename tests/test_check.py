@@ -356,6 +356,12 @@ def test_the_command_tells_writes_and_ends_as_asked(sound: Path, vitral: Vitral,
     assert all((tmp_path / row["image"]).is_file() for row in rows)
     assert all(f"/{row['label']}/" in row["image"] for row in rows)
     assert "data/train/ant/0.jpg" not in {row["image"] for row in rows}
+    again = check(table, workers=0)
+    assert {split: len(images) for split, images in again.subject.data.splits.items()} == {
+        "train": 11,
+        "test": 5,
+    }
+    assert {kind.key for kind in again.problems} == {"few"}
     shown = Page.of(page.read_text())
     assert "&lt;b&gt;&amp;.jpg" in page.read_text()
     assert "<b>&" not in page.read_text()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vitral.images.preprocess import Preprocess
     from vitral.inference.classifier import Classifier, load
     from vitral.inference.info import info
+    from vitral.inference.scoring.score import score
     from vitral.model.attention import MultiHeadAttention
     from vitral.model.config import ViTConfig
     from vitral.model.embedding import PatchEmbedding, ViTEmbedding
@@ -74,6 +75,7 @@ _HOMES = {
     "optimize": "ship.optimize.optimize",
     "probe": "evaluation.probing.probe",
     "report": "reports.report",
+    "score": "inference.scoring.score",
     "train": "reports.train",
 }
 
@@ -111,6 +113,7 @@ __all__ = [
     "optimize",
     "probe",
     "report",
+    "score",
     "train",
 ]
 

@@ -29,7 +29,9 @@ from vitral.cli.commands import (
     push,
     recipe,
     report,
+    runs,
     serve,
+    sweep,
     train,
     verify,
 )
@@ -68,8 +70,8 @@ def _options(
 # In the order of --help.
 for _command in (
     demo.demo, check.check, train.train, eval.eval, predict.predict, explain.explain, report.report,
-    info.info, doctor.doctor, probe.probe, convert.convert, push.push, export.export, optimize.optimize,
-    serve.serve, verify.verify,
+    runs.runs, sweep.sweep, info.info, doctor.doctor, probe.probe, convert.convert, push.push, export.export,
+    optimize.optimize, serve.serve, verify.verify,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(bench.app, name="bench")

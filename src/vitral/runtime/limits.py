@@ -35,6 +35,9 @@ FORMS = ("onnx", "onnx-image", "openvino", "pt2", "web")
 OPSETS = (18, 23)  # of ONNX; `Resize` with antialias came with 18
 DTYPES = ("float32", "float16", "bfloat16")
 GOALS = ("latency", "throughput")
+SCORING = ("local", "ray")  # what scores many images
+RUN_ORDERS = ("score", "name", "date", "time")
+ACTORS = (1, 100_000)
 BENCHMARKS = ("train", "infer", "start", "kernels")
 # Files of what was wrong (`mistakes`).
 LIST_SUFFIXES = (".csv", ".json")

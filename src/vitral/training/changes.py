@@ -11,6 +11,7 @@ from vitral.runtime.threads import cpu_count
 CHANGEABLE = {
     "epochs", "steps", "minutes", "checkpoint_steps", "eval_epochs", "max_damaged", "keep_state", "report",
     "threads", "workers", "device", "accumulate", "checkpoint_layers", "image_root",
+    "track",
 }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from vitral.training.run_folder import RunFolder
 from vitral.training.saving import save
 from vitral.training.start import start_tuning
 from vitral.training.state import Summary
+from vitral.training.tracking.tracking import tracking
 from vitral.training.validation import validate
 
 # Of the learning rate, where the loss rose.
@@ -87,9 +88,9 @@ def train(
         raise VitralError(f"{data.source} has no validation images; give a val folder, or val_fraction=0.2")
     listening = Listeners(*(listeners if world.is_first else ()))
     files = RunFolder(folder, listening.message, parts.model, world)
-    told_of = (TellsBound(), *listening.all) if world.is_first else ()
-    tell = Listeners(_metrics_writer(files), *told_of)
-    with deterministic(), stop_signal() as stop, files.claimed():
+    with deterministic(), stop_signal() as stop, files.claimed(), tracking(listening, stop) as trackers:
+        told_of = (trackers, TellsBound(), *listening.all) if world.is_first else ()
+        tell = Listeners(_metrics_writer(files), *told_of)
         if not resume:
             files.refuse_to_begin(data, recipe)
             with computing_threads(thread_count(recipe.get("threads"))):

@@ -35,6 +35,7 @@ def check(  # noqa: PLR0913 - a command's options
             "A table of the images to train on, without what was found (.csv).", limits.TABLE_SUFFIXES
         ),
     ] = None,
+    column: options.Column = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="End with status 1 if anything is wrong or in doubt.")
     ] = False,
@@ -61,6 +62,7 @@ def check(  # noqa: PLR0913 - a command's options
 
     classifier = None if model is None else load_classifier(model, device, precision, img_size=img_size)
     how: dict[str, Any] = {"seed": seed, "workers": workers, "cache": cache, "write": write}
+    how["columns"] = options.columns_of(column)
     with progress_bar("checking") as bar:
         found = run_check(
             data, classifier, **how, warn=warn, on_progress=lambda _, done, total: bar(done, total)
