@@ -283,7 +283,7 @@ def test_what_options_may_be_is_what_the_library_takes() -> None:
         (limits.FEATURES, get_args(Pooling)),
         (limits.FILLS, get_args(Fill)),
         (limits.LOOKS, get_args(Look)),
-        (limits.BENCHMARKS, (*_OF_MODELS, "kernels")),
+        (limits.BENCHMARKS, (*_OF_MODELS, "data", "kernels")),
         (limits.LAYOUTS, LAYOUTS),
         (limits.DTYPES, STORABLE),
     ]

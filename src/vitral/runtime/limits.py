@@ -35,7 +35,7 @@ FORMS = ("onnx", "onnx-image", "openvino", "pt2", "web")
 OPSETS = (18, 23)  # of ONNX; `Resize` with antialias came with 18
 DTYPES = ("float32", "float16", "bfloat16")
 GOALS = ("latency", "throughput")
-BENCHMARKS = ("train", "infer", "start", "kernels")
+BENCHMARKS = ("train", "infer", "start", "data", "kernels")
 # Files of what was wrong (`mistakes`).
 LIST_SUFFIXES = (".csv", ".json")
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
