@@ -32,9 +32,10 @@ from vitral.recipes.packaged import read
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.schema import Resolved, missing
 from vitral.runtime.errors import VitralError
+from vitral.training.changes import changed
 from vitral.training.loop import train
 from vitral.training.run import Run
-from vitral.training.run_folder import RunFolder, changed
+from vitral.training.run_folder import RunFolder
 
 # Two steps an epoch, with a checkpoint and an evaluation after each epoch.
 STEPS = 4

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vitral.images.preprocess import Preprocess
     from vitral.inference.classifier import Classifier, load
     from vitral.inference.info import info
+    from vitral.inference.scoring.score import score
     from vitral.model.attention import MultiHeadAttention
     from vitral.model.config import ViTConfig
     from vitral.model.embedding import PatchEmbedding, ViTEmbedding
@@ -72,6 +73,7 @@ _HOMES = {
     "optimize": "ship.optimize.optimize",
     "probe": "evaluation.probing.probe",
     "report": "reports.report",
+    "score": "inference.scoring.score",
     "train": "reports.train",
 }
 
@@ -108,6 +110,7 @@ __all__ = [
     "optimize",
     "probe",
     "report",
+    "score",
     "train",
 ]
 

@@ -28,12 +28,14 @@ from vitral.cli.commands import (
     push,
     recipe,
     report,
+    runs,
     serve,
+    sweep,
     train,
     verify,
 )
 from vitral.cli.console import progress_bar, warn
-from vitral.runtime.errors import VitralError
+from vitral.runtime.errors import ToldElsewhere, VitralError
 from vitral.runtime.progress import shown_by
 from vitral.runtime.stopping import Interrupted, ending_on_signals
 from vitral.runtime.streams import OutputLost, command_streams
@@ -66,7 +68,8 @@ def _options(
 
 # In the order of --help.
 for _command in (
-    demo.demo, train.train, eval.eval, predict.predict, explain.explain, report.report, info.info,
+    demo.demo, train.train, eval.eval, predict.predict, explain.explain, report.report, runs.runs,
+    sweep.sweep, info.info,
     doctor.doctor, probe.probe, convert.convert, push.push, export.export, optimize.optimize, serve.serve,
     verify.verify,
 ):  # fmt: skip
@@ -100,8 +103,7 @@ def _ending(call: Callable[[], int | None]) -> int | str | None:
     except SystemExit as exit:
         return exit.code
     except usage.ParserError as error:
-        if line := usage.line_of(error):
-            warn(line)
+        _warn_if_any(usage.line_of(error))
         return 2
     except typer.Abort:
         return 1
@@ -115,11 +117,18 @@ def _ending(call: Callable[[], int | None]) -> int | str | None:
     except Exception as error:
         if os.environ.get("VITRAL_DEBUG"):
             raise
-        warn(_told(error))
+        _warn_if_any(_told(error))
         return 1
 
 
+def _warn_if_any(line: str) -> None:
+    if line:
+        warn(line)
+
+
 def _told(error: Exception) -> str:
+    if isinstance(error, ToldElsewhere):
+        return ""
     if isinstance(error, VitralError | OSError):
         return str(error)
     from vitral.training.memory import is_out_of_memory

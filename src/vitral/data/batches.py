@@ -1,7 +1,7 @@
 """A batch of labelled images, how images are loaded into one, and what is done about damaged ones."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -177,7 +177,11 @@ class DamageCount:
 
     def add(self, batch: Batch) -> None:
         """Raises VitralError when more than `limit` of `total` images are damaged."""
-        for name, reason in batch.damaged:
+        self.note(batch.damaged)
+
+    def note(self, damaged: Iterable[tuple[str, str]]) -> None:
+        """Does as `add`, for the names and reasons of damaged images."""
+        for name, reason in damaged:
             if name not in self.reasons:
                 self.reasons[name] = reason
                 self.warn(f"skipped damaged image {name}: {reason}")

@@ -74,15 +74,18 @@ class Loader:
             self._memory = InMemory.read(self.split, self.preprocess, self.keep_on, self.loading, on_images)
         return self
 
-    def evaluation_batches(self, batch_size: int, rows: np.ndarray | None = None) -> Generator[Batch]:
+    def evaluation_batches(
+        self, batch_size: int, rows: np.ndarray | None = None, dealt: slice = slice(None)
+    ) -> Generator[Batch]:
         """Gives every image once, in order and as it is.
 
         Args:
             batch_size: images, damaged ones counted.
             rows: of the split, in their order; None: all.
+            dealt: which of the batches; the same batches whoever gets which.
         """
         rows = np.arange(len(self.split)) if rows is None else rows
-        parts = (rows[first : first + batch_size] for first in range(0, len(rows), batch_size))
+        parts = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)][dealt]
         if (memory := self.open()._memory) is not None:
             return (memory.batch(part) for part in parts)
         keys = ([ImageKey(0, row) for row in part.tolist()] for part in parts)
@@ -102,8 +105,12 @@ class Loader:
         seed: int,
         first_step: int = 0,
         sampling: Sampling = Sampling(),  # noqa: B008
+        parts: int = 1,
+        mine: range = range(1),
     ) -> Generator[Batch]:
         """Gives shuffled batches without end, the same for a seed whatever the step it starts from.
+
+        Of a batch in several parts, each of those asked for is a batch of its own, one after the other.
 
         Args:
             alter: how images are altered at random; or a callable, picture -> (C, H, W), whose randomness
@@ -112,8 +119,12 @@ class Loader:
             seed: of the order and of the alterations.
             first_step: where to begin.
             sampling: how an epoch goes through the images.
+            parts: that a batch is divided in.
+            mine: the parts to give.
         """
         steps = sampling.steps(self.split.labels, batch_size, seed, first_step)
+        if parts > 1:
+            steps = (step.part(part, parts) for step in steps for part in mine)
         if isinstance(alter, Augmentation) and alter.only_moves:
             return self._moved_batches(steps, alter, seed)
         keys = ([ImageKey(step.epoch, *place) for place in _places(step)] for step in steps)

@@ -3,10 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
+
+from vitral.runtime.errors import VitralError
+
+# What one of several processes found: the rows of its images, and their outcomes batch by batch.
+Share = tuple[np.ndarray, list[Any]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,24 @@ class Outcomes(ABC):
         rows = [vars(part) for part in parts]
         return cls(**{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
 
+    @classmethod
+    def of_shares(cls, shares: list[Share]) -> Self:
+        """Join what several processes found, each image once, in the order of the rows.
+
+        Raises:
+            VitralError: if not one image could be read.
+        """
+        parts = [part for _, of_share in shares for part in of_share]
+        if not parts:
+            raise nothing_read()
+        merged = cls.merge(parts)
+        if len(shares) == 1:
+            return merged
+        rows = np.concatenate([rows for rows, _ in shares])
+        order = np.argsort(rows, kind="stable")
+        assert (np.diff(rows[order]) > 0).all(), "an image was judged twice"
+        return cls(**{name: column[order] for name, column in vars(merged).items()})
+
     @property
     @abstractmethod
     def answers(self) -> np.ndarray:
@@ -40,3 +63,7 @@ class Outcomes(ABC):
     @abstractmethod
     def confidences_in_error(self) -> np.ndarray:
         """The probability of each wrong answer (n,); of several labels, that of the surest wrong one."""
+
+
+def nothing_read() -> VitralError:
+    return VitralError("none of the images could be read, so there is nothing to evaluate")

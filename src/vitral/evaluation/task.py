@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from vitral.data.batches import Batch
 from vitral.evaluation.evaluation import Evaluation
 from vitral.evaluation.multi_label import MultiLabelEvaluation, MultiLabelOutcomes
-from vitral.evaluation.outcomes import Outcomes
+from vitral.evaluation.outcomes import Outcomes, Share, nothing_read
 from vitral.evaluation.single_label import SingleLabelEvaluation, SingleLabelOutcomes
 from vitral.inference.activation import log_sigmoid, log_softmax
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
+from vitral.runtime.world import ALONE, World
 
 
 class Task(ABC):
@@ -57,8 +58,11 @@ class Task(ABC):
         on_batch: Callable[[Batch], None] = lambda _: None,
         *,
         temperature: float = 1.0,
+        world: World = ALONE,
     ) -> Evaluation:
         """Run a model over every batch and judge its answers.
+
+        Several processes each have a share of the batches, and all get the evaluation of all.
 
         Args:
             model: images (B, C, H, W) -> logits (B, L), on the placement's device.
@@ -67,18 +71,28 @@ class Task(ABC):
             placement: device and precision to compute with.
             on_batch: told of each batch, for progress and damaged images.
             temperature: probabilities are of logits / temperature.
+            world: the processes.
 
         Raises:
             VitralError: if no image could be read, or an answer is not a finite number.
         """
         was_training = model.training
-        answers = outputs(model.eval(), batches, placement, on_batch)
-        parts = [
-            self.outcomes.of(self.log_probabilities(logits_BL / temperature), labels_B)
-            for logits_BL, labels_B in answers
-        ]
+        rows: list[np.ndarray] = []
+
+        def note(batch: Batch) -> None:
+            rows.append(batch.rows)
+            on_batch(batch)
+
+        def share() -> Share:
+            parts = [
+                self.outcomes.of(self.log_probabilities(logits_BL / temperature), labels_B)
+                for logits_BL, labels_B in outputs(model.eval(), batches, placement, note, some=world.alone)
+            ]
+            return np.concatenate([np.empty(0, dtype=np.int64), *rows]), parts
+
+        shares = world.gathered(share)
         model.train(was_training)
-        return self.evaluation.of(self.outcomes.merge(parts), classes)
+        return world.from_first(lambda: self.evaluation.of(self.outcomes.of_shares(shares), classes))
 
     def score(self, evaluation: Evaluation) -> float:
         """Return the figure that `score_name` names."""
@@ -166,6 +180,8 @@ def outputs(
     batches: Iterable[Batch],
     placement: Placement,
     on_batch: Callable[[Batch], None] = lambda _: None,
+    *,
+    some: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the answers (B, L) in float32 and the labels of each batch that has a readable image.
 
@@ -174,6 +190,7 @@ def outputs(
         batches: each image once.
         placement: device and precision.
         on_batch: told of each batch.
+        some: whether there has to be an image; another process may have some.
 
     Raises:
         VitralError: if no image could be read, or an answer is not a finite number.
@@ -188,8 +205,8 @@ def outputs(
             if not bool(torch.isfinite(logits_BL).all()):
                 raise VitralError(_not_finite(placement))
             yield logits_BL.float(), placement.put(batch.labels)
-    if not found:
-        raise VitralError("none of the images could be read, so there is nothing to evaluate")
+    if not found and some:
+        raise nothing_read()
 
 
 def _not_finite(placement: Placement) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from vitral.data.columns import Columns
 from vitral.images.augmentation import Augmentation, Crop
@@ -36,6 +36,7 @@ from vitral.runtime.ranges import (
     Threads,
     Whole,
     Workers,
+    listed,
 )
 
 # Packaged recipes: TOML files of settings.
@@ -45,6 +46,7 @@ OptimizerName = Literal["adamw", "muon", "lion", "sgd", "schedule_free"]
 ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
 Loss = Literal["cross_entropy", "binary"]
 Trained = Literal["all", "head", "lora"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 # Of a field whose default means that there is no such thing; a recipe's file leaves it out then.
@@ -146,7 +148,10 @@ class Batches:
     # Share of the budget, from its start, over which images grow from half to the whole of the size, as in
     # progressive learning (EfficientNetV2, arXiv:2104.00298, §4).
     small_images: Share
-    accumulate: Batch = 1  # parts that a batch is computed in, one after the other, to fit the memory
+    accumulate: Batch = 1  # pieces that a batch is computed in, one after the other, to fit the memory
+    # Equal parts of a batch, each with random numbers of its own, that processes may share: so many processes
+    # or fewer compute the same bits. Left out: as many as there are processes.
+    parts: Annotated[int, Field(ge=1, le=65536)] = 1
     # Compute activations twice rather than keep them, to save memory (arXiv:1604.06174).
     checkpoint_layers: bool = False
 
@@ -236,6 +241,8 @@ class Course:
     checkpoint_steps: Count = field(default=0, metadata=_UNSET)
     report: bool = False  # write a report of the run into its folder at its end, report.html
     keep_state: bool = False  # keep the optimizer's state after the end, to train on with more budget
+    # What shows the run's figures elsewhere, as track=tensorboard,mlflow.
+    track: Annotated[tuple[Tracker, ...], BeforeValidator(listed)] = ()
 
 
 @dataclass(frozen=True)

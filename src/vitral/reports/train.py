@@ -10,6 +10,7 @@ from vitral.data.image_data import DataSource, open_data
 from vitral.recipes.recipe import Recipe
 from vitral.reports.report import report
 from vitral.runtime.errors import VitralError
+from vitral.runtime.world import joined
 from vitral.training import interface
 from vitral.training.events import Listener
 from vitral.training.run_folder import RunFolder
@@ -49,9 +50,10 @@ def train(
         VitralError: if a setting, the data or the folder cannot be used, or the loss is lost.
     """
     how: dict[str, Any] = {"recipe": recipe, "resume": resume, "listeners": listeners}
-    summary = interface.train(data, out, **how, **settings)
-    if summary.finished:
-        write_if_asked(data, Path(out), warnings.warn)
+    with joined() as world:
+        summary = interface.train(data, out, **how, **settings)
+        if summary.finished and world.is_first:
+            write_if_asked(data, Path(out), warnings.warn)
     return summary
 
 

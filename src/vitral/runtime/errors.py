@@ -7,3 +7,7 @@ class VitralError(Exception):
 
 class ImageError(VitralError):
     """One image cannot be read; the rest of a batch, folder or run can go on without it."""
+
+
+class ToldElsewhere(VitralError):
+    """Another process of the same work has printed the line; this one ends with status 1 and says nothing."""

@@ -55,6 +55,24 @@ def locked(file: Path) -> Iterator[None]:
         _locked_here.discard(key)
 
 
+def is_locked(file: Path) -> bool:
+    """Tell whether a process has the lock, this one included, without taking it."""
+    if file.resolve() in _locked_here:
+        return True
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        if fcntl is not None:
+            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _locked_descriptor(file: Path) -> int:
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)

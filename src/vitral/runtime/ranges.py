@@ -15,6 +15,11 @@ def _off_or_more(value: float) -> float:
     return value
 
 
+def listed(value: Any) -> Any:
+    """Make a list of words with commas between."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Batch = Annotated[int, Field(ge=limits.BATCH[0], le=limits.BATCH[1])]
 Images = Annotated[int, Field(ge=limits.IMAGES[0], le=limits.IMAGES[1])]

@@ -133,6 +133,16 @@ def ending_on_signals() -> Iterator[None]:
                 ender.timer.cancel()
 
 
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Keep what signals do, whatever a library that begins inside makes of them."""
+    before = _heeded()
+    try:
+        yield
+    finally:
+        _set_handlers(before)
+
+
 def _end_at_once(number: int) -> None:
     if sys.__stderr__ is not None and sys.__stderr__.isatty():
         os.write(2, b"\x1b[?25h")  # a progress bar hides the cursor

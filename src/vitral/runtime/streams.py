@@ -76,6 +76,20 @@ def steady(stream: TextIO) -> TextIO:
     )
 
 
+@contextmanager
+def standard_error_hidden() -> Iterator[None]:
+    """Let what a library's own code writes to the descriptor 2 inside be lost; exceptions are not."""
+    before = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
 def _results(stream: TextIO) -> TextIO:
     """The process's standard output in a form that tells when it is lost; any other stream as it is."""
     if stream is None or stream is not sys.__stdout__:

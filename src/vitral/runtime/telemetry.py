@@ -1,16 +1,26 @@
 """Keeps other libraries from telling their makers what is computed.
 
+Ray, W&B and MLflow are told by variables of the environment, which are set while they begin.
+
 OpenVINO and NNCF report each import, conversion and quantization to Google Analytics unless a file in the
 user's home says no, and write an identity there. Both go without where their package for it is not installed,
-so here it is not found while they are imported. Nothing is set in the environment or written to the home.
+so here it is not found while they are imported. Nothing is written to the home.
 """
 
 import importlib
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 _REPORTER = "openvino_telemetry"
+_NO_REPORTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+}
 
 
 def import_silently(name: str) -> ModuleType:
@@ -27,3 +37,19 @@ def import_silently(name: str) -> ModuleType:
         return importlib.import_module(name)
     finally:
         del modules[_REPORTER]
+
+
+@contextmanager
+def without_reports(**variables: str) -> Iterator[None]:
+    """Begin libraries inside that heed variables of the environment, unless the user has set them.
+
+    Args:
+        variables: others that are set inside too.
+    """
+    ours = {name: value for name, value in (_NO_REPORTS | variables).items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)

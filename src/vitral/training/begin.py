@@ -23,11 +23,12 @@ from vitral.recipes.schema import BUDGET, Resolved
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
 from vitral.runtime.threads import cpu_count, thread_count
+from vitral.runtime.world import local_size
 from vitral.training.adapt import choose_trained
 from vitral.training.listeners import Listeners
 from vitral.training.optimizers import Group
 from vitral.training.parts import Parts
-from vitral.training.run import Run, groups_by_recipe, schedule_of
+from vitral.training.run import Run, groups_by_recipe, refuse_misfit, schedule_of
 from vitral.training.run_folder import RunFolder
 from vitral.training.state import Record, Saved
 
@@ -45,11 +46,15 @@ def begin(data: ImageData, files: RunFolder, recipe: Recipe, tell: Listeners, pa
     Raises:
         VitralError: if the settings do not fit each other or the data.
     """
+    if files.world.size > 1 and not recipe.get("parts"):
+        recipe = recipe.changed(parts=files.world.size)
     base = load_base(recipe)
-    resolved = resolve(recipe, data, base, cpu_count())
+    resolved = resolve(recipe, data, base, max(cpu_count() // local_size(), 1))
+    refuse_misfit(resolved, files.world.size)
     checkpoint = first_checkpoint(resolved, data, base, parts.model)
     run = Run(resolved, data, checkpoint, _placement(resolved), files, tell, parts)
     run.state.data = fingerprint(data.split("train"))
+    files.world.refuse_unlike(f"the training images of {data.source}", run.state.data)
     return run
 
 
@@ -129,13 +134,15 @@ def resumed(
     if files.finished and not files.has_state:
         raise _is_finished(files.path)
     placement, steps_per_epoch = _placement(recipe), _steps_per_epoch(data, recipe)
-    saved = files.saved(recipe.course.checkpoint_steps or steps_per_epoch, placement.device)
+    device = placement.device if files.world.alone else torch.device("cpu")
+    saved = files.saved(recipe.course.checkpoint_steps or steps_per_epoch, device)
     checkpoint = files.checkpoint_of(saved) if saved else None
     if checkpoint is None:
         base = load_base(Recipe(**recipe.settings()))
         checkpoint = first_checkpoint(recipe, data, base, parts.model)
     run = Run(recipe, data, checkpoint, placement, files, tell, parts)
-    contents = Contents.of(data)
+    files.world.refuse_unlike(f"the training images of {data.source}", fingerprint(data.split("train")))
+    contents = files.world.from_first(lambda: Contents.of(data))
     if saved is None:
         tell.message(f"{files.path} has no checkpoint yet, and begins again")
         run.state.data = fingerprint(data.split("train"))

@@ -36,8 +36,13 @@ class Budget:
         self._earlier_seconds += seconds
         self.tick()
 
-    def tick(self) -> None:
-        self.state.seconds = self._earlier_seconds + time.monotonic() - self._resumed_at
+    def clock(self) -> float:
+        """Read the seconds that the run has taken, by the clock of this process."""
+        return self._earlier_seconds + time.monotonic() - self._resumed_at
+
+    def tick(self, seconds: float | None = None) -> None:
+        """Let time go on: to `seconds`, or by this process's clock."""
+        self.state.seconds = self.clock() if seconds is None else seconds
         if self.limits.timed and self.state.step <= _STARTING_STEPS:  # compiling, where there is any
             self.state.start_seconds = min(self.state.seconds, 30 * self.limits.minutes)
 

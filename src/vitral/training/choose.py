@@ -322,7 +322,7 @@ def _trial(data: ImageData, recipe: Recipe, way: Way, seconds: float, parts: Par
 def _short_run(data: ImageData, judged: Split, recipe: Recipe, listener: Listener, parts: Parts) -> Summary:
     """A run of which nothing is kept. Raises Interrupted if it is stopped."""
     splits = {"train": data.split("train"), "val": judged}
-    short = recipe.changed(epochs=None, steps=None, compile=False, checkpoint_steps=10**9)
+    short = recipe.changed(epochs=None, steps=None, compile=False, checkpoint_steps=10**9, track=None)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "trial"
         summary = loop.train(replace(data, splits=splits), folder, short, listeners=[listener], parts=parts)

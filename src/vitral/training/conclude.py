@@ -1,9 +1,11 @@
 """What follows the last step: calibration, the one look at the test images, and the summary."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from vitral.data.batches import Batch
 from vitral.data.subsets import sample_rows
@@ -13,20 +15,19 @@ from vitral.runtime.stopping import Stopped, StopSignal
 from vitral.training.run import Run
 from vitral.training.saving import saved_of
 from vitral.training.state import Summary
-from vitral.training.validation import EVALUATION_BATCH, evaluate_split, keep_if_best
+from vitral.training.validation import EVALUATION_BATCH, damage_of, evaluate_split, keep_if_best
 
 
 def conclude(run: Run, stop: StopSignal) -> Summary:
     """Calibrate and judge the best weights; taken up again by a resume if it is stopped or killed."""
 
-    def on_batch(batch: Batch) -> None:
-        run.damage.add(batch)
+    def on_batch(_: Batch) -> None:
         stop.check()
 
     try:
         if run.state.best_merit < 0:  # it was lost
             keep_if_best(run, evaluate_split(run, "val", on_batch=on_batch))
-        best = run.files.best()
+        best = run.best()
         run.average = run.placement.place(best.model).eval()
         with run.clock.of("evaluating"):
             calibration = _calibrate(run, on_batch)
@@ -66,8 +67,32 @@ def _calibrate(run: Run, on_batch: Callable[[Batch], None]) -> Calibration | Non
     """Of the averaged weights, on the validation images; for softmax's probabilities only."""
     if not run.task.calibrates:
         return None
-    loader = run.loader("val")
+    loader, world = run.loader("val"), run.world
     rows = sample_rows(loader.split.take(run.validated), CALIBRATION_IMAGES, run.recipe.course.seed)
-    batches = loader.evaluation_batches(EVALUATION_BATCH, rows)
-    answers = outputs(run.average, batches, run.placement, on_batch)
-    return calibrate(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
+    batches = loader.evaluation_batches(EVALUATION_BATCH, rows, slice(world.rank, None, world.size))
+    with damage_of(run, on_batch) as note:
+        shares = world.gathered(lambda: _answers(run, batches, note))
+    return world.from_first(lambda: _calibrated(shares))
+
+
+def _answers(
+    run: Run, batches: Iterable[Batch], on_batch: Callable[[Batch], None]
+) -> list[tuple[np.ndarray, Tensor, Tensor]]:
+    """Rows, logits (B, L) and labels of each batch of this process."""
+    rows: list[np.ndarray] = []
+
+    def note(batch: Batch) -> None:
+        on_batch(batch)
+        if len(batch.labels):
+            rows.append(batch.rows)
+
+    answers = outputs(run.average, batches, run.placement, note, some=run.world.alone)
+    return [(rows[-1], logits_BL.cpu(), labels.cpu()) for logits_BL, labels in answers]
+
+
+def _calibrated(shares: list[list[tuple[np.ndarray, Tensor, Tensor]]]) -> Calibration | None:
+    found = sorted((answer for share in shares for answer in share), key=lambda answer: answer[0][0])
+    if not found:
+        return None
+    _, logits, labels = zip(*found, strict=True)
+    return calibrate(torch.cat(logits), torch.cat(labels))

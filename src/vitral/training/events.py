@@ -66,5 +66,12 @@ class RunEnds:
     step: int
 
 
-Event = Message | Progress | RunBegins | StepDone | Evaluated | RunEnds
+@dataclass(frozen=True)
+class CheckpointWritten:
+    """All that a resume needs is on disk; what was told up to this step is not computed again."""
+
+    step: int
+
+
+Event = Message | Progress | RunBegins | StepDone | Evaluated | CheckpointWritten | RunEnds
 Listener = Callable[[Event], None]

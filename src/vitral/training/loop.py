@@ -8,6 +8,7 @@ averages and a step number, and a resumed run ends with the bits of one that was
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from torch import Tensor
@@ -19,22 +20,24 @@ from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import Stopped, StopSignal, stop_signal
 from vitral.runtime.threads import computing_threads, thread_count
+from vitral.runtime.world import World, joined
 from vitral.training.adapt import put_into
 from vitral.training.begin import begin, resumed, threads_of
 from vitral.training.bounds import TellsBound
+from vitral.training.changes import changed
 from vitral.training.clock import LOADING
 from vitral.training.conclude import conclude, unfinished
 from vitral.training.determinism import deterministic
-from vitral.training.distributed import World
 from vitral.training.events import Evaluated, Event, Listener, RunBegins, RunEnds, StepDone
 from vitral.training.listeners import Listeners
 from vitral.training.memory import advice_when_out_of_memory
 from vitral.training.parts import OURS, Parts
 from vitral.training.run import Run
-from vitral.training.run_folder import RunFolder, changed
+from vitral.training.run_folder import RunFolder
 from vitral.training.saving import save
 from vitral.training.start import start_tuning
 from vitral.training.state import Summary
+from vitral.training.tracking.tracking import tracking
 from vitral.training.validation import validate
 
 # Of the learning rate, where the loss rose.
@@ -50,8 +53,11 @@ def train(
     listeners: Sequence[Listener] = (),
     parts: Parts = OURS,
     spent: float = 0.0,
+    world: World | None = None,
 ) -> Summary:
     """Train a model on `data` into `folder`.
+
+    Under torchrun every process calls it alike; the first of them writes, and tells the listeners.
 
     Args:
         data: with a "train" and a "val" split; a "test" split is evaluated once, at the end.
@@ -61,43 +67,56 @@ def train(
         listeners: told of the run's course, each event by a call.
         parts: what takes the place of the run's own.
         spent: seconds of a new run's budget that are gone already.
+        world: the processes that share the run; None: those that torchrun started.
 
     Raises:
-        VitralError: if the settings, the data or the folder cannot be used, the loss is lost, or
-            torchrun started several processes.
+        VitralError: if the settings, the data or the folder cannot be used, or the loss is lost.
     """
-    world = World.here()
+    if world is None:
+        with joined() as world:
+            return train(
+                data,
+                folder,
+                recipe,
+                resume=resume,
+                listeners=listeners,
+                parts=parts,
+                spent=spent,
+                world=world,
+            )
     if "val" not in data.splits:
         raise VitralError(f"{data.source} has no validation images; give a val folder, or val_fraction=0.2")
-    files = RunFolder(folder, Listeners(*listeners).message, parts.model)
-    tell = Listeners(_metrics_writer(files), TellsBound(), *listeners)
-    with deterministic(), stop_signal() as stop, files.claimed():
+    listening = Listeners(*(listeners if world.is_first else ()))
+    files = RunFolder(folder, listening.message, parts.model, world)
+    with deterministic(), stop_signal() as stop, files.claimed(), tracking(listening, stop) as trackers:
+        told_of = (trackers, TellsBound(), *listening.all) if world.is_first else ()
+        tell = Listeners(_metrics_writer(files), *told_of)
         if not resume:
             files.refuse_to_begin(data, recipe)
             with computing_threads(thread_count(recipe.get("threads"))):
                 run = begin(data, files, recipe, tell, parts)
                 run.budget.spend(spent)
                 run.clock.add("choosing", spent)
-                return _carry_out_new(run, stop, world)
+                return _carry_out_new(run, stop)
         saved_recipe = files.recipe()
         settled = changed(saved_recipe, recipe)
         with computing_threads(threads_of(settled, files)):
             run = resumed(data, files, settled, saved_recipe, tell, parts)
-            return _carry_out(run, stop, world)
+            return _carry_out(run, stop)
 
 
-def _carry_out_new(run: Run, stop: StopSignal, world: World) -> Summary:
+def _carry_out_new(run: Run, stop: StopSignal) -> Summary:
     """Nothing of a new run is left if it fails before its first step."""
     try:
         run.files.begin(run.recipe, run.data, thread_count())
-        return _carry_out(run, stop, world)
+        return _carry_out(run, stop)
     except Exception:
         if not run.state.step:
             run.files.withdraw()
         raise
 
 
-def _carry_out(run: Run, stop: StopSignal, world: World) -> Summary:
+def _carry_out(run: Run, stop: StopSignal) -> Summary:
     with advice_when_out_of_memory(run.images_at_a_time):
         run.tell(RunBegins(run))
         for note in (*run.checkpoint.notes, *run.objective.notes):
@@ -105,10 +124,10 @@ def _carry_out(run: Run, stop: StopSignal, world: World) -> Summary:
         try:
             start_tuning(run, stop)
             # A new run takes one step at least, however long its start took.
-            spent = (run.state.step > 0 and run.budget.is_spent) or _loop(run, stop, world)
+            spent = (run.state.step > 0 and run.budget.is_spent) or _loop(run, stop)
         except Stopped:  # before the first step, or while a batch was waited for
             spent = False
-            run.budget.tick()
+            run.tick()
             save(run)
         finally:
             run.tell(RunEnds(run.state.step))
@@ -117,29 +136,30 @@ def _carry_out(run: Run, stop: StopSignal, world: World) -> Summary:
         return replace(summary, stopped_by=stop.number)
 
 
-def _loop(run: Run, stop: StopSignal, world: World) -> bool:
+def _loop(run: Run, stop: StopSignal) -> bool:
     """Take steps until the budget is spent (True) or a signal comes (False)."""
     with closing(training_batches(run, stop)) as batches:
         while True:
             with run.clock.of("waiting"):
-                batch = next(batches)
-            run.damage.add(batch)
-            if len(batch.labels):
+                parts = list(islice(batches, len(run.mine)))
+            if sound := run.meet(parts):
                 with run.clock.of("stepping"):
-                    _watch(run, run.step(batch))
-            for part, seconds in zip(LOADING, batch.seconds, strict=True):
-                run.clock.add(part, seconds)
+                    _watch(run, run.step(*parts, sound=sound))
+            for batch in parts:
+                for part, seconds in zip(LOADING, batch.seconds, strict=True):
+                    run.clock.add(part, seconds)
             run.state.step += 1
             run.budget.tick()
             _tell_step(run)
-            verdict = world.stops(spent=run.budget.is_spent, asked=stop.requested)
+            asked = run.decide(stop)
+            spent = run.budget.is_spent
             _mind_the_loss(run)
-            if verdict.spent or run.budget.evaluation_is_due:
+            if spent or run.budget.evaluation_is_due:
                 validate(run)
-            if verdict.stops or run.budget.checkpoint_is_due:
+            if spent or asked or run.budget.checkpoint_is_due:
                 save(run)
-            if verdict.stops:
-                return verdict.spent
+            if spent or asked:
+                return spent
 
 
 def _tell_step(run: Run) -> None:
@@ -158,7 +178,10 @@ def _metrics_writer(files: RunFolder) -> Listener:
 
 
 def training_batches(run: Run, stop: StopSignal | None = None) -> Generator[Batch]:
-    """Give batches without end; a `stop` that comes while one is waited for raises Stopped."""
+    """Give batches without end, or this process's parts of each, one after the other.
+
+    A `stop` that comes while one is waited for raises Stopped.
+    """
     recipe = run.recipe
     return run.loader("train", stop).training_batches(
         run.parts.transform or recipe.alteration.augmentation,
@@ -166,6 +189,8 @@ def training_batches(run: Run, stop: StopSignal | None = None) -> Generator[Batc
         seed=recipe.course.seed,
         first_step=run.state.step,
         sampling=_sampling(run),
+        parts=recipe.batches.parts,
+        mine=run.mine,
     )
 
 
@@ -175,12 +200,12 @@ def _sampling(run: Run) -> Sampling:
     return Sampling(balanced=wanted.sampling == "balanced", repeats=wanted.repeats, blocks=blocks)
 
 
-def _watch(run: Run, loss: Tensor) -> None:
-    """Takes a step's loss, where it means the same from step to step."""
+def _watch(run: Run, losses: list[Tensor]) -> None:
+    """Takes a step's loss, part by part, where it means the same from step to step."""
     recipe = run.recipe
     grows = recipe.mixing.mix_passes or recipe.batches.small_images
     if run.is_tuning and not grows and not run.optimizer.keeps_average:
-        run.loss_watch.add(loss)
+        run.loss_watch.add(*losses)
 
 
 def _mind_the_loss(run: Run) -> None:
@@ -193,7 +218,7 @@ def _mind_the_loss(run: Run) -> None:
     if run.budget.progress < run.recipe.rate.warmup or run.state.best_merit < 0:
         return
     run.state.rate_share *= _LOWERED
-    best = run.placement.place(run.files.best().model)
+    best = run.placement.place(run.best().model)
     for model in (run.model, run.average):
         put_into(model, best)
     run.optimizer.forget()

@@ -1,6 +1,7 @@
 """`Run`: the model that is trained, with all that its steps touch."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property, partial
 
@@ -23,6 +24,7 @@ from vitral.model.vit import VisionTransformer
 from vitral.recipes.optimizers import OPTIMIZERS
 from vitral.recipes.schema import Resolved
 from vitral.runtime.devices import Placement, compiles
+from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import StopSignal
 from vitral.training.adapt import choose_trained, merged
 from vitral.training.budget import Budget
@@ -67,6 +69,8 @@ class Run:
     ) -> None:
         self.recipe, self.data, self.checkpoint = recipe, data, checkpoint
         self.placement, self.files, self.tell, self.parts = placement, files, tell, parts
+        self.world = files.world
+        refuse_misfit(recipe, self.world.size)
         self.state = RunState()
         steps_per_epoch = len(data.split("train")) // recipe.batches.batch_size
         self.budget = Budget(recipe.limits, recipe.course, steps_per_epoch, self.state)
@@ -79,6 +83,7 @@ class Run:
             self.model.checkpoint_layers = True
         if parts.prepare:
             parts.prepare(self.model)
+        self.world.align(self.model)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.schedule = schedule_of(recipe)
         self._build_step()
@@ -87,8 +92,8 @@ class Run:
         self._leave = batch_mixer(0.0, 0.0, num_classes)
         images = sum(map(len, data.splits.values()))
         self.damage = DamageCount(images, recipe.images.max_damaged, tell.message)
-        self.recent = RunningMean()
-        self.loss_watch = LossWatch(steps_per_epoch, placement.device)
+        self.recent = RunningMean(recipe.batches.parts)
+        self.loss_watch = LossWatch(steps_per_epoch, placement.device, recipe.batches.parts, self.world)
         self.told_of_chance = False
         self.clock = Clock()
         self.loading = Loading(recipe.machine.workers, tell.message)
@@ -113,15 +118,24 @@ class Run:
         if self.parts.loss:
             self.objective = replace(self.objective, loss=self.parts.loss)
         compiled = compiles(recipe.machine.device, wanted=recipe.machine.compile_wanted)
-        # A loss of the user's own may ask the device for a number, which no recording takes.
-        captured = compiled and self.optimizer.capturable and self.parts.loss is None
+        # A loss of the user's own may ask the device for a number, which no recording takes; and none takes
+        # what processes tell each other.
+        simple = self.parts.loss is None and recipe.batches.parts == 1
+        captured = compiled and self.optimizer.capturable and simple
         self._update = Step(
             self.model,
             None if self.optimizer.keeps_average else self.average,  # see `complete_average`
             self.objective,
             self.task.hits,
             self.optimizer,
-            Computation(recipe.batches.batch_size, recipe.batches.accumulate, compiled, captured),
+            Computation(
+                recipe.batches.batch_size,
+                recipe.batches.accumulate,
+                compiled,
+                captured,
+                recipe.batches.parts,
+                self.world,
+            ),
             self.placement,
             how.clip_norm,
         )
@@ -163,6 +177,7 @@ class Run:
         """
         if name in self._loaders:
             return self._loaders[name]
+        stop = stop if self.world.alone else None  # several stop together, between steps
         trained = name == "train"
         keeps = self._moves_alone if trained else name == "val"
         preprocess, device = self.checkpoint.preprocess, self.placement.device
@@ -204,15 +219,67 @@ class Run:
 
     # --- A step --------------------------------------------------------------------------------------
 
-    def step(self, batch: Batch) -> Tensor:
-        """Take one update on a batch; its mean loss, on the device."""
-        with seeded(self.recipe.course.seed, self.state.step, device=self.placement.device):
-            images_BCHW = self.sized(self.placement.put(batch.images))
-            images_BCHW, targets_BL = self.mixed(images_BCHW, self.placement.put(batch.labels))
-            share = average_share(self.state.step, self.recipe.optimization.ema_decay)
-            result = self._update(images_BCHW, targets_BL, self.learning_rate, share)
-        self.recent.add(result, len(targets_BL))
-        return result.loss
+    @property
+    def mine(self) -> range:
+        """The parts of each batch that this process computes."""
+        return self.world.share(self.recipe.batches.parts)
+
+    def meet(self, batches: Iterable[Batch]) -> int:
+        """Count the images of a step that can be read, and tell of the others. Every process asks.
+
+        Raises:
+            VitralError: if too many cannot.
+        """
+        found = [(len(batch.labels), batch.damaged) for batch in batches]
+        fresh = [image for _, images in found for image in images if image[0] not in self.damage.reasons]
+        sound, damaged = self.world.sum(sum(count for count, _ in found), len(fresh))
+        if damaged:
+            for images in self.world.exchanged(fresh):
+                self.damage.note(images)
+        return int(sound)
+
+    def step(self, *batches: Batch, sound: int | None = None) -> list[Tensor]:
+        """Take one update on a batch; gives its mean loss, on the device, as the sum of one for each part.
+
+        Args:
+            batches: the parts of the batch that are this process's.
+            sound: how many images of all its parts can be read; None: these are all.
+        """
+        sound = sound or sum(len(batch.labels) for batch in batches)
+        share = average_share(self.state.step, self.recipe.optimization.ema_decay)
+        losses = []
+        for part, batch in zip(self.mine, batches, strict=True):
+            with seeded(*self._key(part), device=self.placement.device):
+                images_BCHW, targets_BL = self._learnt_from(batch)
+                if self.recipe.batches.parts == 1:
+                    result, weight = self._update(images_BCHW, targets_BL, self.learning_rate, share), 1.0
+                else:
+                    weight, last = len(batch.labels) / sound, part == self.mine[-1]
+                    result = self._update.learn(images_BCHW, targets_BL, weight, part, last=last)
+            if len(batch.labels):
+                self.recent.add(result, len(batch.labels), part)
+            losses.append(result.loss * weight)
+        if self.recipe.batches.parts > 1:
+            self._update.update(self.learning_rate, share)
+        return losses
+
+    def _key(self, part: int) -> tuple[int, ...]:
+        """What all that is random in a part of this step follows from."""
+        key = self.recipe.course.seed, self.state.step
+        return key if self.recipe.batches.parts == 1 else (*key, part)
+
+    def _learnt_from(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The images and targets (B, L) of a part; where none can be read, an image of nothing.
+
+        It weighs nothing, and its gradients are 0: the processes do the same in every step.
+        """
+        if not len(batch.labels):
+            preprocess = self.checkpoint.preprocess
+            shape = 1, preprocess.channels, *preprocess.img_size
+            device, labels = self.placement.device, len(self.checkpoint.labels)
+            return torch.zeros(shape, device=device), torch.full((1, labels), 1 / labels, device=device)
+        images_BCHW = self.sized(self.placement.put(batch.images))
+        return self.mixed(images_BCHW, self.placement.put(batch.labels))
 
     @property
     def learning_rate(self) -> float:
@@ -242,6 +309,25 @@ class Run:
             return self._leave(images_BCHW, labels)
         return self._mix(images_BCHW, labels)
 
+    def decide(self, stop: StopSignal) -> bool:
+        """Say whether anybody wants the run to stop, and take the first process's time. All ask."""
+        seconds = self.state.seconds if self.world.is_first else 0.0
+        asked, seconds = self.world.sum(float(stop.requested), seconds)
+        if not self.world.is_first:
+            self.budget.tick(seconds)
+        return asked > 0
+
+    def tick(self) -> None:
+        """Look at the first process's clock. Every process asks."""
+        self.budget.tick(self.world.first(self.budget.clock()))
+
+    def best(self) -> Checkpoint:
+        """The model of the best weights. Every process asks, and the first reads it."""
+        found = [] if self.world.is_first else [copy.deepcopy(self.averaged_checkpoint)]
+        self.world.from_first(lambda: found.append(self.files.best()))
+        self.world.align(found[0].model)
+        return found[0]
+
     @torch.no_grad()
     def complete_average(self) -> None:
         """Copy what steps leave out of the average: buffers, such as a batch norm's statistics.
@@ -258,6 +344,22 @@ class Run:
         torch._foreach_copy_(list(self.average.parameters()), weights)
         self.optimizer.average(on=False)
         torch._foreach_copy_(weights, before)
+
+
+def refuse_misfit(recipe: Resolved, processes: int) -> None:
+    """Raises VitralError if batches cannot be divided as the recipe says, or shared by so many processes."""
+    size, parts = recipe.batches.batch_size, recipe.batches.parts
+    if size % parts:
+        below = size - size % parts
+        nearest = f"{below} or {below + parts}" if below else f"{parts}"
+        raise VitralError(
+            f"batch_size={size} cannot be divided into parts={parts}; take batch_size={nearest}"
+        )
+    if processes > parts:
+        raise VitralError(
+            f"{processes} processes cannot share batches in parts={parts}; start {parts} at most, or begin a "
+            f"run with parts={processes}"
+        )
 
 
 def groups_by_recipe(model: VisionTransformer, recipe: Resolved) -> list[Group]:

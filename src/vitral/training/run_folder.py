@@ -18,13 +18,12 @@ import errno
 import io
 import json
 import shlex
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from pydantic import TypeAdapter
@@ -42,40 +41,57 @@ from vitral.checkpoints.folder import (
 from vitral.data.contents import Contents
 from vitral.data.image_data import ImageData
 from vitral.data.randomness import seeded
-from vitral.data.workers import worker_count
 from vitral.recipes.packaged import RUN_FILE
 from vitral.recipes.recipe import Recipe
-from vitral.recipes.schema import BUDGET, Resolved, default, missing
+from vitral.recipes.schema import BUDGET, Resolved, missing
 from vitral.runtime import settings as config
 from vitral.runtime.errors import VitralError
 from vitral.runtime.files import remove_leftovers, write_atomically
 from vitral.runtime.lock import LockedError, locked
-from vitral.runtime.threads import cpu_count
+from vitral.runtime.world import ALONE, World
+from vitral.training.changes import CHANGEABLE
 from vitral.training.history import History, read_history, whole_lines
-from vitral.training.state import TENSORS, Record, RunState, Saved, Summary, elsewhere
+from vitral.training.state import Record, Saved, Summary
+from vitral.training.state_file import read_state
 
-# Settings that may change when a run is taken up again, for they do not change what it computes; the budget
-# changes what is still to come.
-CHANGEABLE = {
-    "epochs", "steps", "minutes", "checkpoint_steps", "eval_epochs", "max_damaged", "keep_state", "report",
-    "threads", "workers", "device", "accumulate", "checkpoint_layers", "image_root",
-}  # fmt: skip
 _NEW_RUN = "begin a new run with another --out"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _by_first(
+    method: "Callable[Concatenate[RunFolder, P], T]",
+) -> "Callable[Concatenate[RunFolder, P], T]":
+    """Lets the first process do it; all get what it found, or its error."""
+
+    @wraps(method)
+    def done(self: "RunFolder", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.world.from_first(lambda: method(self, *args, **kwargs))
+
+    return done
 
 
 class RunFolder:
     """The folder of a run, whether there is one yet or not.
 
+    Of several processes the first reads and writes it, at the call of all.
+
     Args:
         path: the folder.
         tell: told, in one line each, of what was mended.
         module: the model, if it is the user's own.
+        world: the processes of the run.
     """
 
     def __init__(
-        self, path: Path, tell: Callable[[str], None] = lambda _: None, module: nn.Module | None = None
+        self,
+        path: Path,
+        tell: Callable[[str], None] = lambda _: None,
+        module: nn.Module | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.path, self.tell, self.module = path, tell, module
+        self.path, self.tell, self.module, self.world = path, tell, module, world
         self._recipe_file, self._metrics_file = path / RUN_FILE, path / "metrics.jsonl"
         self._summary_file, self._last = path / "summary.json", path / "last"
         self._checkpoints = path / "checkpoints"
@@ -84,10 +100,12 @@ class RunFolder:
     # --- What there is -------------------------------------------------------------------------------
 
     @property
+    @_by_first
     def holds_run(self) -> bool:
         return any(file.exists() for file in (self._recipe_file, self._record_file, self._state_file))
 
     @property
+    @_by_first
     def finished(self) -> bool:
         try:
             summary = json.loads(self._summary_file.read_bytes())
@@ -96,6 +114,7 @@ class RunFolder:
         return isinstance(summary, dict) and summary.get("finished") is True
 
     @property
+    @_by_first
     def has_best(self) -> bool:
         """Whether the model of the best weights can be read."""
         try:
@@ -104,9 +123,14 @@ class RunFolder:
             return False
         return True
 
-    @cached_property
+    @property
+    @_by_first
     def record(self) -> Record | None:
         """What the run is; None if nobody wrote it down, as in older runs."""
+        return self._record
+
+    @cached_property
+    def _record(self) -> Record | None:
         try:
             return TypeAdapter(Record).validate_json(self._record_file.read_bytes())
         except FileNotFoundError:
@@ -116,14 +140,21 @@ class RunFolder:
             return None
 
     @property
+    @_by_first
     def has_state(self) -> bool:
         return self._state_file.exists()
+
+    @_by_first
+    def summary(self) -> Summary:
+        """How the run ended, if it is finished."""
+        return Summary(**json.loads(self._summary_file.read_bytes()))
 
     @property
     def history(self) -> History:
         """What it wrote down of its course so far."""
         return read_history(self._metrics_file, self._summary_file)
 
+    @_by_first
     def recipe(self) -> Resolved:
         """The recipe that the run began with, and what was changed of it since.
 
@@ -132,7 +163,7 @@ class RunFolder:
         """
         if not self.holds_run:
             raise VitralError(f"{self.path} holds no run to resume; leave out --resume to begin one")
-        file, record = self._recipe_file, self.record
+        file, record = self._recipe_file, self._record
         try:
             values = config.read_toml(file)
             if record is not None:
@@ -171,6 +202,7 @@ class RunFolder:
             raise VitralError(f"{file} has no {lost[0]}; put back what stood there when the run began")
         return Resolved.of(settings)
 
+    @_by_first
     def saved(self, first_checkpoint: int, device: torch.device) -> Saved | None:
         """The checkpoint to resume from; None if the run was stopped before its first.
 
@@ -181,12 +213,12 @@ class RunFolder:
         Raises:
             VitralError: if it is gone, damaged, or another run's.
         """
-        file, record = self._state_file, self.record
+        file, record = self._state_file, self._record
         if not file.exists():
             if self._last.exists() or self._last_metric > first_checkpoint:
                 raise VitralError(f"{file} is gone, without which the run cannot go on{self._what_is_left}")
             return None
-        found = _read_state(file, device)
+        found = read_state(file, device)
         if found is None:
             raise VitralError(f"{file} is damaged and cannot be resumed{self._what_is_left}")
         if record and found.run not in (None, record.id):
@@ -225,29 +257,32 @@ class RunFolder:
         Raises:
             VitralError: if another process does, or the folder cannot be written.
         """
-        made = self._make()
-        try:
-            with contextlib.ExitStack() as stack:
-                try:
-                    stack.enter_context(locked(self.path / ".lock"))
-                except LockedError as error:
-                    who = "another process" if error.pid is None else f"process {error.pid}"
-                    raise VitralError(
-                        f"{self.path} is in use: {who} trains there; wait for it, stop it, or choose another "
-                        "--out"
-                    ) from None
-                except OSError as error:
-                    raise self._unwritable(error) from error
-                self._remove_leftovers()
+        with contextlib.ExitStack() as claim:
+            self.world.from_first(lambda: self._claim(claim))
+            try:
                 yield
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                line = f"{self.path}: {error.strerror}; make room, and go on with --resume"
+                raise VitralError(line) from error
+
+    def _claim(self, claim: contextlib.ExitStack) -> None:
+        """Makes and locks the folder until the claim ends."""
+        try:
+            for folder in reversed(self._make()):
+                claim.callback(_remove_if_unused, folder)
+            claim.enter_context(locked(self.path / ".lock"))
+        except LockedError as error:
+            claim.close()
+            who = "another process" if error.pid is None else f"process {error.pid}"
+            raise VitralError(
+                f"{self.path} is in use: {who} trains there; wait for it, stop it, or choose another --out"
+            ) from None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise VitralError(f"{self.path}: {error.strerror}; make room, and go on with --resume") from error
-        finally:
-            for folder in made:
-                with contextlib.suppress(OSError):  # it is in use now
-                    folder.rmdir()
+            claim.close()
+            raise self._unwritable(error) from error
+        self._remove_leftovers()
 
     def _make(self) -> list[Path]:
         """Makes the folder, and returns those that were not there, inner ones first."""
@@ -274,6 +309,7 @@ class RunFolder:
         for folder in (self.path, self._last, self._checkpoints):
             remove_leftovers(folder, names)
 
+    @_by_first
     def refuse_to_begin(self, data: ImageData, recipe: Recipe) -> None:
         """Raises VitralError if a new run here would overwrite something."""
         if self.holds_run:
@@ -301,19 +337,23 @@ class RunFolder:
 
     # --- What is written -----------------------------------------------------------------------------
 
+    @_by_first
     def begin(self, recipe: Resolved, data: ImageData, threads: int) -> None:
         """Makes a run of the folder."""
         self.go_on(Record.of(recipe, threads, Contents.of(data)), recipe, data.source, step=-1)
 
     def withdraw(self) -> None:
         """Undoes `begin`, where nothing was learnt yet."""
+        if not self.world.is_first:  # and says nothing to the others, who may know of no error
+            return
         model = self.path / CONFIG_FILE, self.path / WEIGHTS_FILE  # of a start that was judged
         for file in (self._recipe_file, self._record_file, self._metrics_file, *model):
             file.unlink(missing_ok=True)
-        self.record = None
+        self._record = None
         with contextlib.suppress(OSError):
             self._checkpoints.rmdir()
 
+    @_by_first
     def go_on(self, record: Record, recipe: Resolved, source: str, step: int) -> None:
         """Takes the run up after `step`; a larger budget holds for the next resume too."""
         self._summary_file.unlink(missing_ok=True)
@@ -322,14 +362,17 @@ class RunFolder:
         self._truncate_metrics(step)
         self._write_recipe(recipe, source)
 
+    @_by_first
     def save(self, saved: Saved, last: Checkpoint) -> None:
         """Writes all that a resume needs; in one file, so that it is never of two steps."""
         self._write_state(saved)
         self.save_last(last)
 
+    @_by_first
     def save_last(self, last: Checkpoint) -> None:
         save_checkpoint(self._last, last)
 
+    @_by_first
     def save_best(self, best: Checkpoint) -> None:
         save_checkpoint(self.path, best)
 
@@ -338,21 +381,26 @@ class RunFolder:
         module = None if self.module is None else copy.deepcopy(self.module)
         return load_checkpoint(self.path, model=module)
 
+    @_by_first
     def add_metrics(self, metrics: dict[str, Any]) -> None:
         with self._metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
     def note_damaged(self, names: Iterable[str]) -> None:
         """Remembers images that could not be read: to mend or to remove them is no change of the data."""
-        record = self.record
+        if not self.world.is_first:
+            return
+        record = self._record
         new = set(names) - set(record.damaged) if record else set()
         if record and new:
             self._write_record(replace(record, damaged=tuple(sorted({*record.damaged, *new}))))
 
+    @_by_first
     def conclude(self, summary: Summary) -> None:
         """Makes the run a finished one."""
         write_atomically(self._summary_file, (json.dumps(asdict(summary), indent=1) + "\n").encode())
 
+    @_by_first
     def drop_optimizer(self, saved: Saved) -> None:
         """Keeps of the last checkpoint what a finished run needs, which is not the optimizer's state."""
         self._write_state(replace(saved, tensors={"model": saved.tensors["model"]}))
@@ -366,7 +414,7 @@ class RunFolder:
 
     def _write_record(self, record: Record) -> None:
         write_atomically(self._record_file, (json.dumps(asdict(record), indent=1) + "\n").encode())
-        self.record = record
+        self._record = record
 
     def _write_recipe(self, recipe: Resolved, source: str) -> None:
         command = shlex.join(
@@ -392,55 +440,10 @@ class RunFolder:
             write_atomically(self._metrics_file, "".join(f"{line}\n" for line in kept).encode())
 
 
-def changed(recipe: Resolved, asked: Recipe) -> Resolved:
-    """A run's recipe with what of `asked` may change it; None takes a setting back to its default.
-
-    Raises:
-        VitralError: if `asked` would change what the run computes, or leaves it without a budget.
-    """
-    settings = recipe.settings()
-    fixed = sorted(
-        name
-        for name in asked.settings.keys() - CHANGEABLE
-        if asked.settings[name] != settings.get(name, default(name))
-    )
-    if fixed:
-        raise VitralError(
-            f"{fixed[0]} cannot change in a resumed run; what can: {', '.join(sorted(CHANGEABLE))}"
-        )
-    kept = {name: value for name, value in settings.items() if name not in asked.settings}
-    kept |= asked.given
-    kept.setdefault("workers", worker_count(cores=cpu_count()))
-    if not any(name in kept for name in BUDGET):
-        raise VitralError("the run would have no budget; name epochs, steps or minutes")
-    return Resolved.of(kept)
+def _remove_if_unused(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is in use now
+        folder.rmdir()
 
 
 def _one_within_other(one: Path, other: Path) -> bool:
     return one.is_relative_to(other) or other.is_relative_to(one)
-
-
-def _read_state(file: Path, device: torch.device) -> Saved | None:
-    """None if it is damaged."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            if archive.testzip() is not None:  # torch.load does not look at the checksums
-                return None
-        content = torch.load(file, map_location=device, weights_only=True)
-        tensors = {name: content[name] for name in TENSORS if name in content}
-        if set(tensors) not in (set(), {"model"}, set(TENSORS)):
-            return None
-        values = dict(content["state"])
-        if "best_top1" in values:  # as runs of before November 2026 call it
-            values["best_score"] = values.pop("best_top1")
-        strange = values.keys() - vars(RunState()).keys()
-        if strange:
-            raise VitralError(f"{file} was written {elsewhere(strange)}")
-        state = RunState(**values)
-        return Saved(state, tensors, content.get("description"), content.get("run"))
-    except PermissionError as error:
-        raise VitralError(f"{file} cannot be read: {error.strerror}; change its permissions") from error
-    except VitralError:
-        raise
-    except Exception:  # on damaged bytes torch.load and zipfile raise almost anything
-        return None

@@ -3,6 +3,7 @@
 from typing import Any
 
 from vitral.checkpoints.folder import description
+from vitral.training.events import CheckpointWritten
 from vitral.training.run import Run
 from vitral.training.state import Saved
 from vitral.training.validation import refuse_lost
@@ -20,6 +21,7 @@ def save(run: Run) -> None:
         }
         run.files.save(saved_of(run, tensors), run.averaged_checkpoint)
         run.files.note_damaged(run.damage.reasons)
+    run.tell(CheckpointWritten(run.state.step))
 
 
 def saved_of(run: Run, tensors: dict[str, Any]) -> Saved:

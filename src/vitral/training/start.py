@@ -1,9 +1,11 @@
 """What comes before the first step of a run from trained weights: a head, and how well the start does."""
 
+from contextlib import nullcontext
+
 from vitral.data.subsets import few_shot
 from vitral.evaluation.probing.head_start import fitted_head
 from vitral.inference.classifier import Classifier
-from vitral.runtime.stopping import StopSignal
+from vitral.runtime.stopping import Stopped, StopSignal
 from vitral.training.adapt import merged
 from vitral.training.run import Run
 from vitral.training.validation import validate
@@ -19,15 +21,18 @@ def start_tuning(run: Run, stop: StopSignal) -> None:
     """Fit a head where there is a new one, and judge the start. Raises Stopped."""
     if run.state.step or not run.is_tuning:
         return
-    with stop.raises():
+    # Several processes stop together, between their steps.
+    with stop.raises() if run.world.alone else nullcontext():
         if run.recipe.tuning.probe_head:
             with run.clock.of("starting"):
                 _start_head(run)
         # The start is the first candidate for the best weights, so that no run ends with worse.
         evaluation = validate(run)
+    if run.world.any(stop.requested):
+        raise Stopped
     score = f"{evaluation.score_words} {evaluation.score:.1%}"
     run.tell.message(f"before the first step: val loss {evaluation.loss:.3f} {score}")
-    run.budget.tick()
+    run.tick()
 
 
 def _start_head(run: Run) -> None:
@@ -39,13 +44,16 @@ def _start_head(run: Run) -> None:
     images = few_shot(train, max(_head_images(run) // len(run.data.classes), 1), seed)
     # Adapters add nothing yet: the cache then knows the features as those of the model itself.
     plain = merged(run.model)
-    found = fitted_head(
-        Classifier(plain, run.checkpoint.preprocess, run.data.classes, run.placement),
-        images,
-        seed,
-        seconds=60 * limits.minutes * _HEAD_SHARE if limits.timed else None,
-        on_images=lambda done, total: run.tell.preparing("the head's start", done, total),
-        loading=run.loading,
+    found = run.world.from_first(
+        lambda: fitted_head(
+            Classifier(plain, run.checkpoint.preprocess, run.data.classes, run.placement),
+            images,
+            seed,
+            seconds=60 * limits.minutes * _HEAD_SHARE if limits.timed else None,
+            on_images=lambda done, total: run.tell.preparing("the head's start", done, total),
+            loading=run.loading,
+        ),
+        patient=True,
     )
     run.model.train()
     if found is None:

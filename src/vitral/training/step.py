@@ -8,12 +8,14 @@ and the average's share, stands in tensors: recorded once as a CUDA graph, it is
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from vitral.runtime.devices import Placement
+from vitral.runtime.world import ALONE, World
+from vitral.training.distributed import gradients_of
 from vitral.training.optimizers import ChainedOptimizer
 
 # Steps before a graph is recorded: compilers run in them, kernels are chosen, optimizers make their state.
@@ -34,43 +36,67 @@ class Computation:
     """How a step is computed; it changes results by rounding at most."""
 
     batch_size: int
-    parts: int = 1  # that a batch is computed in, one after the other, to fit the memory
+    accumulate: int = 1  # pieces that a part is computed in, one after the other, to fit the memory
     compiled: bool = False
     captured: bool = False  # recorded as a CUDA graph; the optimizer has to be capturable
+    parts: int = 1  # of a batch, each with random numbers of its own
+    world: World = ALONE  # the processes that share the parts
+
+    @property
+    def part_size(self) -> int:
+        return self.batch_size // self.parts
 
     @property
     def images_at_a_time(self) -> int:
-        return -(-self.batch_size // self.parts)
+        return -(-self.part_size // self.accumulate)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of one batch, on the device; a captured step overwrites them at its next call."""
+    """Of one part of a batch, on the device; a captured step overwrites them at its next call."""
 
     loss: Tensor  # mean over the images
     hits: Tensor  # how many images were right
 
 
 class RunningMean:
-    """Loss and accuracy since the last evaluation; reads the device only when asked."""
+    """Loss and accuracy since the last evaluation, of this process's parts; reads the device only when asked.
 
-    def __init__(self) -> None:
-        self._loss: Tensor | float = 0.0
-        self._correct: Tensor | int = 0
-        self._samples = 0
+    Args:
+        parts: of each batch.
+    """
 
-    def add(self, result: StepResult, samples: int) -> None:
-        self._loss = self._loss + result.loss * samples
-        self._correct = self._correct + result.hits
-        self._samples += samples
+    def __init__(self, parts: int = 1) -> None:
+        self._losses: list[Tensor | float] = [0.0] * parts
+        self._correct: list[Tensor | int] = [0] * parts
+        self._samples = [0] * parts
+
+    def add(self, result: StepResult, samples: int, part: int = 0) -> None:
+        self._losses[part] = self._losses[part] + result.loss * samples
+        self._correct[part] = self._correct[part] + result.hits
+        self._samples[part] += samples
+
+    def over(self, world: World) -> Self:
+        """Of all processes' parts. Every process asks."""
+        if world.alone:
+            return self
+        found = type(self)(len(self._samples))
+        columns = (self._losses, self._correct, self._samples)
+        # Others have 0 where one has a number, so that each comes through to the bit.
+        sums = world.sum(*(float(value) for column in columns for value in column))
+        parts = len(self._samples)
+        found._losses = [*sums[:parts]]
+        found._correct = [int(hits) for hits in sums[parts : 2 * parts]]
+        found._samples = [int(count) for count in sums[2 * parts :]]
+        return found
 
     @property
     def loss(self) -> float:
-        return float(self._loss) / max(self._samples, 1)
+        return sum(map(float, self._losses)) / max(sum(self._samples), 1)
 
     @property
     def accuracy(self) -> float:
-        return float(self._correct) / max(self._samples, 1)
+        return sum(map(float, self._correct)) / max(sum(self._samples), 1)
 
 
 class Step:
@@ -103,7 +129,8 @@ class Step:
         self.clip_norm = clip_norm
         self._weights: list[Tensor] = list(model.parameters())
         self._averages: list[Tensor] = list(average.parameters()) if average else []
-        self._compiled = self._compile() if computation.compiled else model
+        whole: Any = self._compile() if computation.compiled else model
+        self._gradients = gradients_of(model, whole, computation.world, computation.parts)
         # A stream of its own from the first step on: what autograd keeps of a step would tie a graph that is
         # recorded on another to this one.
         self._stream = torch.cuda.Stream() if computation.captured else None
@@ -111,19 +138,25 @@ class Step:
         self._taken: Counter[torch.Size] = Counter()  # steps, by the shape of their images
 
     def _compile(self) -> Callable[[Tensor], Tensor]:
-        """The model, compiled for parts of the usual size.
+        """The model, compiled for pieces of the usual size.
 
-        Not compiled are parts of a size that damaged images left, for each size takes half a minute.
+        Not compiled are pieces of a size that damaged images left, for each size takes half a minute. Of a
+        batch in parts the layers are compiled one by one, whether one process computes them or several, for
+        one that is compiled as a whole rounds otherwise.
         """
         how = self.computation
-        # A graph of the whole step leaves nothing to graphs of its parts.
-        options = self.placement.compile_options(replays=how.parts == 1 and not how.captured)
+        if how.parts > 1:
+            for layer in getattr(self.model, "layers", [self.model]):
+                layer.compile(**self.placement.compile_options(replays=False))
+            return self.model
+        # A graph of the whole step leaves nothing to graphs of its pieces.
+        options = self.placement.compile_options(replays=how.accumulate == 1 and not how.captured)
         compiled: Callable[[Tensor], Tensor] = torch.compile(self.model, **options)
         usual = how.images_at_a_time, how.batch_size % how.images_at_a_time
         return lambda images_BCHW: (compiled if len(images_BCHW) in usual else self.model)(images_BCHW)
 
     def __call__(self, images_BCHW: Tensor, targets_BL: Tensor, rate: float, share: float) -> StepResult:
-        """One update.
+        """One update, on a batch of one part.
 
         Args:
             images_BCHW: on the device.
@@ -163,7 +196,47 @@ class Step:
     def _update(
         self, images_BCHW: Tensor, targets_BL: Tensor, rate: float | Tensor, share: float | Tensor
     ) -> StepResult:
-        result = self._backward(images_BCHW, targets_BL)
+        result = self.learn(images_BCHW, targets_BL)
+        self.update(rate, share)
+        return result
+
+    def learn(
+        self,
+        images_PCHW: Tensor,
+        targets_PL: Tensor,
+        weight: float = 1.0,
+        part: int = 0,
+        *,
+        last: bool = True,
+    ) -> StepResult:
+        """Computes the gradients of one part of a batch, in pieces that fit the memory.
+
+        Args:
+            images_PCHW: on the device.
+            targets_PL: probabilities of the classes, on the device.
+            weight: the part's share of the batch's images.
+            part: its place in the batch.
+            last: whether it is the last of this process; the gradients are those of the batch then.
+        """
+        device = images_PCHW.device
+        mean_loss, hits = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
+        size = self.computation.images_at_a_time
+        pieces = list(zip(images_PCHW.split(size), targets_PL.split(size), strict=True))
+        for place, (images_QCHW, targets_QL) in enumerate(pieces):
+            with self._gradients.passing(last=last and place == len(pieces) - 1):
+                with self.placement.autocast():
+                    logits = self._gradients.module(images_QCHW)
+                heads = logits.unbind() if logits.ndim == 3 else [logits]
+                loss = self.objective(heads, targets_QL, images_QCHW)
+                share = len(images_QCHW) / len(images_PCHW)
+                (loss * (share * weight)).backward()
+            mean_loss += share * loss.detach()
+            hits += self.hits(heads[0], targets_QL)
+        self._gradients.take(part, last=last)
+        return StepResult(mean_loss, hits)
+
+    def update(self, rate: float | Tensor, share: float | Tensor) -> None:
+        """Changes the weights by the gradients, and the average by the weights."""
         if self.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.set_learning_rate(rate)
@@ -171,23 +244,6 @@ class Step:
         self.optimizer.zero_grad()
         if self._averages:
             update_average(self._averages, self._weights, share)
-        return result
-
-    def _backward(self, images_BCHW: Tensor, targets_BL: Tensor) -> StepResult:
-        """Sums the gradients of the batch, part by part."""
-        device = images_BCHW.device
-        mean_loss, hits = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
-        size = self.computation.images_at_a_time
-        for images_PCHW, targets_PL in zip(images_BCHW.split(size), targets_BL.split(size), strict=True):
-            with self.placement.autocast():
-                logits = self._compiled(images_PCHW)
-            heads = logits.unbind() if logits.ndim == 3 else [logits]
-            loss = self.objective(heads, targets_PL, images_PCHW)
-            share = len(images_PCHW) / len(images_BCHW)
-            (loss * share).backward()
-            mean_loss += share * loss.detach()
-            hits += self.hits(heads[0], targets_PL)
-        return StepResult(mean_loss, hits)
 
 
 Update = Callable[[Tensor, Tensor, Tensor, Tensor], StepResult]

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 
 import torch
 
@@ -32,8 +32,9 @@ def validate(run: Run) -> Evaluation:
     evaluation = evaluate_split(run, "val")
     is_best = keep_if_best(run, evaluation)
     step, epoch, seconds, rate = run.state.step, run.budget.epoch, run.state.seconds, run.learning_rate
-    run.tell(Evaluated(step, epoch, seconds, run.recent, evaluation, rate, is_best, time=run.clock.record()))
-    run.recent = RunningMean()
+    recent, time_spent = run.recent.over(run.world), run.clock.record()
+    run.tell(Evaluated(step, epoch, seconds, recent, evaluation, rate, is_best, time=time_spent))
+    run.recent = RunningMean(run.recipe.batches.parts)
     _tell_if_at_chance(run, evaluation)
     return evaluation
 
@@ -52,7 +53,7 @@ def keep_if_best(run: Run, evaluation: Evaluation) -> bool:
 def refuse_lost(run: Run) -> None:
     """Raises VitralError if the loss is no number any more."""
     with run.clock.of("stepping"):  # a GPU is waited for
-        loss = run.recent.loss
+        loss = run.recent.over(run.world).loss
     if not math.isfinite(loss):
         rounded = run.placement.precision != torch.float32
         raise VitralError(
@@ -63,43 +64,77 @@ def refuse_lost(run: Run) -> None:
 
 
 def evaluate_split(
-    run: Run, name: str, temperature: float = 1.0, on_batch: Callable[[Batch], None] | None = None
+    run: Run, name: str, temperature: float = 1.0, on_batch: Callable[[Batch], None] = lambda _: None
 ) -> Evaluation:
-    """Evaluate the averaged weights on a split."""
+    """Evaluate the averaged weights on a split, each process on its share of the batches.
+
+    Args:
+        run: whose weights.
+        name: of the split.
+        temperature: probabilities are of logits / temperature.
+        on_batch: told of each batch of this process; it may raise Stopped.
+    """
     # Scores are compared with the best so far: only the first evaluation may choose how many images.
     is_first = not run.state.val_images and run.state.best_merit < 0
     limited = name == "val" and run.recipe.limits.timed and is_first
     size = _FIRST_EVALUATION_BATCH if limited else EVALUATION_BATCH
-    batches = run.loader(name).evaluation_batches(size, run.validated if name == "val" else None)
+    rows, dealt = run.validated if name == "val" else None, slice(run.world.rank, None, run.world.size)
+    batches = run.loader(name).evaluation_batches(size, rows, dealt)
     if limited:
         batches = _while_time_allows(run, batches)
     begun = time.monotonic()
-    with run.clock.of("evaluating"):
+    with run.clock.of("evaluating"), damage_of(run, on_batch) as note:
         evaluation = run.task.evaluate(
             run.average,
             batches,
             run.data.classes,
             run.placement,
-            on_batch or run.damage.add,
+            note,
             temperature=temperature,
+            world=run.world,
         )
     if name == "val":  # judging the test images is no part of training
-        run.budget.tick()
-        run.budget.evaluation_seconds = time.monotonic() - begun
+        run.tick()
+        run.budget.evaluation_seconds = run.world.first(time.monotonic() - begun)
         run.budget.evaluated_at = run.state.seconds
     return evaluation
 
 
+@contextmanager
+def damage_of(run: Run, on_batch: Callable[[Batch], None]) -> Iterator[Callable[[Batch], None]]:
+    """Gives what is to be told of each batch of this process; in the end all know what was damaged."""
+    found: list[tuple[str, str]] = []
+
+    def note(batch: Batch) -> None:
+        on_batch(batch)
+        found.extend(batch.damaged)
+        if run.world.alone:
+            run.damage.add(batch)
+
+    yield note
+    for images in run.world.exchanged(found):
+        run.damage.note(images)
+
+
 def _while_time_allows(run: Run, batches: Generator[Batch]) -> Generator[Batch]:
-    """The first of the batches: as many as a share of the budget takes. Later evaluations take as many."""
-    total, done = len(run.validated), 0
+    """The first of the batches: as many as a share of the budget takes. Later evaluations take as many.
+
+    Every process takes as many rounds, by the first one's clock, whether it has a batch in the last or not.
+    """
+    total, done, world = len(run.validated), 0, run.world
+    rounds = -(-total // (_FIRST_EVALUATION_BATCH * world.size))
     end = time.monotonic() + 60 * run.recipe.limits.minutes * _VALIDATION_SHARE
     with closing(batches):
-        for batch in batches:
-            yield batch
-            done += batch.asked
+        for _ in range(rounds):
+            batch = next(batches, None)
+            if batch is not None:
+                yield batch
+            asked, late = world.sum(
+                0 if batch is None else batch.asked, float(world.is_first and time.monotonic() > end)
+            )
+            done += int(asked)
             run.tell.preparing("validating", done, total)
-            if time.monotonic() > end and done >= min(_LEAST_VALIDATED, total):
+            if late and done >= min(_LEAST_VALIDATED, total):
                 break
     run.state.val_images = done
     if done < total:

@@ -13,6 +13,8 @@ from vitral.runtime.stopping import exit_status
 
 if TYPE_CHECKING:
     from vitral.evaluation.task import Task
+    from vitral.recipes.recipe import Recipe
+    from vitral.runtime.world import World
     from vitral.training.optimizers import Group
     from vitral.training.state import Summary
 
@@ -40,31 +42,48 @@ def train(
     vitral train photos/ --out runs/tuned model=runs/photos --show-groups
     vitral train imagenet/ --out runs/deit3 --recipe deit3 batch_size=512
     """
+    from vitral.data.image_data import open_data
+    from vitral.recipes import packaged as recipes
+    from vitral.recipes.recipe import Recipe
+    from vitral.runtime.world import joined
+    from vitral.training.begin import groups_of
+
+    wanted = Recipe(**recipes.read(recipe) if recipe else {}).with_words(settings or [])
+    if show_groups:
+        images = open_data(data, **wanted.opening)
+        print_groups(*groups_of(wanted, images))
+        return
+    if out is None:
+        raise typer.BadParameter("name a folder for the run", param_hint="--out")
+    keep_freed_memory()
+    with joined() as world:
+        summary, task = _train(data, out, wanted, world, resume=resume)
+    if world.is_first:
+        _tell_end(summary, task, data, out)
+    if not summary.finished:
+        raise typer.Exit(exit_status(summary.stopped_by) if summary.stopped_by else 1)
+
+
+def _train(data: str, out: Path, wanted: "Recipe", world: "World", *, resume: bool) -> "tuple[Summary, Task]":
     from vitral.cli.training import TrainingConsole
     from vitral.data.image_data import open_data
     from vitral.evaluation.task import task_of
-    from vitral.recipes import packaged as recipes
-    from vitral.recipes.recipe import Recipe
-    from vitral.training.begin import groups_of
-    from vitral.training.choose import train as run_training
-    from vitral.training.run_folder import RunFolder, changed
+    from vitral.training.interface import Start
+    from vitral.training.run_folder import RunFolder
 
-    wanted = Recipe(**recipes.read(recipe) if recipe else {}).with_words(settings or [])
-    if out is None and not show_groups:
-        raise typer.BadParameter("name a folder for the run", param_hint="--out")
-    begun = changed(RunFolder(out).recipe(), wanted) if resume and out is not None else wanted
-    images = open_data(data, **begun.opening)
-    if show_groups:
-        print_groups(*groups_of(wanted, images))
-        return
-    assert out is not None
-    keep_freed_memory()
-    summary = run_training(images, out, wanted, resume=resume, listeners=[TrainingConsole()])
+    start = Start.of(RunFolder(out, world=world), wanted, resume=resume)
+    for note in start.notes if world.is_first else ():
+        warn(note)
+    images = open_data(data, **start.opening)
+    return start.train(images, [TrainingConsole()]), task_of(images)
+
+
+def _tell_end(summary: "Summary", task: "Task", data: str, out: Path) -> None:
     if not summary.finished:
         command = shlex.join(["vitral", "train", data, "--out", str(out), "--resume"])
         print(f"stopped after step {summary.steps}; go on with: {command}")
-        raise typer.Exit(exit_status(summary.stopped_by) if summary.stopped_by else 1)
-    _print_summary(summary, task_of(images))
+        return
+    _print_summary(summary, task)
     print(f"model: {out}; try: vitral predict {shlex.quote(str(out))} IMAGE...")
     _report(data, out)
 

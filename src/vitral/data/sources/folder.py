@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vitral.data.names import Names
+from vitral.data.sources.files import Files
 from vitral.data.sources.roles import role
 from vitral.data.sources.tree import Folder, read_tree
 from vitral.data.split import SPLITS, Found, Split, shortened
@@ -94,7 +96,7 @@ def _splits_of(root: Folder, notes: list[str]) -> dict[str, Folder]:
             if _is_labelled(inner, train):
                 chosen[split] = inner
             else:
-                count = len(inner.all_pictures())
+                count = inner.count
                 notes.append(f"left out {_name(inner)}: its {count:,} images are in no class folder")
     return chosen
 
@@ -123,38 +125,39 @@ def _refuse_alike(root: Folder, filled: list[Folder]) -> None:
         )
 
 
-def _without_empty(splits: dict[str, dict[str, list[Path]]], notes: list[str]) -> dict:
+def _without_empty(splits: dict[str, dict[str, Folder]], notes: list[str]) -> dict:
     """Without folders that hold no pictures, but for those of a class that has some in "train"."""
-    known = {name for name, pictures in splits["train"].items() if pictures}
+    known = {name for name, folder in splits["train"].items() if folder.holds_pictures}
     kept, empty = {}, set()
     for split, classes in splits.items():
-        kept[split] = {name: pictures for name, pictures in classes.items() if pictures or name in known}
+        kept[split] = {
+            name: folder for name, folder in classes.items() if folder.holds_pictures or name in known
+        }
         empty |= classes.keys() - kept[split].keys()
     if empty:
         notes.append(f"skipped folders without images: {shortened(sorted(empty))}")
     return kept
 
 
-def _class_folders(split: Folder) -> dict[str, list[Path]]:
-    """The images of each class by name, empty ones too."""
-    classes = {name: split.folders[name].all_pictures() for name in sorted(split.folders)}
-    if not any(classes.values()):
+def _class_folders(split: Folder) -> dict[str, Folder]:
+    """The folder of each class by name, empty ones too."""
+    classes = {name: split.folders[name] for name in sorted(split.folders)}
+    if not any(folder.holds_pictures for folder in classes.values()):
         heic = sum(folder.heic for folder in split.below())
         reason = f"; its {heic:,} HEIC images are skipped: {HEIF_ADVICE}" if heic else ""
         raise VitralError(
             f"{split.path} holds no images in class folders; put each class's images in a folder of its name"
             f"{reason}"
         )
-    for name, pictures in classes.items():
-        heic = sum(folder.heic for folder in split.folders[name].below())
-        if heic and not pictures:
-            raise VitralError(
-                f"all images of {split.folders[name].path} are HEIC; to open them, {HEIF_ADVICE}"
-            )
+    for of_class in classes.values():
+        heic = sum(folder.heic for folder in of_class.below())
+        if heic and not of_class.holds_pictures:
+            raise VitralError(f"all images of {of_class.path} are HEIC; to open them, {HEIF_ADVICE}")
     return classes
 
 
-def _split(root: Path, classes: dict[str, list[Path]]) -> Split:
-    images = [path for files in classes.values() for path in files]
-    labels = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
-    return Split(images, labels, [path.relative_to(root).as_posix() for path in images])
+def _split(root: Path, classes: dict[str, Folder]) -> Split:
+    labels = np.repeat(np.arange(len(classes)), [folder.count for folder in classes.values()])
+    places = ((folder.path.relative_to(root).as_posix(), folder) for folder in classes.values())
+    names = Names.of(f"{place}/{name}" for place, folder in places for name in folder.all_pictures())
+    return Split(Files(str(root), names), labels, names)

@@ -4,13 +4,16 @@ Which files count as images, `images/files.py` decides.
 """
 
 import glob
+import heapq
 import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from vitral.data.names import Names
 from vitral.data.split import shortened
 from vitral.images.files import (
     HEIC,
@@ -26,10 +29,10 @@ from vitral.runtime.errors import VitralError
 
 @dataclass
 class Folder:
-    """A folder, its own pictures, and its folders by name."""
+    """A folder, the names of its own pictures, and its folders by name."""
 
     path: Path
-    pictures: list[Path] = field(default_factory=list)
+    pictures: Sequence[str] = ()  # sorted
     folders: dict[str, "Folder"] = field(default_factory=dict)
     heic: int = 0  # pictures that need a package that is not installed
 
@@ -41,12 +44,35 @@ class Folder:
             yield folder
             waiting += folder.folders.values()
 
-    def all_pictures(self) -> list[Path]:
-        return sorted(picture for folder in self.below() for picture in folder.pictures)
+    def all_pictures(self) -> Iterator[str]:
+        """The paths of all pictures from this folder on, in the order of their parts."""
+        waiting = [self._entries("")]
+        while waiting:
+            within, entries = waiting[-1]
+            name, inner = next(entries, ("", None))
+            if not name:
+                waiting.pop()
+            elif inner is None:
+                yield within + name
+            else:
+                waiting.append(inner._entries(f"{within}{name}/"))
+
+    def _entries(self, within: str) -> "tuple[str, Iterator[tuple[str, Folder | None]]]":
+        pictures = ((name, None) for name in self.pictures)
+        return within, heapq.merge(pictures, sorted(self.folders.items(), key=_first), key=_first)
+
+    @property
+    def count(self) -> int:
+        """How many pictures there are, however deep."""
+        return sum(len(folder.pictures) for folder in self.below())
 
     @property
     def holds_pictures(self) -> bool:
         return any(folder.pictures for folder in self.below())
+
+
+def _first(entry: tuple[str, Any]) -> str:
+    return entry[0]
 
 
 @dataclass
@@ -114,17 +140,17 @@ def _list(folder: Folder, passed: Passed) -> list[tuple[bool, Path]]:
     except OSError as error:
         passed.closed.append(f"{folder.path} {why_not_list(error)}")
         return []
+    pictures = []
     for entry in visible:
-        path = folder.path / entry.name
         kind = _kind(entry)
         if kind == "folder":
-            inner.append((entry.is_symlink(), path))
+            inner.append((entry.is_symlink(), folder.path / entry.name))
         elif kind == IMAGE:
-            folder.pictures.append(path)
+            pictures.append(entry.name)
         else:
             folder.heic += kind == HEIC
             passed.kinds[kind] += 1
-    folder.pictures.sort()
+    folder.pictures = Names.of(sorted(pictures))
     return inner
 
 
@@ -154,7 +180,7 @@ def _irregular(entry: os.DirEntry) -> str:
 class FoundImages:
     """Files to be opened, and what was not found."""
 
-    files: list[str]
+    files: Sequence[str]
     notes: tuple[str, ...] = ()  # on what was passed over
     failures: tuple[str, ...] = ()  # folders that cannot be listed, with the reason
 
@@ -176,24 +202,25 @@ def find_images(words: Sequence[str]) -> FoundImages:
     Raises:
         VitralError: if a folder or pattern holds no images.
     """
-    files: list[str] = []
+    parts: list[Sequence[str]] = []
     total = Passed()
     for word in words:
         found, passed = _found(word)
-        if not found:
+        if not len(found):
             reasons = [*passed.notes(), *([passed.closed_note()] if passed.closed else [])]
             raise VitralError("; ".join([f"{word} holds no images", *reasons]))
-        files += found
+        parts.append(found)
         total.kinds += passed.kinds
         total.links += passed.links
         total.closed += passed.closed
+    files = parts[0] if len(parts) == 1 else Names.of(file for part in parts for file in part)
     return FoundImages(files, tuple(total.notes()), tuple(total.closed))
 
 
-def _found(word: str) -> tuple[list[str], Passed]:
+def _found(word: str) -> tuple[Sequence[str], Passed]:
     if os.path.isdir(word):
         tree, passed = read_tree(Path(word))
-        return [str(path) for path in tree.all_pictures()], passed
+        return Names.of(os.path.join(tree.path, name) for name in tree.all_pictures()), passed
     passed = Passed()
     if not glob.has_magic(word) or os.path.lexists(word):
         return [word], passed

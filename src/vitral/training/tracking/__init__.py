@@ -1,0 +1,1 @@
+"""Follows runs with TensorBoard, Weights & Biases and MLflow."""

@@ -1,0 +1,159 @@
+"""Several processes under torchrun: the same bits as one, one line for what is wrong, and no share lost."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import write_images
+from vitral.runtime.world import share_of
+from vitral.training.distributed import Node, Tree, shape_of
+
+# --- The tree --------------------------------------------------------------------------------------
+
+
+def summed(values: list[Tensor]) -> Tensor:
+    tree: Tree[Tensor] = Tree(torch.add)
+    for place, value in enumerate(values):
+        tree.push(Node(0, place, value))
+    return tree.total()
+
+
+@pytest.mark.parametrize("parts", range(1, 14))
+def test_any_number_of_processes_adds_in_the_same_order(parts: int) -> None:
+    """What each process is left with, put together in order, gives the bits of one process."""
+    values = [torch.randn(1000) * 10**place for place in torch.randn(parts)]
+    expected = summed([value.clone() for value in values])
+    for processes in range(1, parts + 1):
+        whole: Tree[Tensor] = Tree(torch.add)
+        for rank in range(processes):
+            mine, own = share_of(rank, processes, parts), Tree(torch.add)
+            for part in mine:
+                own.push(Node(0, part, values[part]))
+            assert shape_of(mine) == [(node.level, node.place) for node in own.nodes]
+            for node in own.nodes:
+                whole.push(node)
+        assert torch.equal(whole.total(), expected)
+
+
+def test_the_tree_is_the_one_on_paper() -> None:
+    a, b, c, d, e = (torch.randn(100) for _ in range(5))
+    assert torch.equal(summed([a, b, c]), (a + b) + c)
+    assert torch.equal(summed([a, b, c, d, e]), ((a + b) + (c + d)) + e)
+
+
+def test_every_part_is_in_one_share() -> None:
+    for size in range(1, 9):
+        for count in range(size, 20):
+            shares = [share_of(rank, size, count) for rank in range(size)]
+            assert [part for share in shares for part in share] == list(range(count))
+            assert {len(share) for share in shares} <= {count // size, count // size + 1}
+
+
+# --- Under torchrun --------------------------------------------------------------------------------
+
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning:vitral"}
+
+
+def launched(
+    processes: int, *arguments: str, options: tuple[str, ...] = (), **kwargs: Any
+) -> subprocess.CompletedProcess:
+    """`vitral` under torchrun, or in one process without it."""
+    command = [sys.executable, "-m"]
+    if processes > 1 or options:
+        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *options, "-m"]
+    return subprocess.run(
+        [*command, "vitral", *arguments],
+        env={**os.environ, **_ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **kwargs,
+    )
+
+
+ALL_THAT_IS_RANDOM = [
+    "mixup=0.3", "cutmix=0.5", "dropout=0.1", "drop_path=0.3", "rand_augment=7", "rand_augment_share=0.5",
+    "three_augment=true", "color_jitter=0.3", "erasing=0.5", "repeats=3", "clip_norm=0.5",
+]  # fmt: skip
+SMALL = ["model=Conv+ViT-Pico/4", "img_size=16", "workers=0", "device=cpu", "precision=float32", "seed=3"]
+
+
+def trained(folder: Path, data: Path, processes: int, *settings: str, **kwargs: Any) -> Path:
+    """A finished run; raises AssertionError with what was said if it is not."""
+    done = launched(
+        processes, "train", str(data), "--out", str(folder), *SMALL, "keep_state=true", *settings, **kwargs
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for file in ("model.safetensors", "last/model.safetensors"):
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+    states = [torch.load(run / "checkpoints" / "state.pt", weights_only=True) for run in (one, other)]
+    for part in ("model", "average", "optimizer"):
+        pairs = [tensors(state[part]) for state in states]
+        assert len(pairs[0]) > 20
+        assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True)), part
+    clocks = {"seconds": 0, "time": {}}
+    assert states[0]["state"] | clocks == states[1]["state"] | clocks
+    assert judged(one) == judged(other)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [tensor for child in children for tensor in tensors(child)]
+
+
+def judged(run: Path) -> list[dict[str, Any]]:
+    """All that a run wrote down of its course, but the time."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines.append(json.loads((run / "summary.json").read_text()))
+    return [{**line, "seconds": 0, "time": 0} for line in lines]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """90 images to train on."""
+    return write_images(tmp_path / "images", {"ant": 37, "bee": 37, "cat": 37})
+
+
+def test_two_processes_give_the_bits_of_one(data: Path, tmp_path: Path) -> None:
+    settings = ["parts=2", "batch_size=12", "steps=12", *ALL_THAT_IS_RANDOM]
+    assert_same_run(
+        trained(tmp_path / "one", data, 1, *settings), trained(tmp_path / "two", data, 2, *settings)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("parts", "processes"), [(4, 4), (3, 3), (6, 4), (5, 2), (4, 2)])
+def test_any_number_of_processes_gives_the_bits_of_one(
+    parts: int, processes: int, data: Path, tmp_path: Path
+) -> None:
+    settings = [
+        f"parts={parts}",
+        f"batch_size={2 * parts}",
+        "steps=8",
+        *ALL_THAT_IS_RANDOM,
+        "optimizer=adamw",
+    ]
+    assert_same_run(
+        trained(tmp_path / "one", data, 1, *settings), trained(tmp_path / "more", data, processes, *settings)
+    )
+
+
+def test_what_does_not_fit_is_said_once(data: Path, tmp_path: Path) -> None:
+    done = launched(2, "train", str(data), "--out", str(tmp_path / "run"), *SMALL, "parts=3", "batch_size=8")
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("vitral:")]
+    assert lines == ["vitral: batch_size=8 cannot be divided into parts=3; take batch_size=6 or 9"]
+    assert not (tmp_path / "run").exists()
