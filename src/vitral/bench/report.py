@@ -23,13 +23,13 @@ class Row:
     seconds: tuple[float, ...] = ()  # of one call, a number a round
     images: int | None = None  # in one call
     speed_ratio: float | None = None  # to the fastest of the other libraries' defaults
-    folder_ratio: float | None = None  # of a loader: to torchvision's ImageFolder as it comes
-    levels: float | None = None  # mean difference from our images, of 255 grey levels
     peak_share: float | None = None  # of the GEMM's FLOP/s; counts the whole model for all contenders
     agreement: Mapping[str, float | bool] = field(default_factory=dict)  # with the reference; see `speed`
     parts: Mapping[str, float] = field(default_factory=dict)  # median seconds of a call's parts
     peak_bytes: int | None = None  # resident memory at most
     reason: str | None = None  # why it could not be measured
+    folder_ratio: float | None = None  # of a loader: to torchvision's ImageFolder as it comes
+    levels: float | None = None  # mean difference from our images, of 255 grey levels
 
     @property
     def median(self) -> float:

@@ -89,7 +89,7 @@ def _measured(
     settings.say(f"{task}: {settings.rounds} rounds of {len(passes)} contenders")
     counts = {key: sum(map(len, run())) for key, run in passes.items()}  # a remainder may be left out
     calls: dict[Any, Call] = {key: _through(run) for key, run in passes.items()}
-    seconds = interleaved(calls, settings.rounds, warm_up=False, clock=clock)
+    seconds: dict[Any, Any] = interleaved(calls, settings.rounds, warm_up=False, clock=clock)
     levels = {} if trains else _levels(passes, photos)
     rows = [
         Row(

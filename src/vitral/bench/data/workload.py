@@ -1,5 +1,6 @@
 """What the loaders are measured on: photographs on disk, and the batches that are asked for."""
 
+import glob
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -94,6 +95,8 @@ def photographs(words: Sequence[str]) -> Iterator[Photographs]:
 def _linked(source: str, place: Path, at_most: int) -> tuple[Path, ...]:
     """Links to the first images of a folder, under names that sort as they do."""
     files = []
+    if not os.path.lexists(source) and not glob.has_magic(source):
+        raise VitralError(f"there is no {source}; give a folder of images, or a pattern")
     for number, file in enumerate(find_images([source]).files[:at_most]):
         link = place / f"{number:06}{Path(file).suffix.lower() or '.jpg'}"
         try:

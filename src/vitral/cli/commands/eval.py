@@ -55,7 +55,8 @@ def eval(  # noqa: PLR0913 - a command's options
 
     classifier = load_classifier(model, device, precision, tta, merge=merge, trusted=trust)
     if decoding is not None:
-        classifier = replace(classifier, preprocess=replace(classifier.preprocess, decoding=decoding))
+        how_to_see: Any = {"decoding": decoding}
+        classifier = replace(classifier, preprocess=replace(classifier.preprocess, **how_to_see))
     how = classifier.computed_by + ("" if tta == "none" else f", test-time augmentation {tta}")
     how += "" if merge is None else f", merging {merge} patches a layer"
     how += "" if decoding is None else f", decoding {decoding}"
