@@ -89,7 +89,7 @@ class _Follower:
         self.work: queue.Queue[int | None] = queue.Queue()  # steps of checkpoints; None: the end
         folder = run.files.path
         self._metrics, self._summary = folder / "metrics.jsonl", folder / "summary.json"
-        # From the files themselves: the first of several processes has trackers, and `RunFolder` asks them all.
+        # From the files: the first of several processes has trackers, and `RunFolder` asks them all.
         self._note = folder / "checkpoints" / f"tracked-{name}.json"
         record, before = _read_json(folder / "checkpoints" / "run.json"), _read_json(self._note)
         self._run = Tracked(
