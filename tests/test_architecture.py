@@ -33,13 +33,16 @@ ROOMS: dict[str, set[str]] = {
         "checkpoints", "data", "evaluation", "explain", "images", "inference", "model", "recipes", "runtime",
         "training",
     },
+    "checks": {
+        "checkpoints", "data", "evaluation", "images", "inference", "model", "reports", "runtime",
+    },
     "ship": {
         "artifacts", "bench", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model",
         "runtime",
     },
     "cli": {
-        "artifacts", "bench", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model",
-        "recipes", "reports", "runtime", "ship", "training",
+        "artifacts", "bench", "checkpoints", "checks", "data", "evaluation", "explain", "images", "inference",
+        "model", "recipes", "reports", "runtime", "ship", "training",
     },
 }  # fmt: skip
 
