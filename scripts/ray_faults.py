@@ -1,7 +1,7 @@
 """Scores images on Ray while actors and the driver are killed, and holds the rows against `vitral predict`'s.
 
-Prints whether all rows are equal, and the time that a part takes here and on a Ray that nobody kills. It is read
-off the parts' files, from the first to the last, so that no start is in it.
+Prints whether all rows are equal, and the time that a part takes here and on a Ray that nobody kills. It is
+read off the parts' files, from the first to the last, so that no start is in it.
 """
 
 import argparse
