@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "recipes": {"checkpoints", "data", "evaluation", "images", "model", "runtime"},
     "training": {"checkpoints", "data", "evaluation", "images", "inference", "model", "recipes", "runtime"},
     "explain": {"checkpoints", "data", "evaluation", "images", "inference", "model", "runtime"},
-    "bench": {"artifacts", "checkpoints", "images", "inference", "model", "runtime"},
+    "bench": {"artifacts", "checkpoints", "data", "images", "inference", "model", "runtime"},
     "reports": {
         "checkpoints", "data", "evaluation", "explain", "images", "inference", "model", "recipes", "runtime",
         "training",
