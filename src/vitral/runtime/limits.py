@@ -26,6 +26,7 @@ DATA = (
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 TTA = ("none", "flip")
+DECODINGS = ("full", "fast", "fastest")
 SPLITS = ("train", "val", "test", "all")
 FEATURES = ("class", "mean", "class_mean", "map")
 FILLS = ("drop", "mean")
@@ -38,7 +39,7 @@ GOALS = ("latency", "throughput")
 SCORING = ("local", "ray")  # what scores many images
 RUN_ORDERS = ("score", "name", "date", "time")
 ACTORS = (1, 100_000)
-BENCHMARKS = ("train", "infer", "start", "kernels")
+BENCHMARKS = ("train", "infer", "start", "data", "kernels")
 # Files of what was wrong (`mistakes`).
 LIST_SUFFIXES = (".csv", ".json")
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
