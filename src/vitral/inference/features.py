@@ -56,13 +56,6 @@ class PooledFeatures:
         return parts[pooling]
 
 
-def cache_folder(wanted: Path | None = None, kind: str = "features") -> Path:
-    """`wanted`, else the folder of this kind in $VITRAL_CACHE, else in ``~/.cache/vitral``."""
-    if wanted is not None:
-        return wanted
-    return Path(os.environ.get("VITRAL_CACHE") or Path.home() / ".cache" / "vitral") / kind
-
-
 def poolings(model: VisionTransformer, layer: int) -> tuple[Pooling, ...]:
     """The vectors that a layer's tokens give: attention pooling was learned for the last layer only."""
     found: list[Pooling] = ["class"] if model.config.class_token else []

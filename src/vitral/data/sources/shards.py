@@ -20,7 +20,7 @@ import numpy as np
 from vitral.data.blocks import Blocks
 from vitral.data.columns import FOUND, Columns
 from vitral.data.names import Names
-from vitral.data.sources.kept import KeptFiles, cache_folder
+from vitral.data.sources.fetched import FetchedFiles
 from vitral.data.sources.labels import LabelColumn, read_labels
 from vitral.data.sources.roles import WORDS
 from vitral.data.sources.tar_index import image_fields, index_of, text_fields
@@ -28,6 +28,7 @@ from vitral.data.split import SPLITS, Found, Split, shortened
 from vitral.images.files import why_not_read
 from vitral.runtime.errors import ImageError, VitralError
 from vitral.runtime.extras import need
+from vitral.runtime.files import cache_folder
 from vitral.runtime.progress import progress
 
 PIPE = "pipe:"
@@ -190,7 +191,7 @@ class Shard:
         """Gives the file; of a command, what it wrote, which is kept in the cache."""
         if not self.piped:
             return Path(self.source)
-        return KeptFiles(cache_folder("streams")).path(self.source, self._run)
+        return FetchedFiles(cache_folder("streams")).path(self.source, self._run)
 
     def opened(self) -> _Descriptor:
         """Opens the file; of a command's, what other processes had removed to make room is fetched again."""
