@@ -28,18 +28,21 @@ ROOMS: dict[str, set[str]] = {
     "recipes": {"checkpoints", "data", "evaluation", "images", "model", "runtime"},
     "training": {"checkpoints", "data", "evaluation", "images", "inference", "model", "recipes", "runtime"},
     "explain": {"checkpoints", "data", "evaluation", "images", "inference", "model", "runtime"},
-    "bench": {"artifacts", "checkpoints", "images", "inference", "model", "runtime"},
+    "bench": {"artifacts", "checkpoints", "data", "images", "inference", "model", "runtime"},
     "reports": {
         "checkpoints", "data", "evaluation", "explain", "images", "inference", "model", "recipes", "runtime",
         "training",
+    },
+    "checks": {
+        "checkpoints", "data", "evaluation", "images", "inference", "model", "reports", "runtime",
     },
     "ship": {
         "artifacts", "bench", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model",
         "runtime",
     },
     "cli": {
-        "artifacts", "bench", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model",
-        "recipes", "reports", "runtime", "ship", "training",
+        "artifacts", "bench", "checkpoints", "checks", "data", "evaluation", "explain", "images", "inference",
+        "model", "recipes", "reports", "runtime", "ship", "training",
     },
 }  # fmt: skip
 

@@ -182,7 +182,8 @@ class Preprocess:
 
         One value in 300 differed (docs/log.md, 2026-11-27).
         """
-        if self.interpolation not in ("bilinear", "bicubic"):  # torch smooths with these alone
+        enlarges = math.prod(size) >= math.prod(pixels_HWC.shape[:2])  # which Pillow does as fast
+        if enlarges or self.interpolation not in ("bilinear", "bicubic"):  # torch smooths with these alone
             return Image.fromarray(pixels_HWC).resize(size[::-1], self._filter)
         import torch
         from torch.nn import functional

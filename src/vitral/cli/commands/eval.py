@@ -1,5 +1,6 @@
 """`vitral eval`: how well a model does on labelled images, and which it gets wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,7 @@ def eval(  # noqa: PLR0913 - a command's options
     max_damaged: options.MaxDamaged = 0.01,
     workers: options.Workers = None,
     tta: options.Tta = "none",
+    decoding: options.Decoding = None,
     merge: options.Merge = None,
     column: options.Column = None,
     device: options.Device = "auto",
@@ -52,8 +54,12 @@ def eval(  # noqa: PLR0913 - a command's options
     from vitral.evaluation.evaluate import evaluate_classifier
 
     classifier = load_classifier(model, device, precision, tta, merge=merge, trusted=trust)
+    if decoding is not None:
+        how_to_see: Any = {"decoding": decoding}
+        classifier = replace(classifier, preprocess=replace(classifier.preprocess, **how_to_see))
     how = classifier.computed_by + ("" if tta == "none" else f", test-time augmentation {tta}")
     how += "" if merge is None else f", merging {merge} patches a layer"
+    how += "" if decoding is None else f", decoding {decoding}"
     with progress_bar("evaluating") as bar:
         how_to: dict[str, Any] = {"split": split, "max_damaged": max_damaged, "workers": workers}
         how_to |= {"mistakes": bool(wrong or sheet), "warn": warn, "on_images": bar}
