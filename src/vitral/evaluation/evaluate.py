@@ -15,6 +15,7 @@ from vitral.data.batches import Batch, DamageCount
 from vitral.data.columns import Columns
 from vitral.data.image_data import DataSource, ImageData, open_data
 from vitral.data.loader import Loader
+from vitral.data.names import Names
 from vitral.data.split import SPLITS, Split, fingerprint
 from vitral.data.workers import Loading, worker_count
 from vitral.evaluation import imagenet
@@ -272,7 +273,7 @@ def _all_images(data: ImageData) -> Split:
         # A view: nothing is read before it is asked for.
         ConcatDataset([split.images for split in splits]),  # pyrefly: ignore[bad-argument-type]
         np.concatenate([split.labels for split in splits]),
-        [name for split in splits for name in split.names],
+        Names.of(name for split in splits for name in split.names),
     )
 
 
