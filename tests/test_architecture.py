@@ -28,18 +28,21 @@ ROOMS: dict[str, set[str]] = {
     "recipes": {"checkpoints", "data", "evaluation", "images", "model", "runtime"},
     "training": {"checkpoints", "data", "evaluation", "images", "inference", "model", "recipes", "runtime"},
     "explain": {"checkpoints", "data", "evaluation", "images", "inference", "model", "runtime"},
-    "bench": {"artifacts", "checkpoints", "images", "inference", "model", "runtime"},
+    "bench": {"artifacts", "checkpoints", "data", "images", "inference", "model", "runtime"},
     "reports": {
         "checkpoints", "data", "evaluation", "explain", "images", "inference", "model", "recipes", "runtime",
         "training",
+    },
+    "checks": {
+        "checkpoints", "data", "evaluation", "images", "inference", "model", "reports", "runtime",
     },
     "ship": {
         "artifacts", "bench", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model",
         "runtime",
     },
     "cli": {
-        "artifacts", "bench", "checkpoints", "data", "evaluation", "explain", "images", "inference", "model",
-        "recipes", "reports", "runtime", "ship", "training",
+        "artifacts", "bench", "checkpoints", "checks", "data", "evaluation", "explain", "images", "inference",
+        "model", "recipes", "reports", "runtime", "ship", "training",
     },
 }  # fmt: skip
 
@@ -164,7 +167,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "compute_in_one_thread": ("data.workers",),  # within a worker process
     # The latter three turn it off.
     "torch.autocast": ("runtime.devices", "model.merging", "model.positions", "explain.observe"),
-    "DataLoader": ("data.workers",),
+    "DataLoader": ("data.workers", "bench.data"),
     "multiprocessing.get_context": ("bench.processes", "data.workers"),
     "keep_freed_memory": ("cli.commands", "bench.processes"),  # the latter in a contender's process
     "set_how_threads_wait": ("cli.app",),

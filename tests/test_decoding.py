@@ -1,8 +1,8 @@
 """JPEGs decoded no more finely than they are looked at: where, how far from the whole, and from memory."""
 
 import io
+import json
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -13,16 +13,33 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from tests.test_cli import Vitral
+from tests.test_cli import vitral as vitral  # the fixture
+from vitral.bench.data.workload import photographs
+from vitral.bench.rounds import Settings
+from vitral.bench.run import run
+from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.data import kept as module
+from vitral.data.batches import ImageKey, ImageLoading, collate
+from vitral.data.image_data import open_data
 from vitral.data.kept import Kept, Pictures, keep
 from vitral.data.loader import Loader
 from vitral.data.split import Split
 from vitral.data.workers import Loading
+from vitral.evaluation.diagnosis.decoding import decoding_costs
 from vitral.images.augment import alteration, training_transform
 from vitral.images.augmentation import Augmentation
 from vitral.images.picture import open_image, undecoded
 from vitral.images.preprocess import Decoding, Preprocess
-from vitral.runtime.errors import ImageError
+from vitral.inference.classifier import Classifier
+from vitral.model.vit import VisionTransformer
+from vitral.recipes.recipe import Recipe
+from vitral.runtime.devices import Placement
+from vitral.runtime.errors import ImageError, VitralError
+from vitral.runtime.memory import available_bytes
+from vitral.training.bounds import Bound, Means, bound_of
+from vitral.training.listeners import Message
+from vitral.training.loop import train
 
 PREPROCESS = Preprocess((32, 32), crop_fraction=0.875, interpolation="bicubic")
 RESIZED = Augmentation("resized", flip=True)
@@ -219,14 +236,14 @@ def test_kept_or_not_and_by_any_processes_batches_have_the_same_bits(decoding: D
 
 def test_worker_processes_fill_one_memory() -> None:
     split, kept = split_of(9), Kept(9, 10**7)
-    loaded = partial(module.Pictures, split.images, kept)
-    from vitral.data.batches import ImageKey, ImageLoading, collate
 
     def whole(picture: Any) -> np.ndarray:
         return picture.pixels()[:100, :100]
 
     keys = [[ImageKey(0, row)] for row in range(9)]
-    batches = list(Loading(2).batches(ImageLoading(split, whole, None, loaded()), keys, collate))
+    batches = list(
+        Loading(2).batches(ImageLoading(split, whole, None, Pictures(split.images, kept)), keys, collate)
+    )
     assert len(batches) == 9
     there = [row for row in range(9) if kept.get(row) is not None]
     assert there  # one that finds another at work leaves its picture to a later pass
@@ -238,11 +255,175 @@ def test_worker_processes_fill_one_memory() -> None:
 
 
 def test_a_file_of_a_model_names_it_where_it_is_not_full(tmp_path: Path) -> None:
-    from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
-    from vitral.model.vit import VisionTransformer
-
     model = VisionTransformer(32, 16, embed_dim=16, num_layers=1, num_heads=2, num_classes=2)
     assert "decoding" not in PREPROCESS.record()
     fast = replace(PREPROCESS, decoding="fast")
     save_checkpoint(tmp_path / "model", Checkpoint(model, fast, ("x", "y")))
     assert load_checkpoint(tmp_path / "model").preprocess == fast
+
+
+# --- What it changes, said -------------------------------------------------------------------------
+
+
+def classifier() -> Classifier:
+    torch.manual_seed(0)
+    model = VisionTransformer(32, 16, embed_dim=16, num_layers=1, num_heads=2, num_classes=3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return Classifier(model.eval(), PREPROCESS, ("x", "y", "z"), Placement.choose("cpu", "float32"))
+
+
+def test_doctor_measures_what_each_way_of_decoding_changes() -> None:
+    files: list[Any] = [photo(640, 480, seed) for seed in range(3)]
+    split = Split([*files, b"no image"], np.zeros(4, dtype=np.int64), list("abcd"))
+    model = classifier()
+    for cost in decoding_costs(model, split):
+        coarse = replace(PREPROCESS, decoding=cost.decoding)
+        levels = np.stack([differences(PREPROCESS, cost.decoding, file) for file in files])
+        assert (cost.images, cost.most_levels) == (3, levels.max())
+        assert cost.levels == pytest.approx(levels.mean())
+        with torch.inference_mode():
+            theirs, ours = (
+                model.model(torch.stack([each(file) for file in files])) for each in (coarse, PREPROCESS)
+            )
+        assert cost.logits == pytest.approx(float((theirs - ours).abs().mean()), rel=1e-3)
+        assert cost.same == int((theirs.argmax(1) == ours.argmax(1)).sum())
+
+
+def test_of_images_that_all_ways_decode_alike_there_is_nothing_to_say() -> None:
+    file = io.BytesIO()
+    open_image(photo(32, 32)).save(file, "PNG")
+    images: list[Any] = [file.getvalue()]
+    preprocess = replace(PREPROCESS, crop_fraction=1.0)
+    assert (
+        decoding_costs(replace(classifier(), preprocess=preprocess), Split(images, np.zeros(1, int), ["a"]))
+        == ()
+    )
+    assert decoding_costs(classifier(), Split([b"no image"], np.zeros(1, int), ["a"])) == ()
+
+
+def test_eval_decodes_as_it_is_asked(vitral: Vitral, tmp_path: Path) -> None:
+    for name in ("x", "y", "z"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for seed in range(4):
+            (tmp_path / "data" / name / f"{seed}.jpg").write_bytes(photo(640, 480, seed))
+    model = classifier()
+    save_checkpoint(tmp_path / "model", Checkpoint(model.model, PREPROCESS, model.labels))
+    words = ["eval", str(tmp_path / "model"), str(tmp_path / "data"), "--split", "all", "--json"]
+    losses = []
+    for more in ([], ["--decoding", "full"], ["--decoding", "fastest"]):
+        losses.append(json.loads(vitral(*words, *more).out)["loss"])
+    assert losses[0] == losses[1] != losses[2]
+
+
+# --- What bounds a run -----------------------------------------------------------------------------
+
+
+def bound(seconds: dict[str, float], **means: Any) -> Bound:
+    found = bound_of(seconds, replace(Means(0, 2, "fast", 0.0, "cpu", None), **means))
+    assert found is not None
+    return found
+
+
+def test_a_run_that_hardly_waits_is_bound_by_its_steps() -> None:
+    found = bound({"waiting": 10, "stepping": 90, "decoding": 300})
+    assert (found.part, found.share) == ("stepping", 0.9)
+
+
+@pytest.mark.parametrize(
+    ("means", "advice"),
+    [
+        ({}, "workers=2"),
+        ({"cores": 8, "workers": 4}, "workers=7"),
+        ({"workers": 2}, "decoding=fastest"),
+        ({"workers": 2, "decoding": "full"}, "decoding=fast "),
+        ({"workers": 2, "decoding": "fastest"}, "store the images smaller"),
+    ],
+)
+def test_one_that_waits_for_decoding_is_told_what_to_set(means: dict[str, Any], advice: str) -> None:
+    found = bound({"waiting": 60, "stepping": 40, "decoding": 50, "altering": 10}, **means)
+    assert found.part == "decoding"
+    assert advice in str(found)
+    assert "60%" in str(found)
+
+
+def test_augmentation_and_the_way_to_the_device_are_told_apart() -> None:
+    altering = bound(
+        {"waiting": 60, "stepping": 40, "decoding": 10, "altering": 50}, workers=2, rand_augment=9.0
+    )
+    assert altering.part == "altering"
+    assert "rand_augment=0" in altering.advice
+    assert bound({"waiting": 60, "stepping": 40, "decoding": 50, "moving": 40}).part == "moving"
+
+
+def test_of_a_few_seconds_nothing_is_said() -> None:
+    assert bound_of({"waiting": 10, "stepping": 5}, Means(0, 2, "fast", 0.0, "cpu", None)) is None
+
+
+def test_a_run_says_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitral.training.bounds._LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("vitral.training.bounds._WORTH_A_WORD", 0.0)  # waiting always counts
+    for name in ("x", "y"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for seed in range(6):
+            (tmp_path / "data" / name / f"{seed}.jpg").write_bytes(photo(320, 240, seed))
+    model = VisionTransformer(32, 16, embed_dim=16, num_layers=1, num_heads=2, num_classes=2)
+    save_checkpoint(tmp_path / "base", Checkpoint(model, PREPROCESS, ("x", "y")))
+    told: list[str] = []
+
+    def listen(event: Any) -> None:
+        if isinstance(event, Message):
+            told.append(event.text)
+
+    given = {"model": str(tmp_path / "base"), "batch_size": 4, "steps": 6, "crop": "resized", "workers": 0}
+    recipe = Recipe(**given, device="cpu", probe_head=False)
+    train(open_data(tmp_path / "data"), tmp_path / "run", recipe, listeners=[listen])
+    said = [text for text in told if "bounds the speed" in text]
+    assert len(said) == len({text.split(" bounds")[0] for text in said}) >= 1
+    assert any(text.startswith("decoding of images") for text in said)
+
+
+# --- Beside the other libraries ---------------------------------------------------------------------
+
+
+def test_the_benchmark_of_loaders_compares_equal_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitral.bench.data.measure._ALONE_BATCHES", 2)
+    for number in range(6):
+        (tmp_path / f"{number}.jpg").write_bytes(photo(160, 120, number))
+    words = [str(tmp_path), "img_size=32", "batch_size=3"]
+    settings = Settings(Placement.choose("cpu"), rounds=1, peers=("torchvision",))
+    report = run("data", words, settings)
+    rows = {(row.task, row.contender, row.configuration): row for row in report.rows}
+    for library, configuration in (("torchvision", "default"), ("vitral", "kept"), ("vitral", "fast")):
+        assert rows["training crops", library, configuration].images == 6
+        assert rows["evaluation", library, configuration].levels == pytest.approx(0, abs=0.05)
+    assert rows["evaluation", "vitral", "fastest"].levels > 0.1  # type: ignore[operator]
+    assert rows["training crops", "torchvision", "default"].folder_ratio == 1
+    assert any(row.task.startswith("loader alone") for row in report.rows)
+
+
+def test_the_benchmark_makes_photographs_and_refuses_what_it_does_not_know() -> None:
+    with photographs(["images=2", "photo_size=[48,64]"]) as photos:
+        assert [open_image(file).size for file in photos.files] == [(64, 48)] * 2
+    assert not photos.folder.exists()
+    for words in (["side=3"], ["img_size=0"], ["/nowhere"], ["photo_size=[0,8]"]):
+        with pytest.raises(VitralError), photographs(words):
+            pass
+
+
+# --- Memory ------------------------------------------------------------------------------------------
+
+
+def test_a_containers_limit_is_heeded(tmp_path: Path) -> None:
+    group = tmp_path / "cgroup" / "a" / "b"
+    group.mkdir(parents=True)
+    own = tmp_path / "own"
+    own.write_text("0::/a/b\n")
+    (group / "memory.max").write_text("max\n")
+    (group.parent / "memory.max").write_text("1000000\n")
+    (group.parent / "memory.current").write_text("700000\n")
+    (group.parent / "memory.stat").write_text("anon 5\ninactive_file 100000\n")
+    assert available_bytes(tmp_path / "cgroup", own) == 400_000
+    assert available_bytes(tmp_path / "cgroup", tmp_path / "none") > 1_000_000

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from tests.data_hub import data_hub
 from vitral.data.image_data import DataSource, ImageData, open_data
 from vitral.reports.train import train
 
@@ -26,7 +27,11 @@ STEPS = 20
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("doors")
+    return pictures(tmp_path_factory.mktemp("doors"))
+
+
+def pictures(folder: Path) -> Path:
+    """The images as a folder, within one that all doors are made in."""
     draw = np.random.default_rng(0)
     for split, count in SPLITS.items():
         for place, name in enumerate(CLASSES):
@@ -114,8 +119,22 @@ def shards(root: Path) -> DataSource:
     return f"{root}/{{split}}-{{000..001}}.tar"
 
 
+def hub_files(root: Path) -> dict[str, bytes]:
+    parquet(root)
+    return {f"data/{file.name}": file.read_bytes() for file in sorted(root.glob("*.parquet"))}
+
+
+def hub(_: Path) -> DataSource:
+    return "hf://datasets/org/name"
+
+
+def hub_stream(_: Path) -> DataSource:
+    return "hf-stream://datasets/org/name"
+
+
 DOORS: list[Callable[[Path], DataSource]] = [
-    folder, comma_separated, tab_separated, binary_columns, json_lines, parquet, shards, dataset,
+    folder, comma_separated, tab_separated, binary_columns, json_lines, parquet, shards, hub, hub_stream,
+    dataset,
 ]  # fmt: skip
 
 
@@ -135,8 +154,17 @@ def expected(root: Path) -> str:
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
 def test_the_same_classes_splits_and_bits(
-    root: Path, door: Callable[[Path], DataSource], expected: str, tmp_path: Path
+    root: Path,
+    door: Callable[[Path], DataSource],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    with data_hub(hub_files(root), tmp_path / "hub", monkeypatch):
+        enter(root, door, expected, tmp_path)
+
+
+def enter(root: Path, door: Callable[[Path], DataSource], expected: str, tmp_path: Path) -> None:
     source = door(root)
     data = open_data(source)
     assert data.classes == CLASSES

@@ -28,11 +28,12 @@ from vitral.images.picture import open_image
 from vitral.images.preprocess import Preprocess
 from vitral.inference import features as features_module
 from vitral.inference.classifier import Classifier, as_classifier, load
-from vitral.inference.features import PooledFeatures, cache_folder, extract
+from vitral.inference.features import PooledFeatures, extract
 from vitral.model.config import ViTConfig
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
+from vitral.runtime.files import cache_folder
 
 CPU = Placement.choose("cpu", "float32")
 SIZE = 16
@@ -507,11 +508,11 @@ def test_damaged_images_are_named_and_left_out(classifier: Classifier, folder: P
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cache_folder(tmp_path / "asked") == tmp_path / "asked"
-    assert cache_folder() == Path(os.environ["VITRAL_CACHE"]) / "features"
+    assert cache_folder("features", tmp_path / "asked") == tmp_path / "asked"
+    assert cache_folder("features") == Path(os.environ["VITRAL_CACHE"]) / "features"
     monkeypatch.delenv("VITRAL_CACHE")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert cache_folder() == tmp_path / ".cache" / "vitral" / "features"
+    assert cache_folder("features") == tmp_path / ".cache" / "vitral" / "features"
 
 
 # --- The probe as a model ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from tests.conftest import write_images
 from vitral.data.columns import Columns
 from vitral.data.image_data import open_data
 from vitral.data.sources import find, find_unlabelled, tar_index
-from vitral.data.sources.kept import KeptFiles
+from vitral.data.sources.fetched import FetchedFiles
 from vitral.data.sources.shards import with_braces
 from vitral.images.picture import open_image
 from vitral.runtime.errors import VitralError
@@ -366,7 +366,7 @@ def test_a_command_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_is_kept_is_bounded_and_the_oldest_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITRAL_STREAM_BYTES", str(2**20))
-    kept, fetched = KeptFiles(tmp_path / "kept"), []
+    kept, fetched = FetchedFiles(tmp_path / "kept"), []
 
     def fetch(key: str) -> Path:
         def write(path: Path) -> None:

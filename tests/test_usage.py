@@ -16,7 +16,7 @@ from vitral.cli import app as cli
 from vitral.data.split import SPLITS
 from vitral.explain.faithfulness.removal import Fill
 from vitral.explain.pictures import Look
-from vitral.images.preprocess import Preprocess
+from vitral.images.preprocess import Decoding, Preprocess
 from vitral.inference.classifier import TestTimeAugmentation
 from vitral.model.config import Pooling, ViTConfig
 from vitral.model.vit import VisionTransformer
@@ -279,11 +279,12 @@ def test_what_options_may_be_is_what_the_library_takes() -> None:
         (limits.DEVICES, get_args(devices.Device)),
         (limits.PRECISIONS, get_args(devices.Precision)),
         (limits.TTA, get_args(TestTimeAugmentation)),
+        (limits.DECODINGS, get_args(Decoding)),
         (limits.SPLITS, (*SPLITS, "all")),
         (limits.FEATURES, get_args(Pooling)),
         (limits.FILLS, get_args(Fill)),
         (limits.LOOKS, get_args(Look)),
-        (limits.BENCHMARKS, (*_OF_MODELS, "kernels")),
+        (limits.BENCHMARKS, (*_OF_MODELS, "data", "kernels")),
         (limits.LAYOUTS, LAYOUTS),
         (limits.DTYPES, STORABLE),
     ]

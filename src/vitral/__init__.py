@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vitral.artifacts.predictor import Predictor
     from vitral.bench.run import benchmark
     from vitral.checkpoints.convert import convert
+    from vitral.checks.check import check
     from vitral.data.image_data import ImageData, open_data
     from vitral.evaluation.diagnosis.doctor import diagnose
     from vitral.evaluation.evaluate import evaluate
@@ -60,6 +61,7 @@ _HOMES = {
     "VisionTransformer": "model.vit",
     "VitralError": "runtime.errors",
     "benchmark": "bench.run",
+    "check": "checks.check",
     "convert": "checkpoints.convert",
     "create": "model.variants",
     "diagnose": "evaluation.diagnosis.doctor",
@@ -97,6 +99,7 @@ __all__ = [
     "VisionTransformer",
     "VitralError",
     "benchmark",
+    "check",
     "convert",
     "create",
     "diagnose",

@@ -28,6 +28,8 @@ class Row:
     parts: Mapping[str, float] = field(default_factory=dict)  # median seconds of a call's parts
     peak_bytes: int | None = None  # resident memory at most
     reason: str | None = None  # why it could not be measured
+    folder_ratio: float | None = None  # of a loader: to torchvision's ImageFolder as it comes
+    levels: float | None = None  # mean difference from our images, of 255 grey levels
 
     @property
     def median(self) -> float:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from vitral.artifacts.manifest import is_artifact
+from vitral.bench.data.measure import data
 from vitral.bench.forms import infer_forms
 from vitral.bench.kernels import kernels
 from vitral.bench.report import Report
@@ -28,7 +29,7 @@ _OF_MODELS: dict[str, Callable[[Workload, Settings], Report]] = {
 
 
 def benchmark(
-    what: Literal["train", "infer", "start", "kernels"],
+    what: Literal["train", "infer", "start", "data", "kernels"],
     model: str | None = None,
     *,
     rounds: int = 7,
@@ -40,10 +41,10 @@ def benchmark(
     """Measure speed beside timm, transformers, torchvision and vit-pytorch, whichever are installed.
 
     Args:
-        what: "train" steps, "infer" forward passes, "start" a fresh process to its first prediction, or
-            "kernels", our two routes of patches and of attention.
-        model: a variant's name or a checkpoint; "kernels" takes none. "infer" takes an artifact too, and
-            measures its forms beside each other.
+        what: "train" steps, "infer" forward passes, "start" a fresh process to its first prediction, "data"
+            from files to batches, or "kernels", our two routes of patches and of attention.
+        model: a variant's name or a checkpoint; "data" takes a folder of images, "kernels" nothing. "infer"
+            takes an artifact too, and measures its forms beside each other.
         rounds: interleaved readings of each contender.
         peers: compete with these libraries only.
         device: where to compute.
@@ -64,9 +65,9 @@ def run(benchmark: str, words: Sequence[str], settings: Settings) -> Report:
     """Run one of the benchmarks.
 
     Args:
-        benchmark: "train", "infer", "start" or "kernels".
-        words: the model and settings, such as ``["ViT-Ti/4", "img_size=32", "batch_size=64"]``; "kernels"
-            takes none.
+        benchmark: "train", "infer", "start", "data" or "kernels".
+        words: the model and settings, such as ``["ViT-Ti/4", "img_size=32", "batch_size=64"]``; of "data" a
+            folder of images and settings; "kernels" takes none.
         settings: how to run it.
 
     Raises:
@@ -83,6 +84,8 @@ def run(benchmark: str, words: Sequence[str], settings: Settings) -> Report:
     with torch.random.fork_rng(devices=[]):  # images and products are drawn
         if benchmark == "kernels":
             return kernels(settings)
+        if benchmark == "data":
+            return data(words, settings)
         if benchmark == "infer" and words and is_artifact(words[0]):
             return infer_forms(words[0], batch_sizes_of(words[1:]), settings)
         return _OF_MODELS[benchmark](choose_workload(benchmark, words, settings.placement), settings)

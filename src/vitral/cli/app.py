@@ -15,6 +15,7 @@ import typer
 from vitral.cli import usage
 from vitral.cli.commands import (
     bench,
+    check,
     convert,
     demo,
     doctor,
@@ -68,10 +69,9 @@ def _options(
 
 # In the order of --help.
 for _command in (
-    demo.demo, train.train, eval.eval, predict.predict, explain.explain, report.report, runs.runs,
-    sweep.sweep, info.info,
-    doctor.doctor, probe.probe, convert.convert, push.push, export.export, optimize.optimize, serve.serve,
-    verify.verify,
+    demo.demo, check.check, train.train, eval.eval, predict.predict, explain.explain, report.report,
+    runs.runs, sweep.sweep, info.info, doctor.doctor, probe.probe, convert.convert, push.push, export.export,
+    optimize.optimize, serve.serve, verify.verify,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(bench.app, name="bench")

@@ -157,6 +157,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, choice(limits.DEVICES)]
 Precision = Annotated[str, choice(limits.PRECISIONS)]
 Tta = Annotated[str, choice(limits.TTA, " (mean of the probabilities of each image and its mirror image).")]
+Decoding = Annotated[
+    str | None,
+    choice(
+        limits.DECODINGS,
+        ": how finely JPEGs are decoded; by default as the model's file says, else in full. `vitral doctor` "
+        "says what it changes.",
+    ),
+]
 Merge = Annotated[
     str | None,
     name(

@@ -15,6 +15,7 @@ from PIL import Image
 from vitral.data.split import Images, Split
 from vitral.images.picture import Undecoded, undecoded
 from vitral.runtime.memory import available_bytes
+from vitral.runtime.threads import local_size
 
 # Of the memory that is free when a split is first read; the files themselves are in the rest, as the system's
 # copies of what was read from disk.
@@ -102,7 +103,7 @@ def keep(rows: int, bytes_in_all: float) -> Kept | None:
         rows: of the split.
         bytes_in_all: about what they take.
     """
-    if bytes_in_all > SHARE_TO_TAKE * available_bytes():
+    if bytes_in_all > SHARE_TO_TAKE * available_bytes() / local_size():
         return None
     try:
         return Kept(rows, int(_SPARE * bytes_in_all))

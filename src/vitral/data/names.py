@@ -13,6 +13,8 @@ from typing import Self, overload
 
 import numpy as np
 
+_TOGETHER = 65_536  # names whose places are looked up at once
+
 
 class Names(Sequence[str]):
     """A sequence of strings that never changes; file names of any bytes, as `os.fsdecode` gives them.
@@ -24,7 +26,8 @@ class Names(Sequence[str]):
     """
 
     def __init__(self, text: np.ndarray, ends: np.ndarray, rows: np.ndarray | None = None) -> None:
-        self.text, self.ends, self.rows = text, ends, rows
+        small = ends.dtype != np.uint32 and len(text) < 2**32
+        self.text, self.ends, self.rows = text, ends.astype(np.uint32) if small else ends, rows
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Self:
@@ -62,8 +65,14 @@ class Names(Sequence[str]):
         return os.fsdecode(self.text[start : self.ends[row]].tobytes())
 
     def __iter__(self) -> Iterator[str]:
-        rows = range(len(self.ends)) if self.rows is None else self.rows
-        return (self._name(int(row)) for row in rows)
+        text = self.text.tobytes()
+        letters = text.decode("ascii") if text.isascii() else None  # else a letter may be several bytes
+        for first in range(0, len(self), _TOGETHER):
+            rows = np.arange(first, min(first + _TOGETHER, len(self)))
+            rows = rows if self.rows is None else self.rows[rows]
+            starts = np.where(rows > 0, self.ends[rows - 1], 0).tolist()
+            for start, end in zip(starts, self.ends[rows].tolist(), strict=True):
+                yield os.fsdecode(text[start:end]) if letters is None else letters[start:end]
 
     def take(self, rows: np.ndarray) -> "Names":
         """Give the names of these rows, in this order; none of their letters is copied."""

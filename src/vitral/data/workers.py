@@ -23,7 +23,7 @@ from torch.utils.data._utils.signal_handling import _remove_worker_pids
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vitral.runtime.stopping import StopSignal
-from vitral.runtime.threads import compute_in_one_thread, cpu_count
+from vitral.runtime.threads import compute_in_one_thread, cpu_count, local_size
 
 _WORTH_WORKERS = 5_000  # images: to start a process takes as long as to read some 2,000
 _PREFETCHED = 2  # batches of each worker that wait to be taken; DataLoader's default
@@ -155,7 +155,7 @@ class Loading:
         images = (collate([dataset[key]]).nbytes for key in keys)
         batch_bytes = next(filter(None, images), 0) * len(keys)  # a damaged image has none
         # Each worker's batches, and those that are being moved and used.
-        room = int((_SHARE_TO_TAKE * free / max(batch_bytes, 1) - 2) / _PREFETCHED)
+        room = int((_SHARE_TO_TAKE * free / local_size() / max(batch_bytes, 1) - 2) / _PREFETCHED)
         if room >= self.workers:
             return
         needed = (_PREFETCHED * self.workers + 2) * batch_bytes

@@ -58,6 +58,7 @@ HEIF_ADVICE = "install pillow-heif: pip install 'vitral[heif]'"
 # Pillow opens, 179 million pixels, of grey or colour, and not for eight copies of it.
 _ROOM_BYTES = 900_000_000
 _LARGE_BYTES = 100_000_000  # of one picture
+_READ_AS_A_WHOLE = 32_000_000  # bytes of a file at most
 # Bytes a pixel that a format's decoder takes beside the picture (docs/log.md, 2026-11-26).
 _DECODER_BYTES = {"WEBP": 14, "AVIF": 8, "JPEG2000": 16, "HEIF": 8, "TIFF": 4}
 # The best coders spend a bit on ten pixels of a photograph; a bomb of 0.3 MB is 169 million of one colour.
@@ -130,20 +131,24 @@ def _formats(wanted: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in wanted if name in Image.OPEN)
 
 
-def refuse_irregular(file: str | os.PathLike) -> None:
+def refuse_irregular(file: str | os.PathLike) -> os.stat_result:
     """To open a named pipe waits for its writer, and to open a device may do anything.
+
+    Returns:
+        what the system says of it.
 
     Raises:
         ImageError: unless there is a regular file.
     """
     try:
-        mode = os.stat(file).st_mode
+        found = os.stat(file)
     except FileNotFoundError:
         raise ImageError(f"there is no file {file}") from None
     except (OSError, ValueError) as error:
         raise ImageError(why_not_read(error)) from error
-    if not stat.S_ISREG(mode):
-        raise ImageError(f"is {kind_of_file(mode)}; only regular files are read")
+    if not stat.S_ISREG(found.st_mode):
+        raise ImageError(f"is {kind_of_file(found.st_mode)}; only regular files are read")
+    return found
 
 
 def kind_of_file(mode: int) -> str:
@@ -195,11 +200,25 @@ def decodable(source: str | os.PathLike | bytes) -> Iterator[Image.Image]:
     Raises:
         ImageError: also if it takes more memory or time than any photograph.
     """
-    with opened(source) as image:
-        stored = len(source) if isinstance(source, bytes) else os.stat(source).st_size
+    content, stored = _read_if_small(source)
+    with opened(content) as image:
         _refuse_few_bytes(image, stored)
         with _room.taken(_bytes_if_worth_it(image)):
             yield image
+
+
+def _read_if_small(source: str | os.PathLike | bytes) -> tuple[str | os.PathLike | bytes, int]:
+    """A file's content, where it is no larger than photographs are, and its size: read as a whole.
+
+    Pillow reads it in pieces, and each takes as long as to read half of it.
+    """
+    if isinstance(source, bytes):
+        return source, len(source)
+    size = refuse_irregular(source).st_size
+    if size > _READ_AS_A_WHOLE:
+        return source, size
+    with open(source, "rb", buffering=0) as file:
+        return file.readall(), size
 
 
 def _identified(source: Any) -> Image.Image:
@@ -301,17 +320,20 @@ def _count_scans(image: Any) -> int:
     """The scans of a JPEG whose header is read; the rest is looked at only where there are several."""
     file = image.fp
     at = file.tell()
-    header = file.read(3)  # of the first scan: its length, and how many components it has
-    if image.format == "JPEG" and not image.info.get("progressive") and header[2:] == bytes([image.layers]):
+    # Pillow stands behind the header of the first scan: its length and how many components it has, then two
+    # bytes for each and three more (ITU-T T.81, B.2.3).
+    length = 6 + 2 * image.layers
+    file.seek(max(at - length, 0))
+    header = file.read(3)
+    if (
+        image.format == "JPEG"
+        and not image.info.get("progressive")
+        and header == bytes([0, length, image.layers])
+    ):
         scans = 1
     else:
         file.seek(0)
-        content = file.read()
-        # No fewer than there are, for a preview in the header has some too; to tell them apart takes ten
-        # times as long, and a picture of few does not need it.
-        scans = content.count(bytes([0xFF, _SCAN]))
-        if scans * image.width * image.height > _MOST_SCANNED_PIXELS:
-            scans = sum(marker == _SCAN for marker in _markers(content))
+        scans = sum(marker == _SCAN for marker in _markers(file.read()))
     file.seek(at)
     return scans
 

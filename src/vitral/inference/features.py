@@ -47,6 +47,7 @@ class PooledFeatures:
     labels: np.ndarray  # (n,)
     vectors: dict[int, dict[Pooling, Tensor]]  # layer as asked for -> pooling -> (n, D)
     cached: int  # images whose vectors were on disk
+    rows: np.ndarray  # (n,) of the split
 
     def of(self, layer: int, pooling: Pooling) -> Tensor:
         """The vectors (n, D) of one pooling, (n, 2 D) of "class_mean"."""
@@ -54,13 +55,6 @@ class PooledFeatures:
         if pooling == "class_mean":
             return torch.cat([parts["class"], parts["mean"]], dim=1)
         return parts[pooling]
-
-
-def cache_folder(wanted: Path | None = None, kind: str = "features") -> Path:
-    """`wanted`, else the folder of this kind in $VITRAL_CACHE, else in ``~/.cache/vitral``."""
-    if wanted is not None:
-        return wanted
-    return Path(os.environ.get("VITRAL_CACHE") or Path.home() / ".cache" / "vitral") / kind
 
 
 def poolings(model: VisionTransformer, layer: int) -> tuple[Pooling, ...]:
@@ -182,7 +176,7 @@ def _assembled(
         names = poolings(model, layer)
         parts = torch.stack([of[digests[row]] for row in readable]).chunk(len(names), dim=1)
         vectors[layer] = dict(zip(names, parts, strict=True))
-    return PooledFeatures(split.labels[readable], vectors, cached)
+    return PooledFeatures(split.labels[readable], vectors, cached, np.array(readable))
 
 
 # --- What the same key stands for --------------------------------------------------------------------

@@ -14,7 +14,14 @@ from vitral.reports.blocks import Section, Tiles
 _SHADES = 9  # of a matrix
 
 
-def render(title: str, lead: str, tiles: Tiles | None, sections: tuple[Section, ...], made_by: str) -> str:
+def render(
+    title: str,
+    lead: str,
+    tiles: Tiles | None,
+    sections: tuple[Section, ...],
+    made_by: str,
+    kind: str = "Model report",
+) -> str:
     """Write the page.
 
     Args:
@@ -23,6 +30,7 @@ def render(title: str, lead: str, tiles: Tiles | None, sections: tuple[Section, 
         tiles: the few numbers under it.
         sections: in their order.
         made_by: the version of what wrote it.
+        kind: what the page is.
     """
     style, script = _part("style.css"), _part("script.js")
     policy = (
@@ -30,7 +38,13 @@ def render(title: str, lead: str, tiles: Tiles | None, sections: tuple[Section, 
         "base-uri 'none'; form-action 'none'"
     )
     given: dict[str, Any] = {"title": title, "lead": lead, "tiles": tiles, "sections": sections}
-    given |= {"style": Markup(style), "script": Markup(script), "policy": policy, "made_by": made_by}
+    given |= {
+        "style": Markup(style),
+        "script": Markup(script),
+        "policy": policy,
+        "made_by": made_by,
+        "kind": kind,
+    }
     return _environment().get_template("page.html.jinja").render(**given)
 
 

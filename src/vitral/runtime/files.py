@@ -15,6 +15,14 @@ from pathlib import Path
 
 from vitral.runtime.errors import VitralError
 
+
+def cache_folder(kind: str, wanted: Path | None = None) -> Path:
+    """Gives `wanted`, else the folder of this kind in $VITRAL_CACHE, else in ``~/.cache/vitral``."""
+    if wanted is not None:
+        return wanted
+    return Path(os.environ.get("VITRAL_CACHE") or Path.home() / ".cache" / "vitral") / kind
+
+
 # What `tempfile.mkstemp` makes of the prefix in `write_atomically`.
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
 

@@ -25,6 +25,11 @@ def cpu_count() -> int:
     return cores if quota is None else max(min(cores, int(quota)), 1)
 
 
+def local_size() -> int:
+    """Count the processes of one run that share this machine, and its cores and memory, as torchrun says."""
+    return max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+
+
 def cpu_quota(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
     """How many cores' time a container's quota gives; None: there is none.
 

@@ -5,6 +5,7 @@ gloo group of its own, so that it never mixes with the gradients. Who is alone i
 """
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vitral.runtime.errors import ToldElsewhere, VitralError
-from vitral.runtime.stopping import Stopped
+from vitral.runtime.stopping import Interrupted, Stopped
 
 T = TypeVar("T")
 
@@ -225,7 +226,8 @@ def _met() -> tuple[World, bool]:
         gpus = torch.cuda.is_available()
         if gpus:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        store, rank, size = next(iter(dist.rendezvous("env://")))
+        shared, rank, size = next(iter(dist.rendezvous("env://")))
+        store = dist.PrefixStore(_meeting(shared, rank, size), shared)
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     world = World(
@@ -235,15 +237,37 @@ def _met() -> tuple[World, bool]:
     return world, ours
 
 
+def _meeting(store: Any, rank: int, size: int) -> str:
+    """A name that the processes of this start agree on, and those of no start before.
+
+    torchrun's store outlives the processes that it starts again, and what they wrote into it: to read where a
+    dead process listened is to wait for it in vain. So each says hello under a number of its own, the first
+    answers every hello that it finds, and goes on once all have thanked it for this very answer.
+    """
+    if rank:
+        own = uuid.uuid4().hex
+        store.set(f"vitral/hello/{rank}", own)
+        store.wait([f"vitral/answer/{own}"], _TIMEOUT)
+        name = store.get(f"vitral/answer/{own}").decode()
+        store.set(f"{name}/{rank}", "thanks")
+        return name
+    name, until = f"vitral/{uuid.uuid4().hex}", time.monotonic() + _TIMEOUT.total_seconds()
+    missing = set(range(1, size))
+    while missing:
+        for other in missing:
+            if store.check([f"vitral/hello/{other}"]):
+                store.set(f"vitral/answer/{store.get(f'vitral/hello/{other}').decode()}", name)
+        missing = {other for other in missing if not store.check([f"{name}/{other}"])}
+        if time.monotonic() > until:
+            raise VitralError(f"{len(missing)} of {size} processes did not come, the first {min(missing)}")
+        time.sleep(0.02)
+    return name
+
+
 def _part() -> None:
     import torch.distributed as dist
 
     dist.destroy_process_group()
-
-
-def local_size() -> int:
-    """How many of the processes share this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def elastic_run() -> str | None:
@@ -265,7 +289,7 @@ def in_order(shares: Sequence[Sequence[T]]) -> list[T]:
 def _attempted(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     try:
         return work(), None
-    except (Exception, Stopped) as error:
+    except (Exception, Interrupted, Stopped) as error:
         return None, error.with_traceback(None)
 
 

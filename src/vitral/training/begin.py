@@ -22,8 +22,7 @@ from vitral.recipes.resolve import load_base, resolve, start
 from vitral.recipes.schema import BUDGET, Resolved
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
-from vitral.runtime.threads import cpu_count, thread_count
-from vitral.runtime.world import local_size
+from vitral.runtime.threads import cpu_count, local_size, thread_count
 from vitral.training.adapt import choose_trained
 from vitral.training.listeners import Listeners
 from vitral.training.optimizers import Group

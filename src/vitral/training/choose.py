@@ -23,6 +23,7 @@ from vitral.recipes.resolve import resolve, start
 from vitral.runtime.errors import VitralError
 from vitral.runtime.stopping import Interrupted
 from vitral.runtime.threads import cpu_count
+from vitral.runtime.world import ALONE, joined
 from vitral.training import loop
 from vitral.training.events import Evaluated, Event, Listener, StepDone
 from vitral.training.listeners import Listeners, Progress
@@ -98,20 +99,26 @@ def train(
         return loop.train(data, folder, recipe, resume=True, listeners=listeners, parts=parts)
     if recipe.get("model") == AUTO and not recipe.get("minutes"):
         raise VitralError("model=auto tries several ways, for which it needs a time to keep to: minutes=30")
-    RunFolder(folder).refuse_to_begin(data, recipe)
-    begun = time.monotonic()
+    with joined() as world:
+        RunFolder(folder, world=world).refuse_to_begin(data, recipe)
+        begun = time.monotonic()
+        # Trials are of one process: of several, the first tries alone and the others wait.
+        way = world.from_first(lambda: _chosen(data, recipe, tell, parts), patient=True)
+        return loop.train(
+            data,
+            folder,
+            recipe.changed(**way.settings),
+            listeners=listeners,
+            parts=parts,
+            spent=time.monotonic() - begun,
+        )
+
+
+def _chosen(data: ImageData, recipe: Recipe, tell: Listeners, parts: Parts) -> "Way":
     ways = _ways(data, recipe, tell)
     # Without validation images the run says what is missing.
     tries = len(ways) > 1 and "val" in data.splits
-    way = _tried(data, recipe, ways, tell, parts) if tries else ways[0]
-    return loop.train(
-        data,
-        folder,
-        recipe.changed(**way.settings),
-        listeners=listeners,
-        parts=parts,
-        spent=time.monotonic() - begun,
-    )
+    return _tried(data, recipe, ways, tell, parts) if tries else ways[0]
 
 
 # --- The ways ------------------------------------------------------------------------------------
@@ -325,7 +332,9 @@ def _short_run(data: ImageData, judged: Split, recipe: Recipe, listener: Listene
     short = recipe.changed(epochs=None, steps=None, compile=False, checkpoint_steps=10**9, track=None)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "trial"
-        summary = loop.train(replace(data, splits=splits), folder, short, listeners=[listener], parts=parts)
+        summary = loop.train(
+            replace(data, splits=splits), folder, short, listeners=[listener], parts=parts, world=ALONE
+        )
     if not summary.finished:  # nothing was written that could be taken up again
         raise Interrupted(summary.stopped_by or signal.SIGINT)
     return summary

@@ -123,6 +123,8 @@ def _carry_out(run: Run, stop: StopSignal) -> Summary:
             run.tell.message(note)
         try:
             start_tuning(run, stop)
+            if not run.world.alone:
+                run.tick()  # by one clock from the first step on, which the rate may follow
             # A new run takes one step at least, however long its start took.
             spent = (run.state.step > 0 and run.budget.is_spent) or _loop(run, stop)
         except Stopped:  # before the first step, or while a batch was waited for

@@ -27,7 +27,8 @@ _Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[MODEL] [KEY=VALUE...]",
-        help="A variant's name or a checkpoint; batch_size, also a list, and fields of ViTConfig.",
+        help="A variant's name or a checkpoint; batch_size, also a list, and fields of ViTConfig. Of data: a "
+        "folder of images; img_size, batch_size, images, workers, interpolation and photo_size.",
     ),
 ]
 _Isolated = Annotated[
@@ -48,6 +49,7 @@ _COMPARED = {
     "train": "Training steps beside timm, transformers, torchvision and vit-pytorch, if they are installed.",
     "infer": "Forward passes beside the other libraries.",
     "start": "A fresh process to its first prediction, beside the other libraries.",
+    "data": "From files to batches beside torchvision, timm and transformers; takes a folder of images.",
     "kernels": "Our two routes of patches and of attention; takes no MODEL.",
 }
 
@@ -71,7 +73,7 @@ def _comparison(what: str) -> Callable[..., None]:
         from vitral.runtime.devices import Placement
 
         placement = Placement.choose(device, precision)  # type: ignore[arg-type]
-        if what == "train" and not isolated:
+        if what == "data" or (what == "train" and not isolated):
             keep_freed_memory()  # as in a run; here for all alike
         settings = Settings(placement, rounds, compiled, isolated, tuple(peer or ()), command_line(), warn)
         report = run(what, words or [], settings)
@@ -100,7 +102,9 @@ def print_report(report: "Report") -> None:
         title = task if peak is None else f"{task}; GEMM {giga(peak)} GFLOP/s at best"
         cells = [[cell(row) for _, cell in columns] for row in group]
         print_table(title, [name for name, _ in columns], cells, _CELLS.keys() - _WORDS)
-    if any(row.speed_ratio for row in measured):
+    if legend := report.facts.get("legend"):
+        say(legend)
+    elif any(row.speed_ratio for row in measured):
         say(
             "ratio: speed over that of the fastest of the other libraries' defaults; median and spread over "
             f"{len(measured[0].seconds)} rounds; agreement: relative difference from Vitral's in float32"
@@ -138,7 +142,8 @@ _CELLS: "dict[str, Callable[[Row], str]]" = {
     "time": _time,
     "images/s": lambda row: f"{row.images_per_second:,.1f}" if row.images_per_second else "",
     "spread": lambda row: f"{row.spread:.0%}",
-    "ratio": lambda row: f"{row.speed_ratio:.2f}" if row.speed_ratio else "",
+    "ratio": lambda row: f"{ratio:.2f}" if (ratio := row.speed_ratio or row.folder_ratio) else "",
+    "levels": lambda row: "" if row.levels is None else f"{row.levels:.2f}",
     "of GEMM": lambda row: f"{row.peak_share:.0%}" if row.peak_share else "",
     **{
         f"{part} s": lambda row, part=part: f"{row.parts[part]:.2f}" if part in row.parts else ""

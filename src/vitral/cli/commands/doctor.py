@@ -67,4 +67,6 @@ def print_diagnosis(diagnosis: "Diagnosis", title: str) -> None:
     ):
         values = ", ".join(finding.value for finding in alike if finding.value != "-")
         say(f"no effect: {' '.join(filter(None, (reason[0], values)))}: {reason[1]}")
+    for cost in diagnosis.decodings:
+        say(str(cost))
     say(diagnosis.conclusion())

@@ -1,5 +1,6 @@
 """`vitral eval`: how well a model does on labelled images, and which it gets wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,7 @@ def eval(  # noqa: PLR0913 - a command's options
     max_damaged: options.MaxDamaged = 0.01,
     workers: options.Workers = None,
     tta: options.Tta = "none",
+    decoding: options.Decoding = None,
     merge: options.Merge = None,
     column: options.Column = None,
     device: options.Device = "auto",
@@ -50,14 +52,23 @@ def eval(  # noqa: PLR0913 - a command's options
     vitral eval runs/photos photos/ --wrong wrong.csv --sheet wrong.png
     """
     from vitral.evaluation.evaluate import evaluate_classifier
+    from vitral.runtime.world import joined
 
-    classifier = load_classifier(model, device, precision, tta, merge=merge, trusted=trust)
+    with joined() as world, progress_bar("evaluating") as bar:
+        classifier = load_classifier(model, device, precision, tta, merge=merge, trusted=trust)
+        if decoding is not None:
+            how_to_see: Any = {"decoding": decoding}
+            classifier = replace(classifier, preprocess=replace(classifier.preprocess, **how_to_see))
+        how_to: dict[str, Any] = {"split": split, "max_damaged": max_damaged, "workers": workers}
+        how_to |= {"mistakes": bool(wrong or sheet), "world": world}
+        if world.is_first:
+            how_to |= {"warn": warn, "on_images": bar}
+        name, evaluation = evaluate_classifier(classifier, options.opened(data, column), **how_to)
+    if not world.is_first:
+        return
     how = classifier.computed_by + ("" if tta == "none" else f", test-time augmentation {tta}")
     how += "" if merge is None else f", merging {merge} patches a layer"
-    with progress_bar("evaluating") as bar:
-        how_to: dict[str, Any] = {"split": split, "max_damaged": max_damaged, "workers": workers}
-        how_to |= {"mistakes": bool(wrong or sheet), "warn": warn, "on_images": bar}
-        name, evaluation = evaluate_classifier(classifier, options.opened(data, column), **how_to)
+    how += "" if decoding is None else f", decoding {decoding}"
     title = f"{model} on {data}, split {name} ({how})"
     _write_mistakes(evaluation.mistakes, wrong, sheet, f"{model} on {data}")
     if json_output:

@@ -2,7 +2,7 @@
 
 By ``hf://`` the files of a revision are downloaded into huggingface_hub's cache and read there. By
 ``hf-stream://`` only footers and labels are, and images are fetched by row groups when they are wanted, of
-which a bounded part is kept (`kept`). Both give the same images in the same order.
+which a bounded part is kept (`fetched`). Both give the same images in the same order.
 """
 
 import functools
@@ -18,14 +18,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vitral.data.columns import FOUND, Columns
-from vitral.data.sources.kept import KeptFiles, cache_folder
+from vitral.data.sources.fetched import FetchedFiles
 from vitral.data.sources.parquet import ParquetFile, Store
 from vitral.data.sources.roles import role
 from vitral.data.sources.rows import TableFile, read_files
 from vitral.data.split import Found, shortened
 from vitral.runtime.errors import VitralError
 from vitral.runtime.extras import need
-from vitral.runtime.files import write_atomically
+from vitral.runtime.files import cache_folder, write_atomically
 from vitral.runtime.hub import BUSY, explained
 
 _REFERENCE = re.compile(
@@ -364,7 +364,9 @@ class _Remote:
             with explained(f"hf://datasets/{self.repository}"):
                 fetch(path)
 
-        return KeptFiles(cache_folder("streams")).path(f"{self.repository} {self.commit} {key}", explaining)
+        return FetchedFiles(cache_folder("streams")).path(
+            f"{self.repository} {self.commit} {key}", explaining
+        )
 
     def _opened(self, path: str) -> Any:
         place = f"datasets/{self.repository}@{self.commit}/{path}"

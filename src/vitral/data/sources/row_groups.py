@@ -7,6 +7,7 @@ be held from one batch to the next. Whole groups are read, for a page of a colum
 import os
 import shlex
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ class RowGroupImages:
 
     def __init__(self, groups: RowGroups, column: str, read: ReadGroup) -> None:
         self.groups, self.column, self.read = groups, column, read
-        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._ends: list[int] = groups.ends.tolist()  # faster to search than an array
+        self._kept: OrderedDict[int, _Cells] = OrderedDict()
         self._kept_bytes = 0
         self._lock, self._process = threading.Lock(), os.getpid()
 
@@ -112,19 +114,21 @@ class RowGroupImages:
         counts = np.diff(groups.ends, prepend=0)
         of_row = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         nbytes = float(groups.nbytes.mean()) if len(counts) else 0.0
-        return Blocks(of_row, nbytes, thrashes=bool(groups.nbytes.sum() > KEPT_BYTES))
+        thrashes = bool(groups.nbytes.sum() > KEPT_BYTES)
+        return Blocks(of_row, nbytes, thrashes, room=KEPT_BYTES // 2)
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def __getitem__(self, index: int) -> bytes | Path:
-        index = range(len(self))[int(index)]
-        group = int(np.searchsorted(self.groups.ends, index, "right"))
-        start = int(self.groups.ends[group - 1]) if group else 0
-        folder = self.groups.folders[self.groups.file_of[group]]
-        return image_of_cell(self.cells(group)[index - start].as_py(), Path(folder))
+        index = range(self._ends[-1] if self._ends else 0)[int(index)]
+        group = bisect_right(self._ends, index)
+        value = self.cells(group)[index - (self._ends[group - 1] if group else 0)]
+        if isinstance(value, bytes) and value:
+            return value
+        return _file_of_cell(value, self.groups.folders[self.groups.file_of[group]])
 
-    def cells(self, group: int) -> Any:
+    def cells(self, group: int) -> "_Cells":
         """Gives the cells of a row group; of what is kept, that which was asked for the longest ago goes.
 
         Raises:
@@ -136,7 +140,7 @@ class RowGroupImages:
             if group in self._kept:
                 self._kept.move_to_end(group)
                 return self._kept[group]
-            cells = self._read(group)
+            cells = _Cells(self._read(group))
             self._kept[group] = cells
             self._kept_bytes += cells.nbytes
             while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
@@ -171,22 +175,54 @@ def refuse_larger_than_memory(groups: RowGroups) -> None:
 # --- What a cell may hold ----------------------------------------------------------------------------
 
 
-def image_of_cell(value: Any, folder: Path) -> bytes | Path:
-    """Gives the image of a cell: its bytes, or a path that begins from `folder`.
+class _Cells:
+    """The cells of a row group: an image's bytes, or what stands in their place."""
+
+    def __init__(self, column: Any) -> None:
+        import pyarrow.compute
+        import pyarrow.types as types
+
+        pc: Any = pyarrow.compute  # whose functions are made when it is imported
+        self.column = column.chunk(0) if column.num_chunks == 1 else column
+        self.contents = self.paths = self.column
+        self.nbytes: int = column.nbytes
+        if types.is_struct(column.type):
+            fields = {field.name for field in column.type}
+            self.contents = pc.struct_field(self.column, "bytes") if "bytes" in fields else None
+            self.paths = pc.struct_field(self.column, "path") if "path" in fields else None
+
+    def __getitem__(self, row: int) -> Any:
+        value = None if self.contents is None else self.contents[row].as_py()
+        if value is None and self.paths is not None:
+            return self.paths[row].as_py()
+        return value
+
+    def distinct_paths(self) -> list[str]:
+        """Gives the paths of the images that have no bytes."""
+        import pyarrow.compute
+
+        pc: Any = pyarrow.compute
+        paths: Any = self.paths
+        if paths is not self.contents and self.contents is not None:
+            paths = paths.filter(pc.is_null(self.contents))
+        return [path for path in pc.unique(paths).to_pylist() if path]
+
+
+def _file_of_cell(value: Any, folder: str) -> Any:
+    """The file that a cell names, from `folder` on.
 
     Raises:
-        ImageError: if there is none, or if it may not be opened.
+        ImageError: if there is none, or it may not be read.
     """
-    if isinstance(value, dict):
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if not value:
         raise ImageError("its cell is empty")
     if not isinstance(value, str):
         return value
-    if refusal := _why_refused(str(folder), value):
+    if refusal := _why_refused(folder, value):
         raise ImageError(refusal)
-    refuse_irregular(folder / value)
-    return folder / value
+    path = Path(folder, value)
+    refuse_irregular(path)
+    return path
 
 
 def refuse_unlike_images(images: RowGroupImages, footer: Any) -> None:
@@ -199,7 +235,7 @@ def refuse_unlike_images(images: RowGroupImages, footer: Any) -> None:
     if not _may_be_paths(file, kind) or not _may_hold_paths(footer, column, kind):
         return
     for group in range(footer.num_row_groups):
-        for path in filter(None, _paths(images.cells(group))):
+        for path in images.cells(group).distinct_paths():
             if refusal := _why_refused(folder, path):
                 raise VitralError(f"{file}: {refusal}")
 
@@ -236,20 +272,6 @@ def _may_hold_paths(footer: Any, column: str, kind: Any) -> bool:
                 if known and part.statistics.null_count:
                     return True
     return False
-
-
-def _paths(cells: Any) -> list[str | None]:
-    import pyarrow.compute
-    import pyarrow.types as types
-
-    pc: Any = pyarrow.compute  # whose functions are made when it is imported
-    if types.is_struct(cells.type):
-        fields = {field.name for field in cells.type}
-        paths = pc.struct_field(cells, "path")
-        if "bytes" in fields:
-            paths = paths.filter(pc.is_null(pc.struct_field(cells, "bytes")))
-        cells = paths
-    return pc.unique(cells).to_pylist()
 
 
 def _value_type(kind: Any) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 from vitral.data.blocks import Blocks
 from vitral.data.columns import FOUND, Columns
 from vitral.data.names import Names
-from vitral.data.sources.kept import KeptFiles, cache_folder
+from vitral.data.sources.fetched import FetchedFiles
 from vitral.data.sources.labels import LabelColumn, read_labels
 from vitral.data.sources.roles import WORDS
 from vitral.data.sources.tar_index import image_fields, index_of, text_fields
@@ -28,11 +28,13 @@ from vitral.data.split import SPLITS, Found, Split, shortened
 from vitral.images.files import why_not_read
 from vitral.runtime.errors import ImageError, VitralError
 from vitral.runtime.extras import need
+from vitral.runtime.files import cache_folder
 from vitral.runtime.progress import progress
 
 PIPE = "pipe:"
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_SHARDS = 1_000_000
+_ROOM = 2**33  # bytes of shards that a batch may come from, a quarter of what is kept on disk
 _MOST_OPEN = 128  # files of a process at a time
 # The fields that say the label where the user does not, the first that there is.
 _LABELS = ("cls", "label", "class", "json", "txt", "text")
@@ -190,7 +192,7 @@ class Shard:
         """Gives the file; of a command, what it wrote, which is kept in the cache."""
         if not self.piped:
             return Path(self.source)
-        return KeptFiles(cache_folder("streams")).path(self.source, self._run)
+        return FetchedFiles(cache_folder("streams")).path(self.source, self._run)
 
     def opened(self) -> _Descriptor:
         """Opens the file; of a command's, what other processes had removed to make room is fetched again."""
@@ -297,7 +299,7 @@ class _Read:
     def blocks(self) -> Blocks:
         nbytes = np.bincount(self.images.shard_of, self.images.sizes).mean() if len(self.images) else 0.0
         piped = any(shard.piped for shard in self.images.shards)
-        return Blocks(self.images.shard_of, float(nbytes), thrashes=piped)
+        return Blocks(self.images.shard_of, float(nbytes), thrashes=piped, room=_ROOM)
 
 
 def _read(shards: Sequence[Shard], tables: Sequence[Any], fields: _Fields) -> _Read:

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitral.data.sources.kept import cache_folder
 from vitral.data.split import shortened
 from vitral.images.files import HEIC, IMAGE, kind_of_content
 from vitral.runtime.errors import VitralError
-from vitral.runtime.files import write_atomically
+from vitral.runtime.files import cache_folder, write_atomically
 
 _VERSION = "1"
 # What a member's name says: the sample's key up to the first dot of the file's name, folders included, and

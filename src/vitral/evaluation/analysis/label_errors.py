@@ -4,12 +4,15 @@ The package cleanlab finds the same images (`tests/test_label_errors.py`). It is
 bring pandas along and two seconds of imports for what is a mean, a comparison and a count.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from vitral.evaluation.analysis.answers import Answers
 from vitral.evaluation.analysis.notable import ImageAnswer, image_answers
+from vitral.evaluation.multi_label import THRESHOLD
 
 _ROUNDING = 1e-6
 _NOTES = {
@@ -60,21 +63,53 @@ class LabelErrors:
         return _NOTES[self.held_out]
 
 
+class Doubt(NamedTuple):
+    """A label that is likely wrong, by position and number; its fields are as of `SuspectedLabel`."""
+
+    position: int  # among the images
+    given: str
+    suggested: str
+    self_confidence: float
+    margin: float
+
+
+class Doubts(NamedTuple):
+    """The labels that are likely wrong, and what they were found by, as of `LabelErrors`."""
+
+    doubts: list[Doubt]  # the least self-confidence first
+    thresholds: np.ndarray
+    joint: np.ndarray
+    share: float
+
+
 def label_errors(answers: Answers) -> LabelErrors:
-    """Find the images whose labels are likely wrong.
+    """Find the images whose labels are likely wrong by a model's answers, as `doubtful_labels` says."""
+    found = doubtful_labels(answers.labels, answers.probabilities, answers.classes)
+    images = image_answers(answers, [doubt.position for doubt in found.doubts])
+    suspects = tuple(
+        SuspectedLabel(image, *doubt[1:]) for image, doubt in zip(images, found.doubts, strict=True)
+    )
+    thresholds, joint, share = found[1:]
+    return LabelErrors(suspects, len(answers), answers.classes, thresholds, joint, share, answers.held_out)
+
+
+def doubtful_labels(labels: np.ndarray, probabilities_NL: np.ndarray, classes: Sequence[str]) -> Doubts:
+    """Find the labels that are likely wrong, by probabilities that the labels had no part in.
 
     A class's threshold is the mean probability that the images of its label get; an image confidently
     shows the likeliest of the classes whose thresholds it reaches (§3.1, eq. 1 and 2). Suspected are the
     images that confidently show another class than their label, unless the model's answer is the label.
     Of any number of classes an image, that is done for each class with the two answers yes and no.
+
+    Args:
+        labels: (n,) indices into the classes, or (n, L) of which of them an image shows.
+        probabilities_NL: of each class.
+        classes: their names.
     """
-    found = _of_several(answers) if answers.multi_label else _of_one(answers)
-    suspects, thresholds, joint, wrong = found
-    suspects.sort(key=lambda suspect: suspect.self_confidence)
-    share = min(wrong / answers.labels.size, 1.0)
-    return LabelErrors(
-        tuple(suspects), len(answers), answers.classes, thresholds, joint, share, answers.held_out
-    )
+    of_kind = _of_several if labels.ndim == 2 else _of_one
+    doubts, thresholds, joint, wrong = of_kind(labels, probabilities_NL, classes)
+    doubts.sort(key=lambda doubt: doubt.self_confidence)
+    return Doubts(doubts, thresholds, joint, min(wrong / max(labels.size, 1), 1.0))
 
 
 def confident_classes(probabilities_NL: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,36 +142,36 @@ def _wrong_labels(joint: np.ndarray, counts: np.ndarray) -> float:
     return float((counts * (1 - right)).sum())
 
 
-def _of_one(answers: Answers) -> tuple[list[SuspectedLabel], np.ndarray, np.ndarray, float]:
-    labels, probabilities, names = answers.labels, answers.probabilities, answers.classes
-    shown, thresholds = confident_classes(probabilities, labels)
+_Found = tuple[list[Doubt], np.ndarray, np.ndarray, float]
+
+
+def _of_one(labels: np.ndarray, probabilities_NL: np.ndarray, names: Sequence[str]) -> _Found:
+    shown, thresholds = confident_classes(probabilities_NL, labels)
     joint = confident_joint(labels, shown, len(names))
-    doubted = (shown >= 0) & (shown != labels) & (answers.outcomes.answers != labels)
-    positions = np.flatnonzero(doubted)
-    suspects = []
-    for image in image_answers(answers, positions):
-        label, own = labels[image.position], probabilities[image.position].copy()
+    doubted = (shown >= 0) & (shown != labels) & (probabilities_NL.argmax(1) != labels)
+    doubts = []
+    for position in np.flatnonzero(doubted).tolist():
+        label, own = labels[position], probabilities_NL[position].copy()
         confidence, own[label] = float(own[label]), -np.inf
         margin = confidence - float(own.max())
-        suggested = names[shown[image.position]]
-        suspects.append(SuspectedLabel(image, names[label], suggested, confidence, margin))
-    return suspects, thresholds, joint, _wrong_labels(joint, np.bincount(labels, minlength=len(names)))
+        doubts.append(Doubt(position, names[label], names[shown[position]], confidence, margin))
+    return doubts, thresholds, joint, _wrong_labels(joint, np.bincount(labels, minlength=len(names)))
 
 
-def _of_several(answers: Answers) -> tuple[list[SuspectedLabel], np.ndarray, np.ndarray, float]:
-    suspects, thresholds, joints, wrong = [], [], [], 0.0
-    for place, name in enumerate(answers.classes):
-        labels = answers.labels[:, place].astype(np.int64)
-        yes = answers.probabilities[:, place]
+def _of_several(labels_NL: np.ndarray, probabilities_NL: np.ndarray, names: Sequence[str]) -> _Found:
+    doubts, thresholds, joints, wrong = [], [], [], 0.0
+    for place, name in enumerate(names):
+        labels = labels_NL[:, place].astype(np.int64)
+        yes = probabilities_NL[:, place]
         both = np.stack([1 - yes, yes], axis=1)
         shown, of_class = confident_classes(both, labels)
         joints.append(confident_joint(labels, shown, 2))
         thresholds.append(of_class[1])
         wrong += _wrong_labels(joints[-1], np.bincount(labels, minlength=2))
-        doubted = (shown >= 0) & (shown != labels) & (answers.outcomes.answers[:, place] != labels)
-        for image in image_answers(answers, np.flatnonzero(doubted)):
-            confidence = float(both[image.position, labels[image.position]])
-            words = (f"not {name}", name)
-            given, suggested = words[labels[image.position]], words[shown[image.position]]
-            suspects.append(SuspectedLabel(image, given, suggested, confidence, 2 * confidence - 1))
-    return suspects, np.array(thresholds), np.array(joints), wrong
+        doubted = (shown >= 0) & (shown != labels) & ((yes > THRESHOLD) != labels)
+        words = (f"not {name}", name)
+        for position in np.flatnonzero(doubted).tolist():
+            confidence = float(both[position, labels[position]])
+            given, suggested = words[labels[position]], words[shown[position]]
+            doubts.append(Doubt(position, given, suggested, confidence, 2 * confidence - 1))
+    return doubts, np.array(thresholds), np.array(joints), wrong

@@ -5,6 +5,7 @@ turn from wrong to right or back, Student's on the losses where the first is sil
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 
 from vitral.data.batches import Batch, DamageCount
@@ -13,6 +14,7 @@ from vitral.data.loader import Loader
 from vitral.data.subsets import sample
 from vitral.data.workers import Loading, worker_count
 from vitral.evaluation.diagnosis.changes import changes_to_try
+from vitral.evaluation.diagnosis.decoding import decoding_costs
 from vitral.evaluation.diagnosis.judge import conclude
 from vitral.evaluation.diagnosis.measure import Views, measure
 from vitral.evaluation.diagnosis.report import Diagnosis
@@ -81,4 +83,5 @@ def diagnose(
     loading = Loading(worker_count(workers), warn)
     batches = Loader(images, views, loading).evaluation_batches(_BATCH_SIZE)
     answers = measure(classifier, changes, views, batches, on_batch)
-    return conclude(name, len(damage.reasons), changes, answers)
+    diagnosis = conclude(name, len(damage.reasons), changes, answers)
+    return replace(diagnosis, decodings=decoding_costs(classifier, images))

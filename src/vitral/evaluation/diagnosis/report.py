@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from vitral.evaluation.diagnosis.decoding import DecodingCost
 from vitral.evaluation.diagnosis.paired_tests import mcnemar
 
 Verdict = Literal["better", "worse", "unclear", "no effect"]
@@ -47,6 +48,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     likely: Finding | None  # the mismatch: the best of the changes that are surely better
     rivals: tuple[Finding, ...]  # surely better too, and by top-1 not to be told from the likely one
+    decodings: tuple[DecodingCost, ...] = ()  # what decoding JPEGs more coarsely changes
 
     @property
     def costliest(self) -> tuple[Finding, ...]:

@@ -14,8 +14,9 @@ from vitral.data.workers import Loading
 from vitral.evaluation.probing.choosing import Labelled, Method
 from vitral.evaluation.probing.linear import LINEAR, PENALTIES, LinearHead, fit_linear
 from vitral.inference.classifier import Classifier
-from vitral.inference.features import cache_folder, extract
+from vitral.inference.features import extract
 from vitral.model.config import Pooling
+from vitral.runtime.files import cache_folder
 
 # Of the time for a head's start; the rest is for fitting.
 _LOOKING_SHARE = 0.75
@@ -57,7 +58,7 @@ def fitted_head(
         classifier,
         ordered,
         (-1,),
-        cache_folder(),
+        cache_folder("features"),
         damage=DamageCount(len(split), 1.0, _ignore),
         on_images=on_images,
         loading=loading,

@@ -24,10 +24,11 @@ from vitral.evaluation.probing.neighbours import NEAREST, NeighboursResult, judg
 from vitral.evaluation.probing.usual import check_features, usual_features
 from vitral.evaluation.task import SINGLE_LABEL, task_of
 from vitral.inference.classifier import Classifier, loaded
-from vitral.inference.features import PooledFeatures, cache_folder, extract
+from vitral.inference.features import PooledFeatures, extract
 from vitral.model.config import Pooling
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
+from vitral.runtime.files import cache_folder
 from vitral.runtime.ranges import Images, Layer, Seed, Whole, Workers
 from vitral.runtime.settings import build, check
 
@@ -79,7 +80,7 @@ def probe(
     Args:
         model: any model, or where it lies; its head plays no part.
         data: as `open_data` takes it. Judged on the test images, else on a fifth held out.
-        cache: folder to keep features in (`features.cache_folder`).
+        cache: folder to keep features in (`runtime.files.cache_folder`).
         out: a new model folder to write, with the linear probe as its head.
         warn: told of damaged images, and of what came from the cache.
         on_images: told how many images of a split are done, of how many.
@@ -97,7 +98,7 @@ def probe(
     opened = _open(data, options.seed, warn)
     judged_name, parts = _parts(opened, options)
     damage = DamageCount(sum(map(len, parts)), options.max_damaged, warn)
-    folder, loading = cache_folder(cache), Loading(worker_count(options.workers), warn)
+    folder, loading = cache_folder("features", cache), Loading(worker_count(options.workers), warn)
     how: dict[str, Any] = {"damage": damage, "on_images": on_images, "loading": loading}
 
     def features_of(split: Split) -> PooledFeatures:

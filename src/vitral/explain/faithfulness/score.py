@@ -27,10 +27,11 @@ from vitral.explain.faithfulness.removal import Fill, can_be_empty
 from vitral.explain.faithfulness.store import Store
 from vitral.explain.faithfulness.summary import Found, summarize
 from vitral.inference.classifier import Classifier
-from vitral.inference.features import cache_folder, image_digest
+from vitral.inference.features import image_digest
 from vitral.model.config import ViTConfig
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
+from vitral.runtime.files import cache_folder
 from vitral.runtime.ranges import Count, Images, Seed, Workers
 from vitral.runtime.settings import build, check
 
@@ -93,7 +94,7 @@ def score(
     name, images = choose_split(classifier, data, options.split, warn)
     images = _drawn(images, options)
     damage = DamageCount(len(images), 1.0, warn)
-    store = Store(cache_folder(cache, "faithfulness"), classifier, warn)
+    store = Store(cache_folder("faithfulness", cache), classifier, warn)
     controls = [method for method in METHODS.values() if method.is_control]
     rows = {method.name: method for method in [*methods, *controls]}
     course = _Course(rows, options, len(images), on_images)

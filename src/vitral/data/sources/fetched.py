@@ -1,4 +1,4 @@
-"""`KeptFiles`: what was fetched from elsewhere, in a folder of a bounded size that all processes share.
+"""`FetchedFiles`: what was fetched from elsewhere, in a folder of a bounded size that all processes share.
 
 A file is fetched by one process while the others that want it wait, appears whole, and is removed when room
 is needed and nobody asked for it the longest. Whoever has it open meanwhile reads on.
@@ -25,13 +25,8 @@ _LOCK = ".lock-"
 _SECONDS_LEFT_OVER = 6 * 3600.0  # after which what a killed process began is nobody's
 
 
-def cache_folder(kind: str) -> Path:
-    """Gives the folder of this kind in $VITRAL_CACHE, else in ``~/.cache/vitral``."""
-    return Path(os.environ.get("VITRAL_CACHE") or Path.home() / ".cache" / "vitral") / kind
-
-
 @dataclass(frozen=True)
-class KeptFiles:
+class FetchedFiles:
     """Files by key; safe to pickle, in forks, and for many processes on one folder."""
 
     folder: Path

@@ -1,0 +1,1 @@
+"""From files to batches beside the other libraries, each with its own loader."""
