@@ -34,7 +34,9 @@ def saved_of(run: Run, tensors: dict[str, Any]) -> Saved:
     """The run's state as it is now, whatever further steps change."""
     record = run.files.record
     run.state.loss_watch, run.state.time = run.loss_watch.state_dict(), dict(run.clock.seconds)
-    return Saved(replace(run.state), tensors, description(run.checkpoint), record.id if record else None)
+    # Of the average: a model that is divided is of a class that FSDP2 makes.
+    described = description(replace(run.checkpoint, model=run.average))
+    return Saved(replace(run.state), tensors, described, record.id if record else None)
 
 
 def gathered(run: Run, tree: dict[str, Any]) -> dict[str, Any]:
