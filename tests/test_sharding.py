@@ -59,9 +59,11 @@ def state(folder: Path) -> dict[str, Any]:
 
 def tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
-        return [value]
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [tensor.double().flatten() for child in children for tensor in tensors(child)]
+        return [value.double().flatten()]
+    if isinstance(value, dict):  # a state that was read is in another order
+        value = [value[key] for key in sorted(value)]
+    children = value if isinstance(value, list) else ()
+    return [tensor for child in children for tensor in tensors(child)]
 
 
 def difference(one: Path, other: Path) -> float:

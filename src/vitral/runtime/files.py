@@ -64,6 +64,13 @@ def new_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def put_in_place(staging: Path, folder: Path) -> None:
+    """Gives a folder that several processes wrote its name; what had it is removed."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(staging, folder)
+
+
 def remove_leftovers(folder: Path, names: Collection[str]) -> None:
     """Removes what killed processes left of `write_atomically`; nobody may be writing these files."""
     for file in folder.iterdir() if folder.is_dir() else ():

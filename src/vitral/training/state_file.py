@@ -6,6 +6,7 @@ Either appears whole or not at all, and only then is the one before removed.
 import os
 import re
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vitral.runtime.errors import VitralError
-from vitral.runtime.files import new_file, remove_leftovers
+from vitral.runtime.files import new_file, put_in_place, remove_leftovers
 from vitral.training.state import TENSORS, RunState, Saved, elsewhere
 
 _STEP = re.compile(r"step-(\d+)")
@@ -78,9 +79,7 @@ class StateFiles:
         if not is_first:
             return
         _write(partial / _HEAD, replace(saved, tensors=rest))
-        if folder.exists():  # as far as an earlier session was
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
+        put_in_place(partial, folder)
         self.file.unlink(missing_ok=True)
         for older in self._steps()[_KEPT:]:
             shutil.rmtree(older)
@@ -148,7 +147,9 @@ def read_pieces(folder: Path, like: Callable[[str, torch.Size], Tensor | None]) 
                 if pattern is None
                 else torch.empty_like(pattern, dtype=dtype, requires_grad=False)
             )
-        dcp.load(pieces, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+        with warnings.catch_warnings():  # that this process reads alone, which is meant
+            warnings.simplefilter("ignore")
+            dcp.load(pieces, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
     except KeyError:
         raise
     except (Exception, dcp.CheckpointException) as error:
