@@ -167,7 +167,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "compute_in_one_thread": ("data.workers",),  # within a worker process
     # The latter three turn it off.
     "torch.autocast": ("runtime.devices", "model.merging", "model.positions", "explain.observe"),
-    "DataLoader": ("data.workers",),
+    "DataLoader": ("data.workers", "bench.data"),
     "multiprocessing.get_context": ("bench.processes", "data.workers"),
     "keep_freed_memory": ("cli.commands", "bench.processes"),  # the latter in a contender's process
     "set_how_threads_wait": ("cli.app",),

@@ -54,6 +54,22 @@ def test_no_batch_holds_more_blocks_than_the_windows() -> None:
     assert max(open_at_once) <= LANES * 4 * 2  # where windows end, the next ones begin
 
 
+@pytest.mark.parametrize(("nbytes", "lanes"), [(2**25, 16), (1.1e8, 4), (2**29, 1), (2**40, 1)])
+def test_large_blocks_have_fewer_lanes(nbytes: float, lanes: int) -> None:
+    """So that what a batch is taken of fits: a process that keeps 2^30 bytes reads each block once."""
+    blocks = blocks_of([64] * 64, nbytes)
+    kept: dict[int, None] = {}
+    reads = 0
+    for row in epoch(blocks, 32).ravel():
+        block = int(blocks.of_row[row])
+        reads += block not in kept
+        kept.pop(block, None)
+        kept[block] = None
+        while len(kept) > max(2**30 / nbytes, 1):
+            kept.pop(next(iter(kept)))
+    assert reads <= 64 + lanes  # a block that two lanes share may be read twice
+
+
 def test_blocks_of_one_class_are_mixed() -> None:
     """Shards written class by class: a batch takes of many."""
     blocks = blocks_of([100] * 100)

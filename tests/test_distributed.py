@@ -276,3 +276,60 @@ def test_a_process_that_dies_without_a_word_ends_the_others(data: Path, tmp_path
     done = signalled(tmp_path / "killed", data, 2, "SIGKILL", 1, *COURSE)
     assert done.returncode == 1
     assert done.stderr.count("another process of this run ended without a word") == 1, done.stderr
+
+
+# --- Evaluation ------------------------------------------------------------------------------------
+
+_EVALUATES = """
+import json, sys
+import numpy as np, torch
+from dataclasses import replace
+from vitral.data.image_data import open_data
+from vitral.evaluation.evaluate import EvaluationOptions, judge
+from vitral.images.preprocess import Preprocess
+from vitral.inference.classifier import Classifier
+from vitral.model.vit import VisionTransformer
+from vitral.runtime.devices import Placement
+from vitral.runtime.world import joined
+
+with joined() as world:
+    data = open_data(sys.argv[1], val_fraction=0)
+    torch.manual_seed(0)
+    model = VisionTransformer(16, 8, embed_dim=16, num_layers=1, num_heads=2, num_classes=3).eval()
+    classifier = Classifier(model, Preprocess((16, 16)), data.classes, Placement.choose("cpu", "float32"))
+    images = data.split("train")
+    found = {}
+    for count in range(1, 18):
+        rows = np.linspace(0, len(images) - 1, count).astype(int)
+        options = EvaluationOptions(batch_size=2, workers=0, max_damaged=1.0)
+        judged = judge(classifier, images.take(rows), options, lambda _: None, lambda *_: None, world=world)
+        found[count] = judged.evaluation.to_dict(), judged.rows.tolist(), len(judged.damaged)
+    if world.is_first:
+        print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_each_image_counts_once_whatever_the_number_of_processes(data: Path, tmp_path: Path) -> None:
+    """To the bit: 1 to 17 images, a few of them damaged, in 1 to 3 processes."""
+    for image in sorted(data.rglob("*.png"))[7::11]:
+        image.write_bytes(b"")
+    program = tmp_path / "evaluates.py"
+    program.write_text(_EVALUATES)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    answers = []
+    for processes in (1, 2, 3):
+        command = [*torchrun, f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
+        done = subprocess.run(
+            [*command, str(program), str(data)],
+            env={**os.environ, **_ENVIRONMENT},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        answers.append(done.stdout)
+    assert answers[0] == answers[1] == answers[2]
+    for count, (figures, rows, damaged_images) in json.loads(answers[0]).items():
+        assert figures["n"] + damaged_images == int(count)
+        assert rows == sorted(set(rows))

@@ -20,6 +20,9 @@ from vitral.data.image_data import ImageData, open_data
 from vitral.data.sources import find_unlabelled
 from vitral.data.split import Split
 from vitral.data.subsets import hold_out
+from vitral.evaluation.evaluate import choose_split
+from vitral.inference.classifier import load
+from vitral.reports.train import train
 from vitral.runtime.errors import ImageError, VitralError
 
 
@@ -400,6 +403,33 @@ def test_groups_of_a_table_stay_together(root: Path) -> None:
 def test_a_class_of_one_group_stays_with_what_is_learnt_from(root: Path) -> None:
     with pytest.raises(VitralError, match="no group of images can be held out"):
         open_data(plain(root, group=["p"] * 3 + ["q"] * 3))
+
+
+def test_a_model_remembers_the_columns_of_its_training(root: Path) -> None:
+    """Without them neither its labels nor the images that it held out could be found again."""
+    for number in range(6, 40):
+        (root / f"{number}.png").write_bytes(png(number))
+    paths = [*PATHS, *(f"{number}.png" for number in range(6, 40))]
+    columns = {
+        "image": paths,
+        "species": ["ant", "bee"] * 20,
+        "place": ["field", "wood", "hill", "hill"] * 10,
+        "nest": [number // 3 for number in range(40)],
+    }
+    source = write(root / "table.csv", columns)
+    told: dict[str, Any] = {"label_column": "species", "group_column": "nest"}
+    tiny = {"patch_size": 8, "embed_dim": 16, "num_layers": 1, "num_heads": 2}
+    how: dict[str, Any] = {"model": "ViT-Ti/16", "architecture": tiny, "img_size": 16, "batch_size": 8}
+    how |= {"workers": 0, "device": "cpu", "eval_epochs": 1}
+    train(source, root / "run", **told, **how, epochs=1, keep_state=True)
+    assert train(source, root / "run", resume=True, epochs=2).finished
+    classifier, warned = load(root / "run"), []
+    name, split = choose_split(classifier, source, None, warned.append)
+    assert name == "val"
+    assert not warned
+    groups = open_data(source, columns=Columns(label="species", group="nest")).split("val")
+    assert list(split.names) == list(groups.names)
+    assert classifier.labels == ("ant", "bee")
 
 
 # --- Images alone ----------------------------------------------------------------------------------

@@ -26,8 +26,9 @@ from vitral.evaluation.analysis.nearest import Cells
 from vitral.evaluation.mistakes import refuse_unwritable
 from vitral.evaluation.probing.usual import usual_features
 from vitral.inference.classifier import Classifier, loaded
-from vitral.inference.features import cache_folder, extract
+from vitral.inference.features import extract
 from vitral.runtime import limits
+from vitral.runtime.files import cache_folder
 from vitral.runtime.ranges import Seed, Workers
 from vitral.runtime.settings import build
 from vitral.runtime.settings import check as check_settings
@@ -179,7 +180,7 @@ class _Asked:
             self.classifier,
             self.subject.split.take(sound),
             (-1,),
-            cache_folder(self.wanted.cache),
+            cache_folder("features", self.wanted.cache),
             damage=DamageCount(len(sound), 1.0, self.warn),
             on_images=self.watch.telling("features"),
             loading=Loading(worker_count(self.wanted.workers), self.warn),

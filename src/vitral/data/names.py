@@ -26,7 +26,8 @@ class Names(Sequence[str]):
     """
 
     def __init__(self, text: np.ndarray, ends: np.ndarray, rows: np.ndarray | None = None) -> None:
-        self.text, self.ends, self.rows = text, ends, rows
+        small = ends.dtype != np.uint32 and len(text) < 2**32
+        self.text, self.ends, self.rows = text, ends.astype(np.uint32) if small else ends, rows
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Self:

@@ -27,7 +27,7 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
                 "no group of images can be held out to validate on, for each has a class that no other has; "
                 "give a val split, or more groups"
             )
-        return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
+        return _parted(split, chosen)
     ranks = np.array([hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest()[:8] for name in split.names])
     chosen, divided = np.zeros(len(split), dtype=bool), np.zeros(len(split), dtype=bool)
     groups = rows_by_class(split.labels)
@@ -44,7 +44,14 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
         raise VitralError(
             "no image can be held out to validate on; give a val folder, or more images per class"
         )
-    return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
+    return _parted(split, chosen)
+
+
+def _parted(split: Split, chosen: np.ndarray) -> tuple[Split, Split]:
+    """The images that were not chosen, and those that were."""
+    kind = np.int32 if len(chosen) < 2**31 else np.int64  # millions of rows stay in memory
+    kept, held = (np.flatnonzero(part).astype(kind) for part in (~chosen, chosen))
+    return split.take(kept), split.take(held)
 
 
 def _groups_to_hold_out(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:

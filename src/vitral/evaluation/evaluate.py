@@ -15,12 +15,13 @@ from vitral.data.batches import Batch, DamageCount
 from vitral.data.columns import Columns
 from vitral.data.image_data import DataSource, ImageData, open_data
 from vitral.data.loader import Loader
+from vitral.data.names import Names
 from vitral.data.split import SPLITS, Split, fingerprint
 from vitral.data.workers import Loading, worker_count
 from vitral.evaluation import imagenet
 from vitral.evaluation.evaluation import Evaluation
 from vitral.evaluation.mistakes import find_mistakes
-from vitral.evaluation.outcomes import Outcomes
+from vitral.evaluation.outcomes import Outcomes, Share
 from vitral.evaluation.task import outputs, task_of
 from vitral.images.preprocess import Preprocess
 from vitral.inference.classifier import Classifier, load
@@ -31,6 +32,7 @@ from vitral.runtime.errors import VitralError
 from vitral.runtime.ranges import Batch as BatchSize
 from vitral.runtime.ranges import Whole, Workers
 from vitral.runtime.settings import build
+from vitral.runtime.world import ALONE, World
 
 SplitName = Literal["train", "val", "test", "all"]
 
@@ -120,6 +122,7 @@ def evaluate_classifier(
     *,
     warn: Callable[[str], None] = lambda _: None,
     on_images: Callable[[int, int], None] = lambda *_: None,
+    world: World = ALONE,
     **options: Any,
 ) -> tuple[str, Evaluation]:
     """Judge a classifier; returns the name of the split that was taken, and the evaluation.
@@ -132,6 +135,7 @@ def evaluate_classifier(
         source: as `open_data` takes it.
         warn: told of each damaged image and of doubts about the split.
         on_images: told how many images are done, of how many.
+        world: the processes that share the images, and all get the evaluation of all.
         options: fields of `EvaluationOptions`, such as ``split="val"``.
 
     Raises:
@@ -139,7 +143,7 @@ def evaluate_classifier(
     """
     wanted = build(EvaluationOptions, options)
     name, images = choose_split(classifier, source, wanted.split, warn)
-    return name, _judge(classifier, images, wanted, warn, on_images)
+    return name, _judge(classifier, images, wanted, warn, on_images, world)
 
 
 def _judge(
@@ -148,8 +152,9 @@ def _judge(
     wanted: EvaluationOptions,
     warn: Callable[[str], None] = warnings.warn,
     on_images: Callable[[int, int], None] = lambda *_: None,
+    world: World = ALONE,
 ) -> Evaluation:
-    judged = judge(classifier, images, wanted, warn, on_images)
+    judged = judge(classifier, images, wanted, warn, on_images, world=world)
     if not wanted.mistakes:
         return judged.evaluation
     found = find_mistakes(images, judged.rows, judged.outcomes, classifier.labels)
@@ -173,6 +178,7 @@ def judge(
     warn: Callable[[str], None],
     on_images: Callable[[int, int], None],
     on_answers: Callable[[Tensor], None] = lambda _: None,
+    world: World = ALONE,
 ) -> Judged:
     """Judge a classifier on a split whose labels are indices into its own.
 
@@ -183,6 +189,8 @@ def judge(
         warn: told of each damaged image.
         on_images: told how many images are done, of how many.
         on_answers: given the logarithms of the probabilities of each batch (B, L), in float32.
+        world: the processes. The batches are those of one process, dealt to all, so that each answer has its
+            bits, and no image is judged twice to fill a batch.
 
     Raises:
         VitralError: if too many images are damaged, or an answer is not a finite number.
@@ -190,16 +198,25 @@ def judge(
     task = task_of(classifier)
     course = _Course(images, DamageCount(len(images), wanted.max_damaged, warn), on_images)
     loader = Loader(images, classifier.preprocess, Loading(worker_count(wanted.workers), warn))
-    batches = loader.evaluation_batches(wanted.batch_size)
-    parts = []
-    for answers_BL, labels in outputs(
-        classifier.log_probabilities, batches, classifier.placement, course.add
-    ):
-        on_answers(answers_BL)
-        parts.append(task.outcomes.of(answers_BL, labels))
-    outcomes = task.outcomes.merge(parts)
+    batches = loader.evaluation_batches(wanted.batch_size, dealt=slice(world.rank, None, world.size))
+
+    def share() -> Share:
+        parts = []
+        for answers_BL, labels in outputs(
+            classifier.log_probabilities, batches, classifier.placement, course.add, some=world.alone
+        ):
+            on_answers(answers_BL)
+            parts.append(task.outcomes.of(answers_BL, labels))
+        return course.judged, parts
+
+    shares = world.gathered(share)
+    for damaged in world.exchanged(course.damage.reasons):
+        course.damage.note(damaged.items())
+    rows, outcomes = world.from_first(
+        lambda: (np.sort(np.concatenate([rows for rows, _ in shares])), task.outcomes.of_shares(shares))
+    )
     evaluation = task.evaluation.of(outcomes, classifier.labels)
-    return Judged(course.judged, outcomes, evaluation, course.damage.reasons)
+    return Judged(rows, outcomes, evaluation, course.damage.reasons)
 
 
 class _Course:
@@ -272,7 +289,7 @@ def _all_images(data: ImageData) -> Split:
         # A view: nothing is read before it is asked for.
         ConcatDataset([split.images for split in splits]),  # pyrefly: ignore[bad-argument-type]
         np.concatenate([split.labels for split in splits]),
-        [name for split in splits for name in split.names],
+        Names.of(name for split in splits for name in split.names),
     )
 
 

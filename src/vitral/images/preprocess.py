@@ -180,7 +180,7 @@ class Preprocess:
     def _quickly(self, pixels_HWC: np.ndarray, size: tuple[int, int]) -> Image.Image:
         """Resize by torch: on bytes three to seven times as fast as Pillow, and a grey level off at most.
 
-        One value in 300 differed (docs/log.md, 2026-11-27).
+        One value in 300 differed (docs/benchmarks.md).
         """
         enlarges = math.prod(size) >= math.prod(pixels_HWC.shape[:2])  # which Pillow does as fast
         if enlarges or self.interpolation not in ("bilinear", "bicubic"):  # torch smooths with these alone

@@ -52,18 +52,23 @@ def eval(  # noqa: PLR0913 - a command's options
     vitral eval runs/photos photos/ --wrong wrong.csv --sheet wrong.png
     """
     from vitral.evaluation.evaluate import evaluate_classifier
+    from vitral.runtime.world import joined
 
-    classifier = load_classifier(model, device, precision, tta, merge=merge, trusted=trust)
-    if decoding is not None:
-        how_to_see: Any = {"decoding": decoding}
-        classifier = replace(classifier, preprocess=replace(classifier.preprocess, **how_to_see))
+    with joined() as world, progress_bar("evaluating") as bar:
+        classifier = load_classifier(model, device, precision, tta, merge=merge, trusted=trust)
+        if decoding is not None:
+            how_to_see: Any = {"decoding": decoding}
+            classifier = replace(classifier, preprocess=replace(classifier.preprocess, **how_to_see))
+        how_to: dict[str, Any] = {"split": split, "max_damaged": max_damaged, "workers": workers}
+        how_to |= {"mistakes": bool(wrong or sheet), "world": world}
+        if world.is_first:
+            how_to |= {"warn": warn, "on_images": bar}
+        name, evaluation = evaluate_classifier(classifier, options.opened(data, column), **how_to)
+    if not world.is_first:
+        return
     how = classifier.computed_by + ("" if tta == "none" else f", test-time augmentation {tta}")
     how += "" if merge is None else f", merging {merge} patches a layer"
     how += "" if decoding is None else f", decoding {decoding}"
-    with progress_bar("evaluating") as bar:
-        how_to: dict[str, Any] = {"split": split, "max_damaged": max_damaged, "workers": workers}
-        how_to |= {"mistakes": bool(wrong or sheet), "warn": warn, "on_images": bar}
-        name, evaluation = evaluate_classifier(classifier, options.opened(data, column), **how_to)
     title = f"{model} on {data}, split {name} ({how})"
     _write_mistakes(evaluation.mistakes, wrong, sheet, f"{model} on {data}")
     if json_output:

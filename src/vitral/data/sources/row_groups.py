@@ -114,7 +114,8 @@ class RowGroupImages:
         counts = np.diff(groups.ends, prepend=0)
         of_row = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         nbytes = float(groups.nbytes.mean()) if len(counts) else 0.0
-        return Blocks(of_row, nbytes, thrashes=bool(groups.nbytes.sum() > KEPT_BYTES))
+        thrashes = bool(groups.nbytes.sum() > KEPT_BYTES)
+        return Blocks(of_row, nbytes, thrashes, room=KEPT_BYTES // 2)
 
     def __len__(self) -> int:
         return len(self.groups)

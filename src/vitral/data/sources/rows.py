@@ -394,7 +394,8 @@ def _check_repeated(source: str, parts: dict[str, _Rows], labels: dict[str, np.n
     if not all(isinstance(rows.split.names, Names) for rows in parts.values()):
         return  # bytes, which have no name
     names = (name for rows in parts.values() for name in rows.split.names)
-    numbers = np.fromiter((_hash(os.path.normpath(name)) for name in names), np.int64)
+    plain = (os.path.normpath(name) if "./" in name or "//" in name else name for name in names)
+    numbers = np.fromiter(map(hash, plain), np.int64)  # of this process alone
     _, codes = np.unique(numbers, return_inverse=True)
     order = np.argsort(codes, kind="stable")
     again = codes[order][1:] == codes[order][:-1]

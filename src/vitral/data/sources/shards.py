@@ -34,6 +34,7 @@ from vitral.runtime.progress import progress
 PIPE = "pipe:"
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_SHARDS = 1_000_000
+_ROOM = 2**33  # bytes of shards that a batch may come from, a quarter of what is kept on disk
 _MOST_OPEN = 128  # files of a process at a time
 # The fields that say the label where the user does not, the first that there is.
 _LABELS = ("cls", "label", "class", "json", "txt", "text")
@@ -298,7 +299,7 @@ class _Read:
     def blocks(self) -> Blocks:
         nbytes = np.bincount(self.images.shard_of, self.images.sizes).mean() if len(self.images) else 0.0
         piped = any(shard.piped for shard in self.images.shards)
-        return Blocks(self.images.shard_of, float(nbytes), thrashes=piped)
+        return Blocks(self.images.shard_of, float(nbytes), thrashes=piped, room=_ROOM)
 
 
 def _read(shards: Sequence[Shard], tables: Sequence[Any], fields: _Fields) -> _Read:
