@@ -181,7 +181,7 @@ def test_damaged_images_count_alike_whoever_reads_them(data: Path, tmp_path: Pat
     assert_same_run(one, two)
     records = [json.loads((run / "checkpoints" / "run.json").read_text())["damaged"] for run in (one, two)]
     assert records[0] == records[1]
-    assert len(records[0]) > 20
+    assert len(records[0]) > 10
 
 
 @pytest.mark.slow
