@@ -15,7 +15,7 @@ class Background:
         most: that may be unfinished; whoever hands in another waits for the first.
     """
 
-    def __init__(self, most: int = 2) -> None:
+    def __init__(self, most: int = 3) -> None:
         self._most = most
         self._unfinished: deque[Future[None]] = deque()
         self._executor: ThreadPoolExecutor | None = None
