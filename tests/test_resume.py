@@ -297,8 +297,8 @@ def test_what_a_run_computes_cannot_change(change: dict[str, Any], data: ImageDa
         train(data, stopped, Recipe(**change), resume=True)
     assert str(caught.value) == (
         f"{name} cannot change in a resumed run; "
-        "what can: accumulate, checkpoint_layers, checkpoint_steps, device, epochs, eval_epochs, keep_state, "
-        "max_damaged, minutes, report, steps, threads, workers"
+        "what can: accumulate, checkpoint_layers, checkpoint_steps, device, epochs, eval_epochs, image_root, "
+        "keep_state, max_damaged, minutes, report, shard, steps, threads, track, workers"
     )
 
 

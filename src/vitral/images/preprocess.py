@@ -178,7 +178,7 @@ class Preprocess:
         return picture.pixels(scale) if self.channels == 3 else np.array(self.seen(picture.decoded(scale)))
 
     def _quickly(self, pixels_HWC: np.ndarray, size: tuple[int, int]) -> Image.Image:
-        """Resize by torch: on bytes three to seven times as fast as Pillow, and a grey level off at most.
+        """Resize by torch: on bytes 1.3 to 7 times as fast as Pillow, and a grey level off at most.
 
         One value in 300 differed (docs/benchmarks.md).
         """

@@ -6,7 +6,7 @@ averages and a step number, and a resumed run ends with the bits of one that was
 """
 
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -72,20 +72,22 @@ def train(
     Raises:
         VitralError: if the settings, the data or the folder cannot be used, or the loss is lost.
     """
-    if world is None:
-        with joined() as world:
-            return train(
-                data,
-                folder,
-                recipe,
-                resume=resume,
-                listeners=listeners,
-                parts=parts,
-                spent=spent,
-                world=world,
-            )
     if "val" not in data.splits:
         raise VitralError(f"{data.source} has no validation images; give a val folder, or val_fraction=0.2")
+    with joined() if world is None else nullcontext(world) as together:
+        return _train(data, folder, recipe, resume, listeners, parts, spent, together)
+
+
+def _train(
+    data: ImageData,
+    folder: Path,
+    recipe: Recipe,
+    resume: bool,  # noqa: FBT001
+    listeners: Sequence[Listener],
+    parts: Parts,
+    spent: float,
+    world: World,
+) -> Summary:
     listening = Listeners(*(listeners if world.is_first else ()))
     files = RunFolder(folder, listening.message, parts.model, world)
     with deterministic(), stop_signal() as stop, files.claimed(), tracking(listening, stop) as trackers:

@@ -1,7 +1,7 @@
 """What decoding JPEGs more coarsely changes: of the grey levels, the logits and the answers."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import numpy as np
@@ -28,7 +28,8 @@ class DecodingCost:
     logits: float  # mean difference
     most_logits: float
     same: int  # images that get the same answer
-    faster: float  # times as many images a second, from file to the model's pixels
+    # Times as many images a second, from file to the model's pixels; never twice the same.
+    faster: float = field(compare=False)
 
     def __str__(self) -> str:
         return (
@@ -84,9 +85,10 @@ def _pixels(classifier: Classifier, decoding: Decoding, images: Split, rows: lis
 
 @torch.inference_mode()
 def _logits(classifier: Classifier, pixels_BHWC: np.ndarray) -> Tensor:
-    model, was_training = classifier.model.eval(), classifier.model.training
+    model, was_training = classifier.model, classifier.model.training
     parts = []
     try:
+        model.eval()
         for pixels in torch.from_numpy(pixels_BHWC).split(_AT_ONCE):
             images_BCHW = classifier.preprocess.normalize_pixels(classifier.placement.put(pixels))
             with classifier.placement.autocast():
