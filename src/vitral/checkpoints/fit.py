@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from vitral.checkpoints.checkpoint import Checkpoint
-from vitral.checkpoints.formats.damage import one_line
 from vitral.checkpoints.layouts.key_table import listing
 from vitral.images.preprocess import Preprocess
 from vitral.model.config import ViTConfig, height_and_width
@@ -16,7 +15,7 @@ from vitral.model.positions.relative import RelativeBias
 from vitral.model.positions.resize import resize_patches
 from vitral.model.positions.tables import LearnedPositions
 from vitral.model.vit import VisionTransformer
-from vitral.runtime.errors import VitralError
+from vitral.runtime.errors import VitralError, one_line
 from vitral.runtime.settings import build, deep_merge
 
 PATCHES = "embedding.patches.projection.weight"

@@ -27,13 +27,13 @@ from vitral.checkpoints.foreign import (
     load_adapted,
     load_foreign,
 )
-from vitral.checkpoints.formats.damage import ENDINGS, one_line, printable
+from vitral.checkpoints.formats.damage import ENDINGS, printable
 from vitral.checkpoints.formats.open import open_weights
 from vitral.checkpoints.formats.weights import Weights
 from vitral.images.preprocess import Preprocess
 from vitral.model.config import ViTConfig
 from vitral.model.vit import VisionTransformer
-from vitral.runtime.errors import VitralError
+from vitral.runtime.errors import VitralError, one_line
 from vitral.runtime.files import write_atomically
 from vitral.runtime.settings import build, deep_merge
 from vitral.runtime.version import vitral_version

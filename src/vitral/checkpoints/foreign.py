@@ -12,7 +12,7 @@ from torch import Tensor
 from vitral.checkpoints import hub, lora, sidecar, validate
 from vitral.checkpoints.checkpoint import Checkpoint
 from vitral.checkpoints.fit import PATCHES, empty_model, fill, told
-from vitral.checkpoints.formats.damage import ENDINGS, one_line
+from vitral.checkpoints.formats.damage import ENDINGS
 from vitral.checkpoints.formats.open import open_weights
 from vitral.checkpoints.layouts import key_table
 from vitral.checkpoints.layouts.authors import OPEN_CLIP_FILE
@@ -21,7 +21,7 @@ from vitral.checkpoints.layouts.registry import LAYOUTS
 from vitral.checkpoints.layouts.transformers.preprocessing import PREPROCESSOR_FILE, PROCESSOR_FILE
 from vitral.checkpoints.prefixes import strip_prefixes
 from vitral.model.config import ViTConfig, height_and_width
-from vitral.runtime.errors import VitralError
+from vitral.runtime.errors import VitralError, one_line
 from vitral.runtime.settings import deep_merge
 
 CONFIG_FILE = "config.json"  # of ours, of timm's and of transformers'

@@ -4,9 +4,8 @@ from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
 
-from vitral.checkpoints.formats.damage import one_line
-from vitral.runtime.errors import VitralError
-from vitral.runtime.hub import BUSY, explained
+from vitral.runtime.errors import VitralError, one_line
+from vitral.runtime.hub import asked, explained
 
 PREFIX = "hf://"
 CARD_FILE = "README.md"
@@ -78,23 +77,10 @@ def download(reference: str) -> Path:
 def _files(repository: str, revision: str | None) -> list[str] | None:
     """Lists the repository's files; None while it cannot be reached. Raises what the hub itself refuses."""
     from huggingface_hub import HfApi
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError
 
-    if HF_HUB_OFFLINE:
-        return None
-    try:
-        # Unlike a listing of files, this is asked once, so that no connection is known at once.
-        found = HfApi().model_info(repository, revision=revision, timeout=_SECONDS)
-        return [file.rfilename for file in found.siblings or ()]
-    except HfHubHTTPError as error:
-        if error.response.status_code in BUSY:
-            return None
-        raise
-    except ValueError:
-        raise
-    except Exception:  # of the connection; its kinds are those of the HTTP library of the day
-        return None
+    # Unlike a listing of files, this is asked once, so that no connection is known at once.
+    found = asked(lambda: HfApi().model_info(repository, revision=revision, timeout=_SECONDS))
+    return None if found is None else [file.rfilename for file in found.siblings or ()]
 
 
 def _best_weights(reference: str, files: list[str]) -> list[str]:

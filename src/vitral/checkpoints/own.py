@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vitral.checkpoints.checkpoint import Checkpoint
-from vitral.checkpoints.formats.damage import one_line, reading
+from vitral.checkpoints.formats.damage import reading
 from vitral.checkpoints.formats.weights import Weights
 from vitral.model.vit import VisionTransformer
-from vitral.runtime.errors import VitralError
+from vitral.runtime.errors import VitralError, one_line
 
 _CLASS = "module"  # of "architecture" in ``config.json``
 

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitral.checkpoints.formats.damage import one_line
 from vitral.checkpoints.formats.weights import Weights
 from vitral.images.preprocess import Preprocess
 from vitral.model.config import ViTConfig, height_and_width
-from vitral.runtime.errors import VitralError
+from vitral.runtime.errors import VitralError, one_line
 
 _MAX_JSON = 2**24  # bytes; 21,843 classes with long names take two million
 # An image of more takes gigabytes, whatever it is: 4,096 x 4,096 pixels.

@@ -1,12 +1,14 @@
 """What the Hugging Face hub or the network refuses, in one line that helps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
-from vitral.runtime.errors import VitralError
+from vitral.runtime.errors import VitralError, one_line
 
-BUSY = (429, 500, 502, 503, 504)  # the hub's statuses when it cannot serve
-_MAX_LINE = 250  # characters
+_BUSY = (429, 500, 502, 503, 504)  # the hub's statuses when it cannot serve
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -35,13 +37,32 @@ def explained(reference: str) -> Iterator[None]:
         raise VitralError(f"{reference} {_unforeseen(error)}") from error
 
 
+def asked(ask: Callable[[], T]) -> T | None:
+    """Give what the hub answers; None while it cannot be reached. Raises what the hub itself refuses."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if HF_HUB_OFFLINE:
+        return None
+    try:
+        return ask()
+    except HfHubHTTPError as error:
+        if error.response.status_code in _BUSY:
+            return None
+        raise
+    except ValueError:
+        raise
+    except Exception:  # of the connection; its kinds are those of the HTTP library of the day
+        return None
+
+
 def _unforeseen(error: Exception) -> str:
     """Says what to do about an error by where it comes from: the hub, this machine, or between them."""
-    reason = _one_line(error)
+    reason = one_line(error)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return "is not open to you: run hf auth login with a token that may write there"
-    if status is not None and status not in BUSY:
+    if status is not None and status not in _BUSY:
         return f"is refused by the hub: {reason}"
     if isinstance(error, ValueError):
         return f"cannot be used: {reason}; check its name and the model card's first lines"
@@ -49,8 +70,3 @@ def _unforeseen(error: Exception) -> str:
         return f"cannot be kept or read on this machine: {reason}; check the space and rights of the cache"
     # The connection's errors are those of the HTTP library of the day.
     return f"cannot be reached: {reason}; check the connection and try again"
-
-
-def _one_line(reason: object) -> str:
-    line = next(iter(str(reason).strip().splitlines()), "") or type(reason).__name__
-    return "".join(c if c.isprintable() else "?" for c in line[:_MAX_LINE])

@@ -8,13 +8,12 @@ from typing import Any, Self
 
 from torch import nn
 
-from vitral.checkpoints.formats.damage import one_line
 from vitral.data.image_data import DataSource, ImageData, open_data
 from vitral.model.vit import VisionTransformer
 from vitral.recipes import packaged
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import MODULE
-from vitral.runtime.errors import VitralError
+from vitral.runtime.errors import VitralError, one_line
 from vitral.runtime.world import elastic_run, joined
 from vitral.training.changes import CHANGEABLE, changed
 from vitral.training.choose import train as run_training

@@ -9,10 +9,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vitral.checkpoints.formats.damage import one_line
 from vitral.images.preprocess import Preprocess
 from vitral.runtime.devices import Placement
-from vitral.runtime.errors import VitralError
+from vitral.runtime.errors import VitralError, one_line
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vitral.runtime.errors import VitralError
+from vitral.runtime.errors import VitralError, one_line, without_control_characters
 
 SAFETENSORS = ".safetensors"
 PICKLED = (".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -15,7 +15,6 @@ ZIP = b"PK\3\4"
 AGAIN = "download or copy it again"
 
 _MAX_MESSAGE = 1200  # characters
-_MAX_LINE = 250  # characters
 
 
 @contextmanager
@@ -38,23 +37,10 @@ def damaged(path: Path, reason: object) -> VitralError:
     return VitralError(f"{path} is damaged or incomplete: {one_line(reason)}; {_advice(path)}")
 
 
-def one_line(reason: object) -> str:
-    """Returns the first line of an error's message, and no more than a terminal can show."""
-    line = next(iter(str(reason).strip().splitlines()), "") or type(reason).__name__
-    if "weights_only" in line or "Weights only" in line:
-        # PyTorch tells here how to switch off what keeps a file from executing code.
-        line = "it is in a form that PyTorch reads only by executing code"
-    return _without_control_characters(line[:_MAX_LINE])
-
-
 def printable(message: object) -> str:
     """Returns a message as one line, whatever a file's fields, which it may repeat, contain."""
-    line, half = _without_control_characters(str(message)), _MAX_MESSAGE // 2
+    line, half = without_control_characters(str(message)), _MAX_MESSAGE // 2
     return line if len(line) <= _MAX_MESSAGE else f"{line[:half]} ... {line[-half:]}"
-
-
-def _without_control_characters(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def refuse_repeated(path: Path, names: Iterable[str]) -> None:

@@ -15,9 +15,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from vitral.checkpoints.formats.damage import ZIP, damaged, first_bytes, one_line, reading, refuse_repeated
+from vitral.checkpoints.formats.damage import ZIP, damaged, first_bytes, reading, refuse_repeated
 from vitral.checkpoints.formats.weights import FileWeights, checked
-from vitral.runtime.errors import VitralError
+from vitral.runtime.errors import VitralError, one_line
 
 # The names under which training code saves a model beside its optimizer, the one to use first.
 _WRAPPERS = ("teacher", "target_encoder", "model_ema", "model", "module", "state_dict", "encoder")

@@ -26,7 +26,7 @@ from vitral.data.split import Found, shortened
 from vitral.runtime.errors import VitralError
 from vitral.runtime.extras import need
 from vitral.runtime.files import cache_folder, write_atomically
-from vitral.runtime.hub import BUSY, explained
+from vitral.runtime.hub import asked, explained
 
 _REFERENCE = re.compile(
     r"(?P<way>hf|hf-stream)://datasets/(?P<repository>[^/@:]+/[^/@:]+)(@(?P<revision>[^:]+))?(:(?P<config>.+))?"
@@ -264,20 +264,11 @@ def _kept_listing(path: Path) -> Listing | None:
 def _asked(repository: str, revision: str | None) -> Listing | None:
     """None while the hub cannot be reached. Raises what the hub itself refuses."""
     from huggingface_hub import HfApi
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError
 
-    if HF_HUB_OFFLINE:
-        return None
-    try:
-        found = HfApi().dataset_info(repository, revision=revision, timeout=_SECONDS, files_metadata=True)
-    except HfHubHTTPError as error:
-        if error.response.status_code in BUSY:
-            return None
-        raise
-    except ValueError:
-        raise
-    except Exception:  # of the connection; its kinds are those of the HTTP library of the day
+    found = asked(
+        lambda: HfApi().dataset_info(repository, revision=revision, timeout=_SECONDS, files_metadata=True)
+    )
+    if found is None:
         return None
     card = found.card_data.to_dict() if found.card_data else {}
     wanted = {name: card.get(name) for name in ("configs", "dataset_info")}
