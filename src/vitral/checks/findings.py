@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from torch.utils.data import ConcatDataset
 
 from vitral.data.image_data import ImageData
-from vitral.data.names import Names
-from vitral.data.split import Split
+from vitral.data.split import Split, joined
 
 # What is certainly wrong; what a person should look at; what is good to know.
 Level = Literal["wrong", "doubtful", "note"]
@@ -26,15 +24,8 @@ class Subject:
     @classmethod
     def of_data(cls, data: ImageData) -> "Subject":
         """Put the splits of a source one after the other; no image is read."""
-        parts = [data.splits[name] for name in data.splits]
-        groups = [part.groups for part in parts if part.groups is not None]
-        split = Split(
-            ConcatDataset([part.images for part in parts]),  # pyrefly: ignore[bad-argument-type]
-            np.concatenate([part.labels for part in parts]),
-            Names.of(name for part in parts for name in part.names),
-            np.concatenate(groups) if len(groups) == len(parts) else None,
-        )
-        return cls(data, split, np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
+        parts = [*data.splits.values()]
+        return cls(data, joined(parts), np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
 
     def __len__(self) -> int:
         return len(self.of)

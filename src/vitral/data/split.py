@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -80,6 +81,37 @@ class _Taken:
 
     def __getitem__(self, index: int) -> Path | bytes | Image.Image:
         return self.images[int(self.indices[index])]
+
+
+@dataclass(frozen=True)
+class JoinedImages:
+    """A view of several collections of images, one after the other; none is read before it is asked for."""
+
+    parts: Sequence[Images]
+    ends: list[int]
+
+    @classmethod
+    def of(cls, parts: Sequence[Images]) -> "JoinedImages":
+        return cls(parts, np.cumsum([len(part) for part in parts]).tolist())
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> Path | bytes | Image.Image:
+        index = range(len(self))[int(index)]
+        part = bisect_right(self.ends, index)
+        return self.parts[part][index - (self.ends[part - 1] if part else 0)]
+
+
+def joined(splits: Sequence[Split]) -> Split:
+    """Gives the images of several splits, one split after the other, with groups if all have some."""
+    groups = [split.groups for split in splits if split.groups is not None]
+    return Split(
+        JoinedImages.of([split.images for split in splits]),
+        np.concatenate([split.labels for split in splits]),
+        Names.of(name for split in splits for name in split.names),
+        np.concatenate(groups) if len(groups) == len(splits) else None,
+    )
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,12 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset
 
 from vitral.data.batches import Batch, DamageCount
 from vitral.data.columns import Columns
 from vitral.data.image_data import DataSource, ImageData, open_data
 from vitral.data.loader import Loader
-from vitral.data.names import Names
-from vitral.data.split import SPLITS, Split, fingerprint
+from vitral.data.split import SPLITS, Split, fingerprint, joined
 from vitral.data.workers import Loading, worker_count
 from vitral.evaluation import imagenet
 from vitral.evaluation.evaluation import Evaluation
@@ -112,7 +110,7 @@ def _evaluate_module(
 
 def _own_split(data: ImageData, name: SplitName | None) -> Split:
     if name == "all":
-        return _all_images(data)
+        return joined([*data.splits.values()])
     return data.split(name or ("test" if "test" in data.splits else "val"))
 
 
@@ -275,22 +273,12 @@ def choose_split(
             f"{data.source} has no {name!r} split; it has {', '.join(map(repr, others))}; "
             "'all' takes every image"
         )
-    images = _all_images(data) if name == "all" else data.split(name)
+    images = joined([*data.splits.values()]) if name == "all" else data.split(name)
     images = relabelled(images, data.classes, classifier.labels)
     data.told(warn)
     for doubt in doubts:
         warn(doubt)
     return name, images
-
-
-def _all_images(data: ImageData) -> Split:
-    splits = data.splits.values()
-    return Split(
-        # A view: nothing is read before it is asked for.
-        ConcatDataset([split.images for split in splits]),  # pyrefly: ignore[bad-argument-type]
-        np.concatenate([split.labels for split in splits]),
-        Names.of(name for split in splits for name in split.names),
-    )
 
 
 def relabelled(split: Split, classes: tuple[str, ...], labels: tuple[str, ...]) -> Split:

@@ -7,15 +7,12 @@ columns those are, which split a row is of, and what must not be.
 import glob
 import hashlib
 import os
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from vitral.data.columns import Columns
 from vitral.data.names import Names, Numbered
@@ -23,7 +20,7 @@ from vitral.data.sources.chosen import Chosen, choose
 from vitral.data.sources.labels import LabelColumn, class_names, read_labels
 from vitral.data.sources.roles import WORDS, role
 from vitral.data.sources.row_groups import RowGroupImages
-from vitral.data.split import SPLITS, Found, Images, Split, shortened
+from vitral.data.split import SPLITS, Found, Images, JoinedImages, Split, shortened
 from vitral.runtime.errors import VitralError
 
 _BINARY = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
@@ -128,25 +125,11 @@ def one_line(error: Exception) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-@dataclass(frozen=True)
-class _Joined:
-    parts: Sequence[Images]
-    ends: list[int]
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, index: int) -> Path | bytes | Image.Image:
-        index = range(len(self))[int(index)]
-        part = bisect_right(self.ends, index)
-        return self.parts[part][index - (self.ends[part - 1] if part else 0)]
-
-
 def joined_images(parts: Sequence[Images]) -> Images:
     """The images of several files, one file after the other."""
     if len(parts) > 1 and all(isinstance(part, RowGroupImages) for part in parts):
         return RowGroupImages.joined(parts)  # pyrefly: ignore[bad-argument-type]
-    return parts[0] if len(parts) == 1 else _Joined(parts, np.cumsum([len(part) for part in parts]).tolist())
+    return parts[0] if len(parts) == 1 else JoinedImages.of(parts)
 
 
 def joined_names(parts: Sequence[Images], words: str) -> Sequence[str]:
