@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vitral.runtime import memory
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
 
@@ -133,9 +134,7 @@ def _bytes_computed_again(model: nn.Module, image_shape: tuple[int, ...], placem
 def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available
+    return memory.available_bytes()
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from vitral.data.blocks import Blocks
 from vitral.images.files import refuse_irregular
 from vitral.runtime.errors import ImageError, VitralError
+from vitral.runtime.memory import available_bytes
 
 # Of one process. What all workers keep of a file fits a machine of as many cores, and a data set below it
 # is decompressed once.
@@ -162,7 +162,7 @@ def refuse_larger_than_memory(groups: RowGroups) -> None:
     """Raises VitralError for a row group that cannot be in memory as a whole."""
     if not len(groups):
         return
-    largest, free = int(groups.nbytes.argmax()), psutil.virtual_memory().available
+    largest, free = int(groups.nbytes.argmax()), available_bytes()
     if groups.nbytes[largest] > free:
         file, gigabytes = groups.files[groups.file_of[largest]], groups.nbytes[largest] / 1e9
         raise VitralError(
