@@ -23,6 +23,11 @@ class LockedError(Exception):
         super().__init__(pid)
         self.pid = pid
 
+    @property
+    def who(self) -> str:
+        """Names the holder in a message."""
+        return "another process" if self.pid is None else f"process {self.pid}"
+
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:

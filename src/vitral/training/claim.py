@@ -19,9 +19,8 @@ def claim_folder(path: Path, claim: contextlib.ExitStack) -> None:
         claim.enter_context(locked(path / ".lock"))
     except LockedError as error:
         claim.close()
-        who = "another process" if error.pid is None else f"process {error.pid}"
         raise VitralError(
-            f"{path} is in use: {who} trains there; wait for it, stop it, or choose another --out"
+            f"{path} is in use: {error.who} trains there; wait for it, stop it, or choose another --out"
         ) from None
     except OSError as error:
         claim.close()

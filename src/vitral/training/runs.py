@@ -121,10 +121,10 @@ def _state(files: RunFolder, complaints: Sequence[str]) -> tuple[State, str]:
         return "broken", complaints[0].removeprefix(f"{path}/")
     if not (path / RUN_FILE).exists():
         return "broken", f"{RUN_FILE} is gone"
-    state = path / "checkpoints" / "state.pt"
-    if not state.exists():
+    if not files.has_state:
         return "stopped", "before its first checkpoint"
-    if not zipfile.is_zipfile(state):
+    state = path / "checkpoints" / "state.pt"
+    if state.exists() and not zipfile.is_zipfile(state):  # a large one of several processes is a folder
         return "broken", "its checkpoint is damaged"
     return "stopped", "goes on with --resume"
 

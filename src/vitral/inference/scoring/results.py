@@ -92,9 +92,8 @@ class Results:
                 stack.enter_context(locked(self.path / ".lock"))
                 self._take_up(job)
             except LockedError as error:
-                who = "another process" if error.pid is None else f"process {error.pid}"
                 raise VitralError(
-                    f"{self.path} is in use: {who} scores there; wait for it, or choose another --out"
+                    f"{self.path} is in use: {error.who} scores there; wait for it, or choose another --out"
                 ) from None
             except OSError as error:
                 raise self._unwritable(error) from error
