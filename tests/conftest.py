@@ -1,5 +1,7 @@
 """What several test files share. Sizes are distinct primes where they can be, to catch swapped axes."""
 
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,6 +67,17 @@ class Reporter:
     def begin(self, run: Run) -> None: ...
     def step(self, run: Run) -> None: ...
     def epoch(self, run: Run, evaluation: Evaluation) -> None: ...
+
+
+class StopAt(Reporter):
+    """Sends the process a signal after the given steps."""
+
+    def __init__(self, *steps: int) -> None:
+        self.steps = steps
+
+    def step(self, run: Run) -> None:
+        if run.state.step in self.steps:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture(autouse=True)

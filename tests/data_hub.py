@@ -5,20 +5,21 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 
+from tests.answering import Answering
 from tests.test_hub import point_at
 from vitral.data.sources import hub
 
 COMMIT = "b" * 40
 
 
-class DataHub(BaseHTTPRequestHandler):
+class DataHub(Answering):
     """What huggingface_hub asks of the hub for datasets, and how many bytes it was sent of each file."""
 
     revisions: dict[str, dict[str, bytes]]  # "org/name@revision": its files
@@ -26,20 +27,6 @@ class DataHub(BaseHTTPRequestHandler):
     sent: dict[str, int]
     asked: list[str]
     failing: int  # the status of every answer, if any
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
 
     def do_GET(self) -> None:
         path = unquote(self.path.split("?")[0])

@@ -1,28 +1,16 @@
 """A program that `test_sharding.py` starts, under torchrun or alone: several runs, one after the other."""
 
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import Reporter
+from tests.conftest import StopAt
 from vitral.data.image_data import open_data
 from vitral.recipes.recipe import Recipe
 from vitral.runtime.world import joined
 from vitral.training import saving
 from vitral.training.loop import train
-from vitral.training.run import Run
-
-
-class StopAt(Reporter):
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def step(self, run: Run) -> None:
-        if run.state.step == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def carry_out(data: str, runs: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 
 import vitral
+from tests.answering import Answering
 from vitral.checkpoints import hub, push
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.checkpoints.layouts import key_table
@@ -30,7 +31,7 @@ from vitral.runtime.errors import VitralError
 COMMIT = "a" * 40
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(Answering):
     """Just what huggingface_hub asks of the hub for public, gated and missing models, and for commits."""
 
     repositories: dict[str, dict[str, bytes]]
@@ -39,22 +40,8 @@ class Hub(BaseHTTPRequestHandler):
     cuts: int  # how many answers with weights break off half way
     failing: dict[str, int]  # parts of paths, and the status that they are answered with
 
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
     def as_json(self, content: Any) -> None:
         self.answer(200, json.dumps(content).encode(), Content_Type="application/json")
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
 
     def do_GET(self) -> None:
         path = unquote(self.path.split("?")[0])

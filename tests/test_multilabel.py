@@ -3,8 +3,6 @@
 import copy
 import io
 import json
-import os
-import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -22,7 +20,7 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.conftest import Reporter, settled
+from tests.conftest import StopAt, settled
 from tests.test_cli import Result, Vitral
 from tests.test_cli import vitral as vitral
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
@@ -41,7 +39,6 @@ from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
 from vitral.training.loop import train
 from vitral.training.objective import Objective, balanced_weights
-from vitral.training.run import Run
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 SIDE, SQUARE = 24, 8
@@ -471,17 +468,6 @@ def test_the_loss_is_chosen_from_the_data(squares: str, image_folder: Path) -> N
 def test_settings_for_one_class_an_image_are_refused(squares: str, setting: dict[str, Any]) -> None:
     with pytest.raises(VitralError, match=r"is for one class per image, and .* has lists of labels"):
         settled(open_data(squares), Recipe(**setting))
-
-
-class StopAt(Reporter):
-    """Sends the process a signal after the step."""
-
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def step(self, run: Run) -> None:
-        if run.state.step == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(squares: str, model: Path, tmp_path: Path) -> None:

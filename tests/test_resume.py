@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import Reporter, write_images
+from tests.conftest import Reporter, StopAt, write_images
 from vitral.checkpoints.folder import Checkpoint, load_checkpoint, save_checkpoint
 from vitral.data.image_data import ImageData, open_data
 from vitral.images.preprocess import Preprocess
@@ -38,17 +38,6 @@ ALL_THAT_IS_RANDOM: dict[str, Any] = {
     "erasing": 0.5,
     "repeats": 3,
 }
-
-
-class StopAt(Reporter):
-    """Sends the process a signal after the given steps."""
-
-    def __init__(self, *steps: int) -> None:
-        self.steps = steps
-
-    def step(self, run: Run) -> None:
-        if run.state.step in self.steps:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Crash(Exception):

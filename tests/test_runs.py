@@ -1,9 +1,7 @@
 """`vitral runs` and `vitral sweep`: what the files of runs tell, and several runs in a row."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import Reporter, write_images
+from tests.conftest import StopAt, write_images
 from tests.test_cli import Vitral, assert_failed_in_one_line
 from tests.test_cli import vitral as vitral  # the fixture
 from vitral.checkpoints.folder import Checkpoint, save_checkpoint
@@ -23,7 +21,6 @@ from vitral.recipes.recipe import Recipe
 from vitral.runtime.errors import VitralError
 from vitral.runtime.lock import is_locked, locked
 from vitral.training.loop import train
-from vitral.training.run import Run
 from vitral.training.runs import look_at, own_settings, survey
 from vitral.training.sweep import Plan, Range, named, sweep
 
@@ -40,15 +37,6 @@ def recipe_in(tmp_path: Path) -> Recipe:
         model=str(tmp_path / "base"), steps=4, batch_size=7, workers=0, device="cpu", precision="float32",
         probe_head=False,
     )  # fmt: skip
-
-
-class StopAt(Reporter):
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def step(self, run: Run) -> None:
-        if run.state.step == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture
