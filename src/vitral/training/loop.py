@@ -34,7 +34,7 @@ from vitral.training.memory import advice_when_out_of_memory
 from vitral.training.parts import OURS, Parts
 from vitral.training.run import Run
 from vitral.training.run_folder import RunFolder
-from vitral.training.saving import save
+from vitral.training.saving import save, tell_written
 from vitral.training.start import start_tuning
 from vitral.training.state import Summary
 from vitral.training.tracking.tracking import tracking
@@ -119,6 +119,14 @@ def _carry_out_new(run: Run, stop: StopSignal) -> Summary:
 
 
 def _carry_out(run: Run, stop: StopSignal) -> Summary:
+    try:
+        return _carried_out(run, stop)
+    finally:
+        run.files.finish_writing()
+        tell_written(run)
+
+
+def _carried_out(run: Run, stop: StopSignal) -> Summary:
     with advice_when_out_of_memory(run.images_at_a_time):
         run.tell(RunBegins(run))
         for note in (*run.checkpoint.notes, *run.objective.notes):
@@ -170,6 +178,7 @@ def _loop(run: Run, stop: StopSignal) -> bool:
 def _tell_step(run: Run) -> None:
     state, budget = run.state, run.budget
     run.tell(StepDone(state.step, budget.epoch, budget.progress, state.seconds, run.recent))
+    tell_written(run)
 
 
 def _metrics_writer(files: RunFolder) -> Listener:

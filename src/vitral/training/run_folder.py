@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property, partial, wraps
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -100,6 +101,7 @@ class RunFolder:
         self._states, self._record_file = StateFiles(self._checkpoints), self._checkpoints / "run.json"
         # What is written while steps go on: weights and states. All else is small.
         self._writing, self._writers = Background(), None
+        self._written = SimpleQueue[int]()  # steps of states that came to be on disk
 
     # --- What there is -------------------------------------------------------------------------------
 
@@ -347,16 +349,31 @@ class RunFolder:
             saved: whose tensors nobody changes any more.
             last: the model then, of which a copy is made.
         """
-        self._writing.begin(partial(self._states.write, saved))
+        self._writing.begin(partial(self._write_state, self._states.write, saved))
         self.save_last(last)
 
     def save_pieces(self, saved: Saved, last: Checkpoint) -> None:
         """As `save`, each process its pieces of the tensors, into one folder."""
         if self._writers is None:  # what they say to each other must not mix with what steps say
             self._writers = self.world.new_group()
-        write = partial(self._states.write_pieces, saved, self._writers, is_first=self.world.is_first)
+        pieces = partial(self._states.write_pieces, group=self._writers, is_first=self.world.is_first)
+        write = partial(self._write_state, pieces, saved)
         self.world.gathered(lambda: self._writing.begin(write))
         self.save_last(last)
+
+    def _write_state(self, write: Callable[[Saved], object], saved: Saved) -> None:
+        write(saved)
+        self._written.put(saved.state.step)
+
+    def newly_written(self) -> Iterator[int]:
+        """Gives the steps of states that came to be on disk since this was asked last."""
+        with contextlib.suppress(Empty):
+            while True:
+                yield self._written.get_nowait()
+
+    def finish_writing(self) -> None:
+        """Waits for what this process has to write in the background."""
+        self._writing.finish()
 
     @_by_first
     def save_last(self, last: Checkpoint) -> None:

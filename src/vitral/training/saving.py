@@ -27,7 +27,12 @@ def save(run: Run) -> None:
         else:
             run.files.save(saved_of(run, gathered(run, tensors)), run.averaged_checkpoint)
         run.files.note_damaged(run.damage.reasons)
-    run.tell(CheckpointWritten(run.state.step))
+
+
+def tell_written(run: Run) -> None:
+    """Tell of the states that came to be on disk since this was asked last."""
+    for step in run.files.newly_written():
+        run.tell(CheckpointWritten(step))
 
 
 def saved_of(run: Run, tensors: dict[str, Any]) -> Saved:
