@@ -314,3 +314,24 @@ def test_batches_are_cut_and_padded_to_the_sizes_there_are(count: int) -> None:
     np.testing.assert_array_equal(found.probabilities[:, 0], np.arange(count) + 1)
     assert set(asked) <= {2, 8}
     assert sum(asked) - count < 8
+
+
+def test_a_signal_after_overlapping_engines_is_heeded(made: Path) -> None:
+    """OpenVINO's plugins gave back each other's stacks for signals, and Ctrl-C was a segmentation fault."""
+    program = (
+        "import gc, os, signal, sys\n"
+        "from vitral.artifacts.open import open_artifact\n"
+        "import faulthandler; faulthandler.enable()\n"  # without a stack to give back nothing goes wrong
+        "first, second = (open_artifact(sys.argv[1], form='openvino') for _ in range(2))\n"
+        "del first; gc.collect()\n"
+        "del second; gc.collect()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('heeded'))\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, str(made)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "heeded\n"), done.stderr

@@ -147,9 +147,6 @@ def test_shared_memory_that_runs_out_ends_workers_and_not_the_work() -> None:
     assert line.endswith("images are loaded without worker processes from here on (workers=0)")
 
 
-# In a process where openvino, nncf and torch.export ran before, a signal to itself ended in a segmentation
-# fault of unknown cause (2026-11-27): not among the tests that share their process with those.
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_heeded_while_a_batch_is_waited_for(number: int) -> None:
     began = time.monotonic()
@@ -163,7 +160,6 @@ def test_a_signal_is_heeded_while_a_batch_is_waited_for(number: int) -> None:
     assert time.monotonic() - began < 60
 
 
-@pytest.mark.slow
 def test_a_signal_while_an_image_is_decoded_here_is_no_damage() -> None:
     class Decoding(Numbers):
         def __getitem__(self, index: int) -> LoadedImage:

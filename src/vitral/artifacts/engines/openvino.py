@@ -1,6 +1,7 @@
 """OpenVINO runs ``model.xml``: one compiled model for each size of a batch, for dynamic ones are slower."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,18 @@ BATCH_SIZES = (1, 2, 4, 8)
 _HINTS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
 
 
+@cache
+def _core() -> Any:
+    """The library's core, one for the process.
+
+    Each core's plugin takes a stack for signals when it begins, and gives back the one before at its end.
+    Of two that overlap, the one that ends last gives back the other's, whose memory is gone: the next signal,
+    such as Ctrl-C, is a segmentation fault (openvino 2026.4; docs/log.md, 2026-11-27).
+    """
+    openvino: Any = import_silently("openvino")
+    return openvino.Core()
+
+
 @dataclass(frozen=True)
 class _Compiled:
     """A model for one size of a batch and of images, and what runs several batches at once."""
@@ -38,7 +51,7 @@ class OpenVinoEngine:
 
     def __init__(self, path: Path, form: "Form") -> None:
         openvino: Any = import_silently("openvino")
-        self._openvino, self._core = openvino, openvino.Core()
+        self._openvino, self._core = openvino, _core()
         try:
             self._model = self._core.read_model(path)
         except Exception as error:
