@@ -1,11 +1,12 @@
 """What a page needs to know of a model to show its patches and its attention."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vitral.model.config import ViTConfig
+if TYPE_CHECKING:  # a server of an artifact has no torch
+    from vitral.model.config import ViTConfig
 
 
-def inside(config: ViTConfig, img_size: tuple[int, int]) -> dict[str, Any]:
+def inside(config: "ViTConfig", img_size: tuple[int, int]) -> dict[str, Any]:
     """Give layers, heads, the grid of patches (rows, columns), and the names of the tokens before them.
 
     Args:
