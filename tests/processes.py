@@ -101,6 +101,6 @@ def judged(run: Path) -> list[dict[str, Any]]:
     """All that a run wrote down of its course, but the time."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     lines.append(json.loads((run / "summary.json").read_text()))
-    # What was learnt from since the last evaluation is counted anew by a process that takes a run up.
-    forgotten = {"seconds", "time", "train_loss", "train_accuracy"}
-    return [{name: value for name, value in line.items() if name not in forgotten} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name not in ("seconds", "time")} for line in lines
+    ]

@@ -29,6 +29,7 @@ from vitral.training.optimizers import Group
 from vitral.training.parts import Parts
 from vitral.training.run import Run, groups_by_recipe, refuse_misfit, schedule_of
 from vitral.training.run_folder import RunFolder
+from vitral.training.saving import averaged_copy
 from vitral.training.sharding import load, mapped, whole
 from vitral.training.state import Record, Saved
 from vitral.training.state_file import read_pieces
@@ -154,7 +155,7 @@ def resumed(
     # A start is made again as a whole.
     files.go_on(replace(record, contents=contents), recipe, data.source, run.state.step or -1)
     if saved and saved.can_go_on:
-        files.save_last(run.averaged_checkpoint)
+        files.save_last(lambda: averaged_copy(run))
     return run
 
 
@@ -220,6 +221,7 @@ def _load_tensors(run: Run, saved: Saved) -> None:
             run.follow_average()
             run.optimizer.load_state_dict(tensors["optimizer"])
             run.loss_watch.load_state_dict(saved.state.loss_watch)
+            run.recent.load_state_dict(saved.state.recent, run.mine)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise VitralError(
             f"the state in {run.files.path}/checkpoints is not of this run's model; put its own back"

@@ -1,5 +1,6 @@
 """What follows the last step: calibration, the one look at the test images, and the summary."""
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 
@@ -28,11 +29,11 @@ def conclude(run: Run, stop: StopSignal) -> Summary:
         if run.state.best_merit < 0:  # it was lost
             keep_if_best(run, evaluate_split(run, "val", on_batch=on_batch))
         best = run.best()
-        run.average = run.placement.place(best.model).eval()
+        run.average = run.placement.place(copy.deepcopy(best.model)).eval()
         with run.clock.of("evaluating"):
             calibration = _calibrate(run, on_batch)
         temperature = calibration.temperature if calibration else 1.0
-        run.files.save_best(replace(best, temperature=temperature))
+        run.files.save_best(lambda: replace(best, temperature=temperature))
         test = None
         if "test" in run.data.splits:
             # The one look at the test split, with the weights and the temperature that validation chose.

@@ -155,24 +155,26 @@ def _loop(run: Run, stop: StopSignal) -> bool:
         while True:
             with run.clock.of("waiting"):
                 parts = list(islice(batches, len(run.mine)))
-            if sound := run.meet(parts):
+            sound = run.meet(parts, stop)
+            if sound is None:
+                save(run)
+                return False
+            if sound:
                 with run.clock.of("stepping"):
                     _watch(run, run.step(*parts, sound=sound))
             for batch in parts:
                 for part, seconds in zip(LOADING, batch.seconds, strict=True):
                     run.clock.add(part, seconds)
-            run.state.step += 1
-            run.budget.tick()
+            run.count_step()
             _tell_step(run)
-            asked = run.decide(stop)
             spent = run.budget.is_spent
             _mind_the_loss(run)
             if spent or run.budget.evaluation_is_due:
                 validate(run)
-            if spent or asked or run.budget.checkpoint_is_due:
+            if spent or run.budget.checkpoint_is_due:
                 save(run)
-            if spent or asked:
-                return spent
+            if spent:
+                return True
 
 
 def _tell_step(run: Run) -> None:

@@ -102,6 +102,9 @@ class Run:
         images = sum(map(len, data.splits.values()))
         self.damage = DamageCount(images, recipe.images.max_damaged, tell.message)
         self.recent = RunningMean(recipe.batches.parts)
+        # What `saving` found and copied of the weights as they are; None: a step was taken since.
+        self.settled: RunningMean | None = None
+        self.copied: Checkpoint | None = None
         self.loss_watch = LossWatch(steps_per_epoch, placement.device, recipe.batches.parts, self.world)
         self.told_of_chance = False
         self.clock = Clock()
@@ -253,19 +256,26 @@ class Run:
         """The parts of each batch that this process computes."""
         return self.world.share(self.recipe.batches.parts)
 
-    def meet(self, batches: Iterable[Batch]) -> int:
-        """Count the images of a step that can be read, and tell of the others. Every process asks.
+    def meet(self, batches: Iterable[Batch], stop: StopSignal) -> int | None:
+        """Say before a step all that the processes need to know of each other; they talk once a step.
+
+        They learn whether anybody wants the run to stop, the first one's time, which images cannot be read,
+        and how many can: the answer, or None if the run is to stop. Every process asks.
 
         Raises:
-            VitralError: if too many cannot.
+            VitralError: if too many cannot be read.
         """
         found = [(len(batch.labels), batch.damaged) for batch in batches]
         fresh = [image for _, images in found for image in images if image[0] not in self.damage.reasons]
-        sound, damaged = self.world.sum(sum(count for count, _ in found), len(fresh))
+        seconds = self.budget.clock() if self.world.is_first else 0.0
+        asked, seconds, sound, damaged = self.world.sum(
+            float(stop.requested), seconds, sum(count for count, _ in found), len(fresh)
+        )
+        self.budget.tick(seconds)
         if damaged:
             for images in self.world.exchanged(fresh):
                 self.damage.note(images)
-        return int(sound)
+        return None if asked else int(sound)
 
     def step(self, *batches: Batch, sound: int | None = None) -> list[Tensor]:
         """Take one update on a batch; gives its mean loss, on the device, as the sum of one for each part.
@@ -274,6 +284,7 @@ class Run:
             batches: the parts of the batch that are this process's.
             sound: how many images of all its parts can be read; None: these are all.
         """
+        self.settled = self.copied = None
         sound = sound or sum(len(batch.labels) for batch in batches)
         share = average_share(self.state.step, self.recipe.optimization.ema_decay)
         losses = []
@@ -338,13 +349,11 @@ class Run:
             return self._leave(images_BCHW, labels)
         return self._mix(images_BCHW, labels)
 
-    def decide(self, stop: StopSignal) -> bool:
-        """Say whether anybody wants the run to stop, and take the first process's time. All ask."""
-        seconds = self.state.seconds if self.world.is_first else 0.0
-        asked, seconds = self.world.sum(float(stop.requested), seconds)
-        if not self.world.is_first:
-            self.budget.tick(seconds)
-        return asked > 0
+    def count_step(self) -> None:
+        """Count a step that was taken. Several processes go by the time that they learnt in `meet`."""
+        self.state.step += 1
+        if self.world.alone:
+            self.budget.tick()
 
     def tick(self) -> None:
         """Look at the first process's clock. Every process asks."""

@@ -53,7 +53,6 @@ from vitral.runtime.world import ALONE, World
 from vitral.training.changes import CHANGEABLE
 from vitral.training.claim import claim_folder
 from vitral.training.history import History, read_history, whole_lines
-from vitral.training.sharding import on_host
 from vitral.training.state import Record, Saved, Summary
 from vitral.training.state_file import StateFiles
 
@@ -342,17 +341,17 @@ class RunFolder:
         self._write_recipe(recipe, source)
 
     @_by_first
-    def save(self, saved: Saved, last: Checkpoint) -> None:
+    def save(self, saved: Saved, last: Callable[[], Checkpoint]) -> None:
         """Writes all that a resume needs, in the background; in one file, so that it is never of two steps.
 
         Args:
             saved: whose tensors nobody changes any more.
-            last: the model then, of which a copy is made.
+            last: gives the model then, which nobody changes any more either; asked of the first process.
         """
         self._writing.begin(partial(self._write_state, self._states.write, saved))
         self.save_last(last)
 
-    def save_pieces(self, saved: Saved, last: Checkpoint) -> None:
+    def save_pieces(self, saved: Saved, last: Callable[[], Checkpoint]) -> None:
         """As `save`, each process its pieces of the tensors, into one folder."""
         if self._writers is None:  # what they say to each other must not mix with what steps say
             self._writers = self.world.new_group()
@@ -376,12 +375,12 @@ class RunFolder:
         self._writing.finish()
 
     @_by_first
-    def save_last(self, last: Checkpoint) -> None:
-        self._writing.begin(partial(save_checkpoint, self._last, _copied(last)))
+    def save_last(self, last: Callable[[], Checkpoint]) -> None:
+        self._writing.begin(partial(save_checkpoint, self._last, last()))
 
     @_by_first
-    def save_best(self, best: Checkpoint) -> None:
-        self._writing.begin(partial(save_checkpoint, self.path, _copied(best)))
+    def save_best(self, best: Callable[[], Checkpoint]) -> None:
+        self._writing.begin(partial(save_checkpoint, self.path, best()))
 
     def settle(self) -> None:
         """Waits until all is written that was to be written in the background."""
@@ -444,15 +443,6 @@ class RunFolder:
         if self._metrics_file.exists():
             kept = [line for at, line in self._metrics if at <= step]
             write_atomically(self._metrics_file, "".join(f"{line}\n" for line in kept).encode())
-
-
-def _copied(checkpoint: Checkpoint) -> Checkpoint:
-    """With a copy of the model in the CPU's memory, which no step changes."""
-    model = checkpoint.model
-    memo: dict[int, Any] = {id(buffer): on_host(buffer) for buffer in model.buffers()}
-    for weight in model.parameters():
-        memo[id(weight)] = nn.Parameter(on_host(weight), requires_grad=weight.requires_grad)
-    return replace(checkpoint, model=copy.deepcopy(model, memo))
 
 
 def _one_within_other(one: Path, other: Path) -> bool:

@@ -35,6 +35,7 @@ class RunState:
     val_images: int = 0  # that each evaluation looks at, where time is the budget; 0: not known yet
     rate_share: float = 1.0  # of the schedule's learning rate, once the loss rose
     loss_watch: dict[str, Any] = field(default_factory=dict)  # `LossWatch.state_dict`
+    recent: dict[str, Any] = field(default_factory=dict)  # `RunningMean.state_dict`, of all processes
     time: dict[str, float] = field(default_factory=dict)  # `Clock.seconds`
 
     def forget_best(self) -> None:

@@ -97,6 +97,19 @@ class RunningMean:
         found._samples = [int(count) for count in sums[2 * parts :]]
         return found
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give what it holds, part by part; of all processes' parts, if it is `over` them."""
+        columns = {"losses": self._losses, "correct": self._correct, "samples": self._samples}
+        return {name: [float(value) for value in column] for name, column in columns.items()}
+
+    def load_state_dict(self, state: dict[str, Any], mine: range) -> Self:
+        """Go on where another left off with the parts of this process, to the bit; from nothing, anew."""
+        for part in mine if state else ():
+            self._losses[part] = state["losses"][part]
+            self._correct[part] = int(state["correct"][part])
+            self._samples[part] = int(state["samples"][part])
+        return self
+
     @property
     def loss(self) -> float:
         return sum(map(float, self._losses)) / max(sum(self._samples), 1)

@@ -5,13 +5,11 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 
-import torch
-
 from vitral.data.batches import Batch
 from vitral.evaluation.evaluation import Evaluation
-from vitral.runtime.errors import VitralError
 from vitral.training.events import Evaluated
 from vitral.training.run import Run
+from vitral.training.saving import averaged_copy, settle
 from vitral.training.step import RunningMean
 
 EVALUATION_BATCH = 256
@@ -27,14 +25,13 @@ _CLEAR = 0.05
 
 def validate(run: Run) -> Evaluation:
     """Evaluate the averaged weights, keep them if they are the best so far, and tell."""
-    refuse_lost(run)
-    run.complete_average()
+    recent = settle(run)
     evaluation = evaluate_split(run, "val")
     is_best = keep_if_best(run, evaluation)
     step, epoch, seconds, rate = run.state.step, run.budget.epoch, run.state.seconds, run.learning_rate
-    recent, time_spent = run.recent.over(run.world), run.clock.record()
+    time_spent = run.clock.record()
     run.tell(Evaluated(step, epoch, seconds, recent, evaluation, rate, is_best, time=time_spent))
-    run.recent = RunningMean(run.recipe.batches.parts)
+    run.recent = run.settled = RunningMean(run.recipe.batches.parts)
     _tell_if_at_chance(run, evaluation)
     return evaluation
 
@@ -46,21 +43,8 @@ def keep_if_best(run: Run, evaluation: Evaluation) -> bool:
         state.best_score, state.best_loss = evaluation.score, evaluation.loss
         state.best_merit, state.best_step = evaluation.merit, state.step
         with run.clock.of("saving"):
-            run.files.save_best(run.averaged_checkpoint)
+            run.files.save_best(lambda: averaged_copy(run))
     return is_best
-
-
-def refuse_lost(run: Run) -> None:
-    """Raises VitralError if the loss is no number any more."""
-    with run.clock.of("stepping"):  # a GPU is waited for
-        loss = run.recent.over(run.world).loss
-    if not math.isfinite(loss):
-        rounded = run.placement.precision != torch.float32
-        raise VitralError(
-            f"the loss is {loss} after step {run.state.step}; lower learning_rate "
-            f"(it is {run.recipe.rate.learning_rate})"
-            f"{' or set precision=float32' if rounded else ''}, and start again"
-        )
 
 
 def evaluate_split(
