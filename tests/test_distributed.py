@@ -249,3 +249,16 @@ def test_each_image_counts_once_whatever_the_number_of_processes(data: Path, tmp
     for count, (figures, rows, damaged_images) in json.loads(answers[0]).items():
         assert figures["n"] + damaged_images == int(count)
         assert rows == sorted(set(rows))
+
+
+@pytest.mark.slow
+def test_timm_s_sampler_counts_images_twice_where_ours_does_not() -> None:
+    """Seven images in two processes: it pads to eight, so that every process has as many."""
+    samplers = pytest.importorskip("timm.data.distributed_sampler")
+    sampler = samplers.OrderedDistributedSampler
+    theirs = [row for rank in range(2) for row in sampler(range(7), num_replicas=2, rank=rank)]
+    assert len(theirs) == 8
+    assert sorted(set(theirs)) == list(range(7))
+    batches = [range(row, row + 1) for row in range(7)]  # as `evaluate_split` deals them
+    ours = [row for rank in range(2) for batch in batches[slice(rank, None, 2)] for row in batch]
+    assert sorted(ours) == list(range(7))
