@@ -77,15 +77,20 @@ def check(  # noqa: PLR0913 - a command's options
         print_check(found)
     if out is not None:
         _write_page(found, out, megabytes)
+    _tell_written(found)
+    if strict and found.problems:
+        warn(f"{len(found.problems)} kinds of problems were found in {data} (--strict)")
+        raise typer.Exit(_STRICT_STATUS)
+
+
+def _tell_written(found: "Check") -> None:
+    """Say how to train on what was written, or raise VitralError if it could not be."""
     if (cleaned := found.written) is not None:
         warn(f"{cleaned.images:,} images, without {len(found.left_out):,}: {cleaned.file}")
         command = ["vitral", "train", str(cleaned.file), "--out", "RUN", *cleaned.settings]
         warn(f"try: {shlex.join(command)}")
     elif found.not_written:
         raise VitralError(found.not_written)
-    if strict and found.problems:
-        warn(f"{len(found.problems)} kinds of problems were found in {data} (--strict)")
-        raise typer.Exit(_STRICT_STATUS)
 
 
 def _write_page(found: "Check", out: Path, megabytes: float) -> None:
