@@ -77,7 +77,8 @@ def main() -> None:
         alone = alone or found["step"] * min(processes, cores)
         predicted = alone / min(processes, cores)
         print(
-            f"{processes} processes on {cores} cores: step {found['step']:.1f} ms, predicted {predicted:.1f} ms; "
+            f"{processes} processes on {cores} cores: step {found['step']:.1f} ms, "
+            f"predicted {predicted:.1f} ms; "
             f"one exchange {found['exchange']:.3f} ms",
             flush=True,
         )
