@@ -59,6 +59,7 @@ _SMALLER = (
     (r"\bfrog\b", "ant"),
     (r"\bbird\b", "bee"),
     (r"(vitral doctor \S+ \S+)", r"\1 --limit 6"),
+    (r"--to onnx,openvino,web", "--to onnx"),  # tests/test_export.py and test_page.py write the others
     (r"(vitral report .*)", r"\1 --maps 1 --score 0 --no-figures"),
 )  # fmt: skip
 
