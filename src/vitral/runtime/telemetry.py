@@ -6,7 +6,7 @@ OpenVINO and NNCF report each import, conversion and quantization to Google Anal
 user's home says no, and write an identity there. Both go without where their package for it is not installed,
 so here it is not found while they are imported.
 
-ONNX Runtime (1.32, on Linux too) keeps events of each session in a database in the user's home, for Microsoft,
+ONNX Runtime (1.32, on Linux too) keeps events of each session in a database in the home, for Microsoft,
 unless a variable of the environment says no while it is imported. Nothing is written to the home.
 """
 
