@@ -4,8 +4,8 @@ To copy an image into memory that is new costs many times as much as into memory
 system has to find and clear each page; of memory that processes share it cost forty times as much
 (docs/log.md, 2026-11-27).
 
-The contract: a piece is given out with a tensor over it, and is free again when nothing refers to that tensor's
-memory any more, by whatever view. So a batch that is kept never changes; whoever keeps many has the
+The contract: a piece is given out with a tensor over it, and is free again when nothing refers to the memory
+of that tensor any more, by whatever view. So a batch that is kept never changes; whoever keeps many has the
 later ones in memory of their own, and nobody waits. A copy to a GPU ends the use of what it reads from: from
 memory that is not pinned CUDA returns once all is read, and what is pinned are copies that torch keeps itself
 until they are read (CUDA Runtime API, "API synchronization behavior"; torch's CachingHostAllocator).
