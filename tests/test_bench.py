@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.spinning import tell_spinning
 from tests.test_cli import Vitral
 from tests.test_cli import vitral as vitral  # the fixture
 from vitral.bench import rounds, speed, start, steps
@@ -218,10 +219,6 @@ def test_isolated_a_contender_that_fails_says_why_and_another_s_process_is_not_o
         with processes(task) as begin, pytest.raises(VitralError, match=f"KeyError: '{expected}'"):
             begin(steps.Contender(library, "", "", tell_spinning))
     assert os.environ["GOMP_SPINCOUNT"] == "5000"
-
-
-def tell_spinning() -> nn.Module:
-    raise KeyError(str(os.environ.get("GOMP_SPINCOUNT")))
 
 
 def test_libraries_that_are_absent_or_cannot_hold_the_model_are_named(

@@ -1,17 +1,15 @@
 """Several processes under torchrun: the same bits as one, one line for what is wrong, and no share lost."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.conftest import write_images
+from tests.processes import ALL_THAT_IS_RANDOM, SMALL, assert_same_run, started, torchrun, words
 from vitral.runtime.world import share_of
 from vitral.training.distributed import Node, Tree, shape_of
 
@@ -58,69 +56,20 @@ def test_every_part_is_in_one_share() -> None:
 
 # --- Under torchrun --------------------------------------------------------------------------------
 
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning:vitral"}
+SETTINGS = words(**SMALL)
+RANDOM = words(**ALL_THAT_IS_RANDOM)
 
 
-def launched(
-    processes: int, *arguments: str, options: tuple[str, ...] = (), **kwargs: Any
-) -> subprocess.CompletedProcess:
+def launched(processes: int, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     """`vitral` under torchrun, or in one process without it."""
-    command = [sys.executable, "-m"]
-    if processes > 1 or options:
-        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *options, "-m"]
-    return subprocess.run(
-        [*command, "vitral", *arguments],
-        env={**os.environ, **_ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **kwargs,
-    )
+    return started([*torchrun(processes, *options), "-m", "vitral", *arguments])
 
 
-ALL_THAT_IS_RANDOM = [
-    "mixup=0.3", "cutmix=0.5", "dropout=0.1", "drop_path=0.3", "rand_augment=7", "rand_augment_share=0.5",
-    "three_augment=true", "color_jitter=0.3", "erasing=0.5", "repeats=3", "clip_norm=0.5",
-]  # fmt: skip
-SMALL = ["model=Conv+ViT-Pico/4", "img_size=16", "workers=0", "device=cpu", "precision=float32", "seed=3"]
-
-
-def trained(folder: Path, data: Path, processes: int, *settings: str, **kwargs: Any) -> Path:
+def trained(folder: Path, data: Path, processes: int, *settings: str) -> Path:
     """A finished run; raises AssertionError with what was said if it is not."""
-    done = launched(
-        processes, "train", str(data), "--out", str(folder), *SMALL, "keep_state=true", *settings, **kwargs
-    )
+    done = launched(processes, "train", str(data), "--out", str(folder), *SETTINGS, *settings)
     assert done.returncode == 0, done.stderr
     return folder
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    for file in ("model.safetensors", "last/model.safetensors"):
-        assert (one / file).read_bytes() == (other / file).read_bytes(), file
-    states = [torch.load(run / "checkpoints" / "state.pt", weights_only=True) for run in (one, other)]
-    for part in ("model", "average", "optimizer"):
-        pairs = [tensors(state[part]) for state in states]
-        assert len(pairs[0]) > 20
-        assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True)), part
-    clocks = {"seconds": 0, "time": {}}
-    assert states[0]["state"] | clocks == states[1]["state"] | clocks
-    assert judged(one) == judged(other)
-
-
-def tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [tensor for child in children for tensor in tensors(child)]
-
-
-def judged(run: Path) -> list[dict[str, Any]]:
-    """All that a run wrote down of its course, but the time."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    lines.append(json.loads((run / "summary.json").read_text()))
-    # What was learnt from since the last evaluation is counted anew by a process that takes a run up.
-    forgotten = {"seconds", "time", "train_loss", "train_accuracy"}
-    return [{name: value for name, value in line.items() if name not in forgotten} for line in lines]
 
 
 @pytest.fixture
@@ -129,37 +78,19 @@ def data(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images", {"ant": 37, "bee": 37, "cat": 37})
 
 
-def test_two_processes_give_the_bits_of_one(data: Path, tmp_path: Path) -> None:
-    settings = ["parts=2", "batch_size=12", "steps=12", *ALL_THAT_IS_RANDOM]
-    one, two = trained(tmp_path / "one", data, 1, *settings), trained(tmp_path / "two", data, 2, *settings)
-    assert_same_run(one, two)
-    learnt = [(run / "metrics.jsonl").read_text().partition('"train_loss"')[2][:80] for run in (one, two)]
-    assert learnt[0] == learnt[1]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("parts", "processes"), [(4, 4), (3, 3), (6, 4), (5, 2), (4, 2)])
+@pytest.mark.parametrize(
+    ("parts", "processes", "steps"), [(2, 2, 50), (3, 3, 8), (4, 4, 8), (5, 2, 8), (4, 2, 8), (6, 4, 8)]
+)
 def test_any_number_of_processes_gives_the_bits_of_one(
-    parts: int, processes: int, data: Path, tmp_path: Path
+    parts: int, processes: int, steps: int, data: Path, tmp_path: Path
 ) -> None:
-    settings = [
-        f"parts={parts}",
-        f"batch_size={2 * parts}",
-        "steps=8",
-        *ALL_THAT_IS_RANDOM,
-        "optimizer=adamw",
-    ]
-    assert_same_run(
-        trained(tmp_path / "one", data, 1, *settings), trained(tmp_path / "more", data, processes, *settings)
-    )
-
-
-def test_what_does_not_fit_is_said_once(data: Path, tmp_path: Path) -> None:
-    done = launched(2, "train", str(data), "--out", str(tmp_path / "run"), *SMALL, "parts=3", "batch_size=8")
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith("vitral:")]
-    assert lines == ["vitral: batch_size=8 cannot be divided into parts=3; take batch_size=6 or 9"]
-    assert not (tmp_path / "run").exists()
+    """Of weights, their average, the optimizer's state and the metrics, with every draw on."""
+    size = 12 if parts == 2 else 2 * parts
+    settings = [f"parts={parts}", f"batch_size={size}", f"steps={steps}", *RANDOM]
+    settings += [] if parts == 2 else ["optimizer=adamw"]
+    one = trained(tmp_path / "one", data, 1, *settings)
+    assert_same_run(one, trained(tmp_path / "more", data, processes, *settings))
 
 
 # --- What goes wrong -------------------------------------------------------------------------------
@@ -176,7 +107,7 @@ def damaged(data: Path, share: int) -> Path:
 def test_damaged_images_count_alike_whoever_reads_them(data: Path, tmp_path: Path) -> None:
     """With two images a part, some parts have none that can be read."""
     damaged(data, 3)
-    settings = ["parts=2", "batch_size=4", "steps=20", "max_damaged=0.5", *ALL_THAT_IS_RANDOM]
+    settings = ["parts=2", "batch_size=4", "steps=20", "max_damaged=0.5", *RANDOM]
     one, two = (trained(tmp_path / name, data, count, *settings) for name, count in (("one", 1), ("two", 2)))
     assert_same_run(one, two)
     records = [json.loads((run / "checkpoints" / "run.json").read_text())["damaged"] for run in (one, two)]
@@ -197,7 +128,7 @@ def test_what_one_process_meets_ends_all_with_one_line(
 ) -> None:
     damaged(data, 3) if "max_damaged=0.1" in settings else None
     settings = [*settings, "parts=2", "batch_size=8", "steps=40"]
-    done = launched(2, "train", str(data), "--out", str(tmp_path / "run"), *SMALL, *settings)
+    done = launched(2, "train", str(data), "--out", str(tmp_path / "run"), *SETTINGS, *settings)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("vitral:") and words in line]
     assert len(lines) == 1, done.stderr
@@ -233,19 +164,12 @@ def signalled(
     """A run of which one process gets a signal after step 7, once."""
     program = folder.parent / "watched.py"
     program.write_text(_WATCHED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", str(program)]
+    command = [*torchrun(processes, f"--max-restarts={restarts}"), str(program)]
     command += [str(folder) + ".sent", "7", number, str(rank)]
-    return subprocess.run(
-        [*command, "train", str(data), "--out", str(folder), *SMALL, "keep_state=true", *settings],
-        env={**os.environ, **_ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return started([*command, "train", str(data), "--out", str(folder), *SETTINGS, *settings])
 
 
-COURSE = ["parts=2", "batch_size=12", "steps=12", "checkpoint_steps=3", *ALL_THAT_IS_RANDOM]
+COURSE = ["parts=2", "batch_size=12", "steps=12", "checkpoint_steps=3", *RANDOM]
 
 
 @pytest.mark.slow
@@ -316,17 +240,9 @@ def test_each_image_counts_once_whatever_the_number_of_processes(data: Path, tmp
         image.write_bytes(b"")
     program = tmp_path / "evaluates.py"
     program.write_text(_EVALUATES)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     answers = []
     for processes in (1, 2, 3):
-        command = [*torchrun, f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
-        done = subprocess.run(
-            [*command, str(program), str(data)],
-            env={**os.environ, **_ENVIRONMENT},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = started([*torchrun(processes), str(program), str(data)])
         assert done.returncode == 0, done.stderr
         answers.append(done.stdout)
     assert answers[0] == answers[1] == answers[2]

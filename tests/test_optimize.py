@@ -22,6 +22,7 @@ from tests.conftest import write_images
 from vitral.artifacts.engines import onnx, openvino
 from vitral.artifacts.manifest import Form
 from vitral.artifacts.open import open_artifact
+from vitral.bench import rounds
 from vitral.data.image_data import open_data
 from vitral.evaluation.task import MULTI_LABEL, SINGLE_LABEL
 from vitral.runtime.threads import cpu_count
@@ -473,6 +474,7 @@ def optimized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ledger]:
     out = tmp_path_factory.mktemp("optimized") / "fast"
     with pytest.MonkeyPatch.context() as patch:  # one form beside eager torch; all of them in the slow test
         patch.setattr(search, "candidates", lambda _: [(Candidate("openvino"), None)])
+        patch.setattr(rounds, "_SECONDS_A_READING", 0.03)
         found = optimize(DIGITS, "digits", out)
     return out, found.ledger
 
@@ -600,8 +602,10 @@ def test_other_libraries_report_nothing_and_write_nothing_to_the_home(tmp_path: 
 def test_every_form_is_built_timed_and_judged(tmp_path: Path) -> None:
     ledger = optimize(DIGITS, "digits", tmp_path / "fast", minutes=8, judge_all=True).ledger
     for row in ledger.rows:
+        if row.candidate in LAST_RESORTS and row.judgement is None:
+            continue  # not installed, or the last of a full machine's time
         if row.verdict == "left out":
-            assert "bfloat16" in row.reason or row.candidate in LAST_RESORTS or row.candidate.in_float, row
+            assert "bfloat16" in row.reason or row.candidate.in_float, row
         else:
             assert row.judgement is not None, row
             assert row.judgement.agreement > 0.9, row

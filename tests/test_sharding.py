@@ -1,9 +1,5 @@
 """A sharded run computes what one process does, and goes on with any number of processes."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,34 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import write_images
+from tests.processes import ALL_THAT_IS_RANDOM, SMALL, assert_same_run, difference, launch, words
 from vitral.checkpoints.folder import load_checkpoint
+from vitral.data.image_data import open_data
+from vitral.recipes.recipe import Recipe
 from vitral.recipes.schema import Batches
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import VitralError
 from vitral.runtime.world import World, share_of
+from vitral.training.loop import train
 from vitral.training.muon import Together, orthogonalize
 from vitral.training.run import refuse_misfit
 from vitral.training.sharding import shard
 
-# Every draw is on; five steps an epoch of 72 images to train on.
+# Six steps an epoch of 72 images to train on.
 SETTINGS: dict[str, Any] = {
-    "model": "Conv+ViT-Pico/4", "img_size": 16, "whiten": False, "optimizer": "muon", "steps": 50,
-    "batch_size": 12, "parts": 2, "workers": 0, "device": "cpu", "precision": "float32", "seed": 3,
-    "keep_state": True, "checkpoint_steps": 7, "mixup": 0.3, "cutmix": 0.5, "dropout": 0.1, "drop_path": 0.3,
-    "rand_augment": 7, "clip_norm": 0.5,
+    **SMALL, **ALL_THAT_IS_RANDOM, "whiten": False, "optimizer": "muon", "steps": 50, "batch_size": 12,
+    "parts": 2, "checkpoint_steps": 7, "threads": 1,
 }  # fmt: skip
-
-
-def launch(processes: int, data: Path, *runs: dict[str, Any]) -> None:
-    command = [sys.executable, "-W", "error::FutureWarning:vitral"]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    program = [str(Path(__file__).with_name("sharded_runs.py")), json.dumps([str(data), runs])]
-    here = str(Path(__file__).parents[1])
-    path = os.pathsep.join(part for part in (os.environ.get("PYTHONPATH"), here) if part)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run([*command, *program], env=environment, capture_output=True, text=True, timeout=550)
-    assert done.returncode == 0, done.stderr
 
 
 def new(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -53,44 +39,33 @@ def further(folder: Path, shard: bool | None = None, **own: Any) -> dict[str, An
     return {"folder": str(folder), "settings": settings, "resume": True, **own}
 
 
-def state(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "checkpoints" / "state.pt", weights_only=True)
-
-
-def tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value.double().flatten()]
-    if isinstance(value, dict):  # a state that was read is in another order
-        value = [value[key] for key in sorted(value)]
-    children = value if isinstance(value, list) else ()
-    return [tensor for child in children for tensor in tensors(child)]
-
-
-def difference(one: Path, other: Path) -> float:
-    """The largest relative difference of the weights, of the average and of the optimizer's state."""
-    found = []
-    for part in ("model", "average", "optimizer"):
-        ours, theirs = (torch.cat(tensors(state(run)[part])) for run in (one, other))
-        found.append(float((ours - theirs).norm() / theirs.norm()))
-    return max(found)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("data") / "images", {"ant": 30, "bee": 30, "cat": 30})
 
 
-def test_a_sharded_run_computes_what_one_process_does(data: Path, tmp_path: Path) -> None:
-    """Twelve steps of Muon and AdamW; under DDP, where the processes share Muon's matrices, the same bits."""
-    launch(
+def test_two_processes_compute_what_one_does(data: Path, tmp_path: Path) -> None:
+    """In one start: what does not fit is said once; replicas give the bits of one process; FSDP2 its numbers.
+
+    Muon deals its matrices out among replicas, and AdamW has the rest.
+    """
+    train(open_data(str(data), seed=SETTINGS["seed"]), tmp_path / "one", Recipe(**{**SETTINGS, "steps": 8}))
+    command = ["train", str(data), "--out"]
+    said = launch(
         2,
         data,
-        new(tmp_path / "sharded", steps=12, shard=True, checkpoint_layers=True),
-        new(tmp_path / "dealt", steps=12),
+        {
+            "command": [*command, str(tmp_path / "misfit"), *words(**SMALL), "parts=3", "batch_size=8"],
+            "status": 1,
+        },
+        {"command": [*command, str(tmp_path / "two"), *words(**{**SETTINGS, "steps": 8})], "status": 0},
+        new(tmp_path / "sharded", steps=8, shard=True, checkpoint_layers=True),
     )
-    launch(1, data, new(tmp_path / "one", steps=12))
+    lines = [line for line in said.splitlines() if line.startswith("vitral:")]
+    assert lines == ["vitral: batch_size=8 cannot be divided into parts=3; take batch_size=6 or 9"]
+    assert not (tmp_path / "misfit").exists()
+    assert_same_run(tmp_path / "one", tmp_path / "two")
     assert difference(tmp_path / "sharded", tmp_path / "one") < 1e-6
-    assert difference(tmp_path / "dealt", tmp_path / "one") == 0
     model = load_checkpoint(tmp_path / "sharded").model
     assert type(next(model.parameters()).data) is Tensor
 

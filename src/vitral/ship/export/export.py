@@ -25,7 +25,7 @@ from vitral.runtime.files import new_folder, refuse_filled
 from vitral.runtime.spelling import meant
 from vitral.runtime.version import vitral_version
 from vitral.ship.export.agreement import Agreement, agreements
-from vitral.ship.export.forms import LIBRARIES, Source, check_image_form, refuse_forms, write_form
+from vitral.ship.export.forms import LIBRARIES, Source, refuse_forms, write_form
 from vitral.ship.export.pixels import PixelsModel
 
 # Of a model's metadata: which images were held out. Where its data lies on this machine is nobody's business.
@@ -88,8 +88,6 @@ def export(
             drafts[kind] = write_form(kind, folder, source)
         tell("opening each form, to compare its answers with torch's")
         manifest = assemble(folder, about, [drafts[kind] for kind in kinds], source.engine)
-        if "onnx-image" in kinds:
-            check_image_form(folder, source)
         found = () if check is None else agreements(folder, manifest, reference, check, tell)
     return Exported(out, manifest, tuple(found))
 

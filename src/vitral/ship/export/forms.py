@@ -1,4 +1,4 @@
-"""What each form of an artifact is written with, which of a model there can be, and the check of one."""
+"""What each form of an artifact is written with, and which of a model there can be."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +11,7 @@ from torch.export import ExportedProgram
 
 from vitral.artifacts.about import About
 from vitral.artifacts.assemble import Draft
-from vitral.artifacts.engine import Answers, Engine
-from vitral.artifacts.engines.onnx import run_on_picture
-from vitral.artifacts.golden import compare, golden_picture
-from vitral.artifacts.manifest import TOLERANCES
+from vitral.artifacts.engine import Engine
 from vitral.inference.classifier import Classifier
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import VitralError
@@ -131,11 +128,3 @@ _WRITERS: dict[str, Callable[[Path, Source], Draft]] = {
     "onnx": _write_onnx, "onnx-image": _write_image, "openvino": _write_openvino, "pt2": _write_pt2,
     "web": _write_web,
 }  # fmt: skip
-
-
-def check_image_form(folder: Path, source: Source) -> None:
-    """Raises VitralError if ``image.onnx`` answers otherwise than torch to the golden picture as it is."""
-    pixels_HWC = source.about.preprocess.pixels(golden_picture())
-    expected = source.engine(pixels_HWC[None])
-    answers = Answers(*run_on_picture(folder / _IMAGE, golden_picture()))
-    compare(answers, expected, TOLERANCES["float32"], "the form onnx-image")

@@ -10,8 +10,6 @@ from torch.export import ExportedProgram
 from vitral.artifacts.about import about_from
 from vitral.inference.classifier import Classifier, load
 from vitral.ship.export.export import about_of
-from vitral.ship.export.onnx import write_onnx
-from vitral.ship.export.openvino import write_openvino
 from vitral.ship.export.pixels import PixelsModel, exported
 from vitral.ship.optimize import by_nncf, by_onnxruntime
 from vitral.ship.optimize.candidates import Candidate
@@ -71,8 +69,12 @@ class Builder:
         classifier, program = self.classifier(candidate.merge), self.program(candidate.merge)
         about = about_of(classifier, "model").to_json()
         if candidate.library == "openvino":
+            from vitral.ship.export.openvino import write_openvino
+
             files = write_openvino(program, folder / "model.xml", about)
         else:
+            from vitral.ship.export.onnx import write_onnx  # its libraries take seconds to import
+
             files = write_onnx(program, folder / "model.onnx", about)
         return [file.name for file in files]
 

@@ -201,16 +201,19 @@ class Lab:
             on_images: told how many are done, and their logits; no more are asked for if it gives False.
         """
         assert contender.process is not None
-        parts, out = [], self._new("logits").with_suffix(".npy")
+        done, found_BL, out = 0, np.empty((0, 0), np.float32), self._new("logits").with_suffix(".npy")
         for first in range(0, len(pixels), _ASKED_AT_ONCE):
             last = min(first + _ASKED_AT_ONCE, len(pixels))
             place = {"pixels": str(pixels.file), "first": first, "last": last}
             contender.process.ask("logits", **place, batch=batch, out=str(out))
-            parts.append(np.load(out))
-            if not on_images(last, np.concatenate(parts)):
+            part_BL = np.load(out)
+            if not done:
+                found_BL = np.empty((len(pixels), part_BL.shape[1]), part_BL.dtype)
+            found_BL[first:last], done = part_BL, last
+            if not on_images(done, found_BL[:done]):
                 break
-        out.unlink()
-        return np.concatenate(parts)
+        out.unlink(missing_ok=True)
+        return found_BL[:done]
 
 
 @dataclass(frozen=True)

@@ -255,9 +255,10 @@ class Search:
             temperature = refitted(subject.task, logits_BL, subject.fitting.labels, temperature)
 
         def goes_on(done: int, logits_BL: np.ndarray) -> bool:
+            if self.left <= 0 or self.judge_all or done < 500:
+                return self.left > 0
             # A loss beyond doubt needs no further images; that a form fits is never said early.
-            hopeless = done >= 500 and self._compared(logits_BL, temperature).loss_low > subject.max_drop
-            return self.left > 0 and (self.judge_all or not hopeless)
+            return self._compared(logits_BL, temperature).loss_low <= subject.max_drop
 
         return self._compared(self._answers(contender, self.judging, goes_on), temperature)
 
