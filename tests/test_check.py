@@ -3,7 +3,10 @@
 import csv
 import io
 import json
+import shlex
 import shutil
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -334,7 +337,7 @@ def test_the_script_counts_wrong_labels() -> None:
     again = Subject.of_data(data)
     found = search_labels(vectors, np.arange(600), again, np.arange(600))
     assert isinstance(found, LabelSearch)
-    result = Check(again, (), "", np.arange(600), found, {}, None, {})
+    result = Check(again, (), "", np.arange(600), found, {}, None, "", {})
     judged = judged_labels(result, changed)
     assert judged["AUPRC"] > 0.85
     assert judged["estimated share"] == pytest.approx(0.05, abs=0.03)
@@ -362,6 +365,7 @@ def test_the_command_tells_writes_and_ends_as_asked(sound: Path, vitral: Vitral,
         "test": 5,
     }
     assert {kind.key for kind in again.problems} == {"few"}
+    trained_as_told(vitral, result.err, tmp_path / "run")
     shown = Page.of(page.read_text())
     assert "&lt;b&gt;&amp;.jpg" in page.read_text()
     assert "<b>&" not in page.read_text()
@@ -393,10 +397,135 @@ def test_a_model_is_asked_for_labels_and_more_copies(sound: Path, vitral: Vitral
 def test_what_cannot_be_checked_is_said_in_one_line(vitral: Vitral, tmp_path: Path) -> None:
     assert_failed_in_one_line(vitral("check", tmp_path), "holds no images")
     wrong = vitral("check", "digits", "--write", tmp_path / "clean.csv")
-    assert wrong.status == 1
-    assert "within other files" in wrong.err
+    assert_failed_in_one_line(wrong, "write the images themselves: --write clean.parquet")
     assert not (tmp_path / "clean.csv").exists()
     assert vitral("check", "digits", "--out", tmp_path / "page.txt").status == 2
+
+
+# --- Training without what was found ---------------------------------------------------------------
+
+
+def trained_as_told(vitral: Vitral, check_err: str, run: Path) -> str:
+    """Runs the command that a check prints, for two steps; gives what it told."""
+    [command] = [line.split("try: ")[1] for line in check_err.splitlines() if "try: vitral train" in line]
+    words = [str(run) if word == "RUN" else word for word in shlex.split(command)[1:]]
+    result = vitral(
+        *words, "steps=2", "batch_size=4", "img_size=16", "architecture.patch_size=8", "workers=0"
+    )
+    assert result.status == 0, result.err
+    return result.err
+
+
+def as_parquet(data: ImageData, folder: Path) -> str:
+    """A file a split, whose classes have no names and are called 0 and 1."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name, split in data.splits.items():
+        contents = [Path(str(split.images[row])).read_bytes() for row in range(len(split))]
+        pq.write_table(
+            pa.table({"image": contents, "label": split.labels.tolist()}), folder / f"{name}.parquet"
+        )
+    return str(folder / "{split}.parquet")
+
+
+def as_shards(data: ImageData, folder: Path) -> str:
+    for name, split in data.splits.items():
+        with tarfile.open(folder / f"{name}.tar", "w") as shard:
+            for row in range(len(split)):
+                shard.add(str(split.images[row]), f"{row:03}.jpg")
+                label = data.classes[split.labels[row]].encode()
+                member = tarfile.TarInfo(f"{row:03}.cls")
+                member.size = len(label)
+                shard.addfile(member, io.BytesIO(label))
+    return str(folder / "{split}.tar")
+
+
+@pytest.mark.parametrize("stored", [as_parquet, as_shards])
+def test_a_command_trains_without_what_was_found_in_files_of_many_images(
+    stored: Callable[[ImageData, Path], str], sound: Path, vitral: Vitral, tmp_path: Path
+) -> None:
+    """Of 17 images one is a copy of a test image, and one of one colour: 15 are left, of the same bytes."""
+    pytest.importorskip("pyarrow")
+    shutil.copy(sound / "train" / "ant" / "0.jpg", sound / "test" / "ant" / "copy.jpg")
+    Image.new("RGB", (90, 80), "navy").save(sound / "train" / "bee" / "1.jpg")
+    images = open_data(sound, val_fraction=0)
+    source, cleaned = stored(images, tmp_path), tmp_path / "cleaned" / "clean.parquet"
+    cleaned.parent.mkdir()
+    result = vitral("check", source, "--write", cleaned, "--workers", "0")
+    assert result.status == 0, result.err
+    again = open_data(cleaned, val_fraction=0)
+    assert again.classes == open_data(source, val_fraction=0).classes
+    for name, left in (("train", {"ant/0.jpg", "bee/1.jpg"}), ("test", set())):
+        before, after = images.split(name), again.split(name)
+        kept = [row for row, of in enumerate(before.names) if not any(of.endswith(each) for each in left)]
+        assert after.labels.tolist() == before.labels[kept].tolist()
+        contents = [Path(str(before.images[row])).read_bytes() for row in kept]
+        assert [after.images[row] for row in range(len(after))] == contents
+    assert not check(cleaned, workers=0).left_out
+    told = trained_as_told(vitral, result.err, tmp_path / "run")
+    assert "15 images in 2 classes" in told
+
+
+def test_images_in_memory_are_written_as_they_are_shown(tmp_path: Path) -> None:
+    """Of the digits, which must not be mirrored, as the command says to training."""
+    datasets = pytest.importorskip("pyarrow.parquet")
+    digits = thinned(open_data("digits", val_fraction=0).split("train"), 60)
+    data = ImageData("digits", tuple("0123456789"), {"train": digits}, mirror_safe=False)
+    found = check(data, write=tmp_path / "clean.parquet", workers=0)
+    assert found.written is not None
+    assert found.written.settings == ("flip=false", "rand_augment=0")
+    rows = datasets.read_table(tmp_path / "clean.parquet").to_pylist()
+    kept = [row for row in range(60) if row not in found.left_out]
+    assert [row["label"] for row in rows] == digits.labels[kept].tolist()
+    for row, place in zip(rows, kept, strict=True):
+        shown: Any = digits.images[place]
+        stored = Image.open(io.BytesIO(row["image"]["bytes"]))
+        assert np.array_equal(np.asarray(stored)[..., 0], np.asarray(shown))
+
+
+def test_what_is_written_has_several_labels_and_the_users_groups(tmp_path: Path) -> None:
+    """A patient's pictures stay together, and with them those of another whose picture is the same."""
+    pytest.importorskip("pyarrow")
+    images: list[Any] = [picture(number) for number in range(12)] + [picture(3)]
+    labels = np.arange(39).reshape(13, 3) % 2 == 0
+    patients = np.array([7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 10])  # the copy of 8's is 10's
+    split = Split(images, labels, [f"image {number}" for number in range(13)], patients)
+    data = ImageData("arrays", ("a", "b", "c"), {"train": split})
+    found = check(data, write=tmp_path / "clean.parquet", workers=0)
+    assert found.written is not None
+    again = open_data(tmp_path / "clean.parquet", val_fraction=0).split("train")
+    kept = [row for row in range(13) if row not in found.left_out]
+    assert again.labels.tolist() == labels[kept].tolist()
+    assert again.groups is not None
+    numbers = dict(zip(kept, again.groups.tolist(), strict=True))
+    assert numbers[2] == numbers[6] == numbers[7]
+    assert len(set(numbers.values())) == 5
+
+
+def test_nothing_is_written_where_a_class_would_be_lost_but_what_was_found_is_told(
+    vitral: Vitral, tmp_path: Path
+) -> None:
+    sound = written(tmp_path / "data")
+    for number, file in enumerate(sorted((sound / "test" / "bee").iterdir())):
+        Image.new("RGB", (90, 80), ("navy", "teal")[number]).save(file)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name in ("clean.parquet", "clean.csv"):
+        result = vitral("check", sound, "--write", tmp_path / name, "--workers", "0")
+        assert result.status == 1
+        assert "of one colour" in result.out
+        assert "is not written: without what was found test has no images of bee" in result.err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_data_itself_is_not_written_over(sound: Path, vitral: Vitral, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    pattern = as_parquet(open_data(sound, val_fraction=0), tmp_path)
+    before = (tmp_path / "train.parquet").read_bytes()
+    for source, file in ((pattern, "train.parquet"), (str(tmp_path / "*.parquet"), "new.parquet")):
+        result = vitral("check", source, "--write", tmp_path / file, "--workers", "0")
+        assert_failed_in_one_line(result, "name a file that is not")
+    assert (tmp_path / "train.parquet").read_bytes() == before
 
 
 def test_the_page_is_of_the_data_alone(sound: Path) -> None:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitral.checks.cleaned import Written, refuse_to_write, write_cleaned
 from vitral.checks.copies import LEAST_COSINE, copy_kinds, find_copies
 from vitral.checks.findings import Kind, Subject
 from vitral.checks.labels import LabelSearch, label_kinds, search_labels
-from vitral.checks.leaving import Written, left_out, refuse_unlistable, write_manifest
+from vitral.checks.leaving import left_out
 from vitral.checks.look import look_at
 from vitral.checks.stored import class_kinds, stored_kinds
 from vitral.data.batches import DamageCount
@@ -28,6 +29,7 @@ from vitral.evaluation.probing.usual import usual_features
 from vitral.inference.classifier import Classifier, loaded
 from vitral.inference.features import extract
 from vitral.runtime import limits
+from vitral.runtime.errors import VitralError
 from vitral.runtime.files import cache_folder
 from vitral.runtime.ranges import Seed, Workers
 from vitral.runtime.settings import build
@@ -62,7 +64,8 @@ class Check:
     groups: np.ndarray = field(repr=False)  # (n,) the same number for images of the same picture
     labels: LabelSearch | None = field(repr=False)  # None: there was no model, or too few images
     left_out: dict[int, str] = field(repr=False)  # rows that a model is better trained without, and why
-    written: Written | None  # the table of the images that stay, if one was asked for
+    written: Written | None  # the file of the images that stay, if one was asked for
+    not_written: str  # why it could not be, in the end; what was found is whole all the same
     seconds: dict[str, float]  # that each part of the work took
 
     @property
@@ -107,15 +110,15 @@ def check(
         data: as `open_data` takes it; nothing is held out.
         model: any model, or where it lies, whose features are good on such images; its head plays no part.
             None: likely label errors are not looked for, and copies by their pixels alone.
-        write: a table (.csv) of the images to train on, without those in `Check.left_out`; it can be
-            trained on where it lies.
+        write: a file of the images to train on, without those in `Check.left_out`: a table that names them
+            (.csv), or the images themselves (.parquet). If it fails in the end, `Check.not_written` says why.
         columns: of a table, as `open_data` takes them.
         warn: told of what was passed over in the data, and when worker processes fail.
         on_progress: told how far each part of the work is.
         options: fields of `CheckOptions`, such as ``seed=1``.
 
     Raises:
-        VitralError: if the data, the model or an option cannot be used, or the table not be written.
+        VitralError: if the data, the model or an option cannot be used, or there is no place for the file.
     """
     wanted = build(CheckOptions, options)
     classifier = None if model is None else loaded(model)
@@ -125,8 +128,8 @@ def check(
     for note in subject.notes:
         warn(note)
     if write is not None:
-        refuse_unwritable(Path(write), limits.TABLE_SUFFIXES)
-        refuse_unlistable(subject)
+        refuse_unwritable(Path(write), limits.CLEANED_SUFFIXES)
+        refuse_to_write(Path(write), subject)
     asked = _Asked(subject, classifier, wanted, _Watch(on_progress), warn)
     return asked.examined(_name(model), None if write is None else Path(write))
 
@@ -169,8 +172,21 @@ class _Asked:
         )
         found = labels if isinstance(labels, LabelSearch) else None
         left = left_out(subject, kinds, copies, found)
-        written = None if write is None else write_manifest(write, subject, left, copies.groups)
-        return Check(subject, kinds, model, copies.groups, found, left, written, self.watch.seconds())
+        written, why_not = self._written(write, left, copies.groups)
+        return Check(
+            subject, kinds, model, copies.groups, found, left, written, why_not, self.watch.seconds()
+        )
+
+    def _written(
+        self, file: Path | None, left: dict[int, str], groups: np.ndarray
+    ) -> tuple[Written | None, str]:
+        """What was written, or why it could not be."""
+        if file is None:
+            return None, ""
+        try:
+            return write_cleaned(file, self.subject, left, groups, self.watch.telling("writing")), ""
+        except VitralError as error:
+            return None, str(error)
 
     def _features(self, sound: np.ndarray) -> "_Features | None":
         """The vectors that the field probes, of the images that can be read."""

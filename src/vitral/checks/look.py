@@ -98,7 +98,7 @@ class _Looking(Dataset):
             image = self.split.images[index]
             if isinstance(image, Image.Image):
                 return _decoded(image, Seen(_digest(image.tobytes())))
-            content = _content(image)
+            content = content_of(image)
             name = image.name if isinstance(image, Path) else ""
             seen, small_SS = _decoded(content, Seen(_digest(content)))
             return _stored(content, name, seen), small_SS
@@ -110,8 +110,12 @@ def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
 
 
-def _content(image: Path | bytes) -> bytes:
-    """The bytes of an encoded image, read once for all that is asked of them."""
+def content_of(image: Path | bytes) -> bytes:
+    """Give the bytes of an encoded image, read once for all that is asked of them.
+
+    Raises:
+        ImageError: if they cannot be read.
+    """
     if isinstance(image, bytes):
         return image
     refuse_irregular(image)

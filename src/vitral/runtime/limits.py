@@ -44,4 +44,4 @@ BENCHMARKS = ("train", "infer", "start", "data", "kernels")
 LIST_SUFFIXES = (".csv", ".json")
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PAGE_SUFFIXES = (".html", ".htm")
-TABLE_SUFFIXES = (".csv",)
+CLEANED_SUFFIXES = (".csv", ".parquet")  # of data without what `check` found

@@ -10,6 +10,7 @@ from vitral.cli import options
 from vitral.cli.classifier import load_classifier
 from vitral.cli.console import print_table, progress_bar, say, warn
 from vitral.runtime import limits
+from vitral.runtime.errors import VitralError
 from vitral.runtime.plainjson import to_json
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def check(  # noqa: PLR0913 - a command's options
     write: Annotated[
         Path | None,
         options.file(
-            "A table of the images to train on, without what was found (.csv).", limits.TABLE_SUFFIXES
+            "The data without what was found, to train on: a table of the files (.csv), or the images "
+            "themselves (.parquet).",
+            limits.CLEANED_SUFFIXES,
         ),
     ] = None,
     column: options.Column = None,
@@ -57,6 +60,7 @@ def check(  # noqa: PLR0913 - a command's options
     \b
     vitral check photos/ --out check.html
     vitral check photos/ hf://facebook/dinov2-small --write clean.csv
+    vitral check 'cifar10/{split}.parquet' --write clean.parquet
     """
     from vitral.checks.check import check as run_check
 
@@ -73,13 +77,20 @@ def check(  # noqa: PLR0913 - a command's options
         print_check(found)
     if out is not None:
         _write_page(found, out, megabytes)
-    if (table := found.written) is not None:
-        setting = f" label_delimiter='{table.delimiter}'" if table.delimiter else ""
-        warn(f"{table.images:,} images, without {len(found.left_out):,}: {table.file}")
-        warn(f"try: vitral train {shlex.quote(str(table.file))} --out RUN{setting}")
+    _tell_written(found)
     if strict and found.problems:
         warn(f"{len(found.problems)} kinds of problems were found in {data} (--strict)")
         raise typer.Exit(_STRICT_STATUS)
+
+
+def _tell_written(found: "Check") -> None:
+    """Say how to train on what was written, or raise VitralError if it could not be."""
+    if (cleaned := found.written) is not None:
+        warn(f"{cleaned.images:,} images, without {len(found.left_out):,}: {cleaned.file}")
+        command = ["vitral", "train", str(cleaned.file), "--out", "RUN", *cleaned.settings]
+        warn(f"try: {shlex.join(command)}")
+    elif found.not_written:
+        raise VitralError(found.not_written)
 
 
 def _write_page(found: "Check", out: Path, megabytes: float) -> None:
@@ -115,7 +126,7 @@ def print_check(found: "Check") -> None:
     if not found.problems:
         say("nothing is wrong, as far as was looked")
     elif found.left_out:
-        say(f"A model is better trained without {len(found.left_out):,} images; --write lists the others")
+        say(f"A model is better trained without {len(found.left_out):,} images; --write keeps the others")
 
 
 def _example(found: "Check", kind: Any) -> str:
