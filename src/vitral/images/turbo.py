@@ -1,7 +1,7 @@
 """JPEG's pixels by simplejpeg where it is installed: Pillow's to the bit, sooner, and at once as an array.
 
-Both are libjpeg-turbo; what Pillow takes longer for is its own layout of four bytes a pixel and the copy out of
-it (docs/log.md, 2026-11-27). What is not plain is left to Pillow, and what is damaged, which it names.
+Both are libjpeg-turbo; what Pillow takes longer for is its own layout of four bytes a pixel, and the copy out
+of it (docs/log.md, 2026-11-27). What is not plain is left to Pillow, and what is damaged, which it names.
 """
 
 import importlib.util
