@@ -2,7 +2,7 @@
 """What merging tokens costs in accuracy and saves in time, on the same images, in turns.
 
     vitral probe WEIGHTS DATA --img-size 392 --per-class 50 --limit 100 --out probe    # a model with a head
-    python scripts/merging_accuracy.py probe DATA --merge 30 --images 1500
+    python scripts/merging_accuracy.py probe DATA --merge 52 --images 1500
 
 Batches go through the model as it is and with merged tokens, in turns, in one process. After every batch the
 loss so far stands in points, with its 95 % interval (Agresti and Min, 2005), and the ratio of CPU times.
