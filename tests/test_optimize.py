@@ -586,16 +586,20 @@ def test_a_process_fails_in_a_line_and_is_ended_when_it_takes_too_long(tmp_path:
 def test_other_libraries_report_nothing_and_write_nothing_to_the_home(tmp_path: Path) -> None:
     code = (
         "import sys; from vitral.runtime.telemetry import import_silently; o = import_silently('openvino'); "
-        "n = import_silently('nncf'); import openvino.tools.ovc.convert_impl as c; "
+        "n = import_silently('nncf'); import_silently('onnxruntime'); "
+        "import openvino.tools.ovc.convert_impl as c; "
         "print('openvino_telemetry' in sys.modules, c.tm.__name__, type(n.telemetry.telemetry).__name__)"
     )
-    environment = {**os.environ, "HOME": str(tmp_path)}
-    environment.pop("CI", None)
+    environment = {**os.environ, "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    for name in ("CI", "XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY"):
+        environment.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )
     assert done.stdout.split() == ["False", "openvino.tools.ovc.telemetry_stub", "MagicMock"]
-    assert not (tmp_path / "intel").exists()
+    assert not (tmp_path / "intel").exists()  # OpenVINO's and NNCF's identity
+    assert not (tmp_path / ".cache" / "Microsoft").exists()  # ONNX Runtime's events
+    assert not (tmp_path / ".ses").exists()  # its session
 
 
 @pytest.mark.slow

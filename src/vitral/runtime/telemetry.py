@@ -4,7 +4,10 @@ Ray, W&B and MLflow are told by variables of the environment, which are set whil
 
 OpenVINO and NNCF report each import, conversion and quantization to Google Analytics unless a file in the
 user's home says no, and write an identity there. Both go without where their package for it is not installed,
-so here it is not found while they are imported. Nothing is written to the home.
+so here it is not found while they are imported.
+
+ONNX Runtime (1.32, on Linux too) keeps events of each session in a database in the home, for Microsoft,
+unless a variable of the environment says no while it is imported. Nothing is written to the home.
 """
 
 import importlib
@@ -17,6 +20,7 @@ from typing import Any
 
 _REPORTER = "openvino_telemetry"
 _NO_REPORTS = {
+    "ORT_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "WANDB_ERROR_REPORTING": "false",
@@ -30,13 +34,14 @@ def import_silently(name: str) -> ModuleType:
         ImportError: if the library is not installed.
     """
     modules: dict[str, Any] = sys.modules
-    if _REPORTER in modules:
-        return importlib.import_module(name)
-    modules[_REPORTER] = None  # what `import` takes for a package that is not there
-    try:
-        return importlib.import_module(name)
-    finally:
-        del modules[_REPORTER]
+    with without_reports():
+        if _REPORTER in modules:
+            return importlib.import_module(name)
+        modules[_REPORTER] = None  # what `import` takes for a package that is not there
+        try:
+            return importlib.import_module(name)
+        finally:
+            del modules[_REPORTER]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 from vitral.artifacts.about import About, about_from
 from vitral.artifacts.engine import Answers, in_sizes, refuse_overflow, unusable
 from vitral.runtime.errors import VitralError
+from vitral.runtime.telemetry import import_silently
 from vitral.runtime.threads import engine_threads
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class OnnxEngine:
     """One session; `session.run` may be called by any thread."""
 
     def __init__(self, path: Path, form: "Form") -> None:
-        import onnxruntime
+        onnxruntime = import_silently("onnxruntime")
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = form.options.get("threads") or engine_threads()
@@ -53,7 +54,7 @@ def run_on_picture(path: Path, picture_HWC: np.ndarray) -> list[np.ndarray]:
     Raises:
         VitralError: if it cannot be used.
     """
-    import onnxruntime
+    onnxruntime = import_silently("onnxruntime")
 
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -8,6 +8,7 @@ import numpy as np
 
 from vitral.artifacts.about import About
 from vitral.artifacts.engines.onnx import METADATA_KEY
+from vitral.runtime.telemetry import import_silently
 from vitral.ship.optimize.candidates import Candidate
 
 _AT_ONCE = 8  # images
@@ -16,6 +17,8 @@ _AT_ONCE = 8  # images
 def quantize(source: Path, folder: Path, images_NHWC: np.ndarray, _: Candidate, *, int8: bool) -> list[Path]:
     """Write an int8 form of a float32 one, and give its files; as `by_nncf.quantize`, without SmoothQuant."""
     import onnx
+
+    import_silently("onnxruntime")
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
