@@ -45,9 +45,7 @@ def _about(model: str, checkpoint: "Checkpoint") -> str:
 
     metadata, labels = checkpoint.metadata, checkpoint.labels
     lines = [
-        shown(f"{model}: {len(labels)} labels ({shortened(labels)})")
-        if labels
-        else f"{model}: no labels"
+        shown(f"{model}: {len(labels)} labels ({shortened(labels)})") if labels else f"{model}: no labels"
     ]
     lines.append(f"images: {checkpoint.preprocess}")
     lines += checkpoint.notes
