@@ -352,6 +352,7 @@ def test_the_command_tells_writes_and_ends_as_asked(sound: Path, vitral: Vitral,
     result = vitral("check", sound, "--out", page, "--write", table, "--workers", "0")
     assert result.status == 0
     assert "the same file in several splits" in result.out
+    assert "--write" not in result.out  # it was asked for already
     with table.open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 16

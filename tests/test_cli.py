@@ -501,7 +501,7 @@ def test_info_of_a_name_tells_stages_and_patches(vitral: Vitral) -> None:
 def test_info_of_a_folder_tells_its_labels_and_size(vitral: Vitral, run: Path) -> None:
     result = vitral("info", run, "--no-measure")
     assert result.status == 0
-    assert "3 labels (ant, bee, cat" in result.out
+    assert "3 labels (ant, bee, cat)\n" in result.out
     assert "16x16 pixels" in result.out
 
 

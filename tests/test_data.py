@@ -368,6 +368,10 @@ def assert_refused(source: str | Path, text: str) -> None:
 BAD_FOLDERS = {
     "no images at all": (["ant/notes.txt"], "holds no images in class folders; put each class's images"),
     "images in no class": (["1.png", "2.png"], "holds no images in class folders"),
+    "a table": (
+        ["1.png", "labels.csv", "a.tar"],
+        r"a folder of its name; or give as DATA what lies there: .*a\.tar, .*labels\.csv$",
+    ),
     "one class": (["ant/1.png"], "has one class only, 'ant'; a classifier needs two or more"),
     "a class that test lacks": (
         ["train/ant/1.png", "train/bee/1.png", "train/cat/1.png", "test/ant/1.png", "test/bee/1.png"],

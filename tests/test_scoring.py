@@ -226,7 +226,7 @@ def test_the_command_says_what_came_of_it(vitral: Vitral, model: Path, photos: P
     result = vitral("predict", model, photos, "--out", tmp_path / "out")
     assert result.status == 0
     assert result.out == (
-        f"{tmp_path / 'out'}: 23 images in 1 files; 1 could not be read, see the column error\n"
+        f"{tmp_path / 'out'}: 23 images in 1 file; 1 could not be read, see the column error\n"
     )
     again = json.loads(vitral("predict", model, photos, "--out", tmp_path / "out", "--json").out)
     assert (again["resumed"], again["failed"]) == (23, 1)

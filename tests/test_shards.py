@@ -150,7 +150,7 @@ def test_which_field_and_key_may_be_said(tmp_path: Path) -> None:
         members |= {f"{row}.left.png": png(row), f"{row}.right.png": png(100 + row)}
         members[f"{row}.json"] = json.dumps(said).encode()
     source = write_shard(tmp_path / "a.tar", members)
-    refused(source, "fields left.png, right.png; say which with image_column=")
+    refused(source, "fields left.png, right.png; say which with --column image=")
     found = find(source, Columns(image="right.png", label="breed"))
     assert greys(found.splits["train"]) == [100, 101, 102, 103]
     assert found.classes == ("a", "b")

@@ -22,6 +22,7 @@ from vitral.data.split import Split
 from vitral.data.subsets import hold_out
 from vitral.evaluation.evaluate import choose_split
 from vitral.inference.classifier import load
+from vitral.recipes.schema import opening
 from vitral.reports.train import train
 from vitral.runtime.errors import ImageError, VitralError
 
@@ -152,8 +153,9 @@ def test_columns_are_found_by_their_names_and_said_in_a_line(root: Path, image: 
     found = opened(source)
     assert found.classes == ("ant", "bee")
     (note,) = found.notes
-    assert note.startswith(
-        f"columns of {source}: image {image}, label {label}; if one is wrong, say image_column=,"
+    assert note == (
+        f"columns of {source}: image {image}, label {label}; "
+        "if one is wrong, name it, such as --column label=NAME"
     )
 
 
@@ -161,8 +163,17 @@ def test_columns_are_as_told(root: Path) -> None:
     source = plain(root, genus=["wasp"] * 2 + ["fly"] * 4)
     assert opened(source, label="genus").classes == ("fly", "wasp")
     assert refusal(source, label="genre").endswith(
-        "has no column 'genre' (label_column); it has image, label, genus; did you mean 'genus'?"
-    ) or "has no column 'genre' (label_column)" in refusal(source, label="genre")
+        "has no column 'genre' (--column label=); it has image, label, genus; did you mean 'genus'?"
+    ) or "has no column 'genre' (--column label=)" in refusal(source, label="genre")
+
+
+def test_advice_on_columns_is_in_the_words_of_who_asked(root: Path) -> None:
+    settings = opening({}.get)["columns"]
+    source = write(root / "t.csv", {"image": PATHS, "kind": LABELS, "note": list("abcdef")})
+    with pytest.raises(VitralError, match="say which with label_column="):
+        open_data(source, columns=settings)
+    with pytest.raises(VitralError, match="say which with --column label="):
+        open_data(source)
 
 
 def test_columns_of_a_models_training_are_those_of_its_table_alone(root: Path) -> None:
@@ -188,7 +199,7 @@ BAD_TABLES = {
     "no such files": (
         {"image": ["x.png"] * 6, "label": LABELS},
         {},
-        "not one of 6 images .*x.png; .* image_root=",
+        "not one of 6 images .*x.png; .* --column image_root=",
     ),
     "addresses": (
         {"image": ["https://e.org/1.png"] * 6, "label": LABELS},
@@ -203,7 +214,7 @@ BAD_TABLES = {
     "two labels": (
         {"image": [*PATHS, PATHS[1]], "label": [*LABELS, "bee"]},
         {},
-        r"the image ant/1.png has two labels, in row 3 and in row 8; .* label_delimiter=",
+        r"the image ant/1.png has two labels, in row 3 and in row 8; .* --column label_delimiter=",
     ),
     "no rows": ({"image": [], "label": []}, {}, "holds no images"),
     "a short row": (
@@ -213,7 +224,7 @@ BAD_TABLES = {
     ),
     "Latin-1": ({"image": ["a"], "label": ["x"]}, {"bytes": b"image,label\na.png,caf\xe9\n"}, "UTF-?8"),
     "UTF-16": ({"image": ["a"], "label": ["x"]}, {"bytes": "image,label\n".encode("utf-16")}, "UTF-8"),
-    "empty": ({"image": ["a"], "label": ["x"]}, {"bytes": b""}, "has no column image and label"),
+    "empty": ({"image": ["a"], "label": ["x"]}, {"bytes": b""}, "no first line that names the columns"),
 }
 
 

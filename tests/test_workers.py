@@ -107,44 +107,60 @@ def test_without_file_handles_for_workers_images_are_loaded_here() -> None:
     )
 
 
+@pytest.mark.parametrize(("forked", "place"), [(True, "memory has"), (False, "/dev/shm has")])
 @pytest.mark.parametrize(("free", "used"), [(10**9, 2), (250, 1), (100, 0)])
-def test_no_more_workers_than_the_shared_memory_has_room_for(
-    free: int, used: int, monkeypatch: pytest.MonkeyPatch
+def test_no_more_workers_than_memory_has_room_for(
+    free: int, used: int, forked: bool, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch is 4 times 12 bytes of numbers and 8 of label; each worker has two, two more are under way."""
-    monkeypatch.setattr(
-        workers_module, "_free_shared_memory", lambda: free + 80 * 2 if free < 10**9 else free
-    )
+    """A batch is 4 times 12 bytes of numbers and 8 of label; each worker has two, and three are under way."""
+    monkeypatch.setattr(workers_module, "processes_share", lambda: forked)
+    monkeypatch.setattr("vitral.data.ring.processes_share", lambda: forked)
+    other = "_free_shared_memory" if forked else "available_bytes"
+    monkeypatch.setattr(workers_module, other, lambda: pytest.fail("it is not used"))
+    asked = "available_bytes" if forked else "_free_shared_memory"
+    monkeypatch.setattr(workers_module, asked, lambda: free + 80 * 3 if free < 10**9 else free)
     said: list[str] = []
     loading = Loading(2, said.append)
     assert values(loading, Numbers(nothing)) == list(range(40))
     assert loading.workers == used
-    assert [f"images are loaded with workers={used}" in line for line in said] == [True] * (used < 2)
+    assert [line.startswith(place) and f"images are loaded with workers={used}" in line for line in said] == [
+        True
+    ] * (used < 2)
 
 
 _LITTLE_SHARED_MEMORY = """
-import torch
+import sys
 from tests.test_workers import Numbers, nothing, values
-from vitral.data import workers
+from vitral.data import ring, workers
+if sys.argv[1] == "files":  # as where processes are not forked
+    workers.processes_share = ring.processes_share = lambda: False
 workers._free_shared_memory = lambda: None  # something else takes it later
 loading = workers.Loading(2, print)
 assert values(loading, Numbers(nothing, 500_000)) == list(range(40))
+print(loading.workers)
 """
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs root, to mount")
-def test_shared_memory_that_runs_out_ends_workers_and_not_the_work() -> None:
+@pytest.mark.parametrize(
+    ("way", "lines"),
+    [
+        ("files", ["images are loaded without worker processes from here on (workers=0)", "0"]),
+        ("ring", ["2"]),  # needs none of it
+    ],
+)
+def test_shared_memory_that_runs_out_ends_workers_and_not_the_work(way: str, lines: list[str]) -> None:
     mount = "mount -t tmpfs -o size=4m tmpfs /dev/shm && exec "
-    command = ["unshare", "-m", "sh", "-c", mount + '"$0" "$@"', sys.executable, "-c", _LITTLE_SHARED_MEMORY]
+    script = ["unshare", "-m", "sh", "-c", mount + '"$0" "$@"', sys.executable, "-c", _LITTLE_SHARED_MEMORY]
     path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path}
+        [*script, way], capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path}
     )
     if "mount:" in done.stderr or "unshare:" in done.stderr:
         pytest.skip("this machine lets nobody mount")
     assert (done.returncode, done.stderr) == (0, "")
-    (line,) = done.stdout.splitlines()
-    assert line.endswith("images are loaded without worker processes from here on (workers=0)")
+    assert len(said := done.stdout.splitlines()) == len(lines)
+    assert all(line.endswith(end) for line, end in zip(said, lines, strict=True))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -1,7 +1,7 @@
 """One look at every image: can it be read, how is it stored, and a small grey picture of it."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from PIL import Image, ImageChops
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vitral.data.ring import Memory
 from vitral.data.split import Split
 from vitral.data.workers import Loading, reader_count
 from vitral.evaluation.analysis.matching import SIDE
@@ -166,5 +167,6 @@ class _Batch:
         return self
 
 
-def _collated(looked: list[tuple[Seen, Tensor]]) -> _Batch:
-    return _Batch([seen for seen, _ in looked], torch.stack([picture for _, picture in looked]))
+def _collated(looked: Iterable[tuple[Seen, Tensor]], count: int, memory: Memory) -> _Batch:  # noqa: ARG001
+    seen, pictures = zip(*looked, strict=True)
+    return _Batch(list(seen), torch.stack(pictures))

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from vitral.data.kept import Kept, Pictures
 from vitral.data.randomness import seeded
+from vitral.data.ring import Memory, new_memory
 from vitral.data.split import Split, shortened
 from vitral.runtime.errors import ImageError, VitralError
 
@@ -133,37 +134,54 @@ class ImageLoading(Dataset):
         return seeded(self.seed, epoch, row, copy) if copy else seeded(self.seed, epoch, row)
 
 
-def collate(images: list[LoadedImage]) -> Batch:
-    """Puts loaded images together; in a worker process at once into memory that others see."""
-    sound = [image for image in images if image.pixels is not None]
-    damaged = tuple((image.name, image.damage) for image in images if image.pixels is None)
-    labels = torch.from_numpy(np.array([image.label for image in sound]))
-    pixels = [image.pixels for image in sound if image.pixels is not None]
+def collate(images: Iterable[LoadedImage], count: int, memory: Memory = new_memory) -> Batch:
+    """Puts images together as they are loaded, each written straight to where the batch stays.
+
+    Args:
+        images: of one size and kind, as many as `count` or fewer.
+        count: the batch's images, damaged ones counted.
+        memory: gives what the batch is written into.
+    """
+    rows, labels, damaged, decoding, altering = [], [], [], 0.0, 0.0
+    stack: _Stack | None = None
+    for image in images:
+        if image.pixels is None:
+            damaged.append((image.name, image.damage))
+            continue
+        stack = stack or _Stack(image.pixels, count, memory)
+        stack.put(len(rows), image.pixels)
+        rows.append(image.row)
+        labels.append(image.label)
+        decoding += image.decoding
+        altering += image.altering
+    numbers = torch.from_numpy(np.array(labels))
     return Batch(
-        _stacked(pixels),
-        labels.to(torch.float32 if labels.ndim == 2 else torch.int64),
-        damaged,
-        np.array([image.row for image in sound], dtype=np.int64),
-        (sum(image.decoding for image in sound), sum(image.altering for image in sound), 0.0),
-        pixels=bool(pixels) and isinstance(pixels[0], np.ndarray),
+        torch.empty(0) if stack is None else stack.tensor[: len(rows)],
+        numbers.to(torch.float32 if numbers.ndim == 2 else torch.int64),
+        tuple(damaged),
+        np.array(rows, dtype=np.int64),
+        (decoding, altering, 0.0),
+        pixels=stack is not None and stack.of_bytes,
     )
 
 
-def _stacked(pixels: list[Any]) -> Tensor:
-    """One copy of each image, to where the batch stays."""
-    if not pixels:
-        return torch.empty(0)
-    first, of_bytes = pixels[0], isinstance(pixels[0], np.ndarray)
-    shape, kind = (len(pixels), *first.shape), torch.uint8 if of_bytes else first.dtype
-    if get_worker_info() is None:
-        stacked = torch.empty(shape, dtype=kind)
-    else:
-        storage = torch.UntypedStorage._new_shared(len(pixels) * first.nbytes)
-        stacked = torch.empty(0, dtype=kind).set_(storage, 0, shape)  # pyrefly: ignore
-    if of_bytes:
-        np.stack(pixels, out=stacked.numpy())
-        return stacked
-    return torch.stack(pixels, out=stacked)
+class _Stack:
+    """Memory for `count` images as `first` is, tensors or arrays of bytes."""
+
+    def __init__(self, first: Tensor | np.ndarray, count: int, memory: Memory) -> None:
+        self.of_bytes = isinstance(first, np.ndarray)
+        kind = torch.uint8 if isinstance(first, np.ndarray) else first.dtype
+        self.tensor = memory(count * first.nbytes).view(kind).view(count, *first.shape)
+        self._like = first.shape, first.dtype
+        self._places = self.tensor.numpy() if self.of_bytes else self.tensor
+
+    def put(self, place: int, pixels: Any) -> None:
+        if (pixels.shape, pixels.dtype) != self._like:  # which would be stretched or rounded
+            raise ValueError(
+                f"images of one batch differ: {pixels.dtype} {tuple(pixels.shape)} after "
+                f"{self._like[1]} {tuple(self._like[0])}"
+            )
+        self._places[place] = pixels
 
 
 class DamageCount:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from vitral.runtime.errors import VitralError
@@ -21,6 +21,8 @@ class Columns:
     image_root: str = ""  # the folder that paths begin from; "": where the table lies
     # Whether a model's training said so: of another table, columns that it lacks are found by its own names.
     recorded: bool = False
+    # Whether it was said by settings, as `vitral train` takes them; other commands have --column.
+    by_setting: bool = field(default=False, compare=False)
 
     @classmethod
     def of_words(cls, words: Mapping[str, str]) -> Self:
@@ -45,6 +47,12 @@ class Columns:
         """The folder that paths begin from; "" for the table's own."""
         return "" if self.recorded and not os.path.isdir(self.image_root) else self.image_root
 
+    def say(self, *words: str) -> str:
+        """Give what a user writes to name them, for messages: ``label_column=``, or ``--column label=``."""
+        if not self.by_setting:
+            return " ".join(f"--column {word}=" for word in words)
+        return " ".join(f"{word}=" if word in _SETTINGS else f"{word}_column=" for word in words)
+
     def metadata(self) -> dict[str, dict[str, str]]:
         """What a training records of them, to be laid among the rest; {} where nothing was said."""
         said = {word: value for word, value in asdict(self).items() if value and word in WORDS}
@@ -52,4 +60,5 @@ class Columns:
 
 
 WORDS = ("image", "label", "label_delimiter", "split", "group", "image_root")
+_SETTINGS = ("label_delimiter", "image_root")  # whose names are those of the settings
 FOUND = Columns()

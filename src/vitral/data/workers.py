@@ -5,6 +5,9 @@ says `runtime/threads.py`. `Classifier.predict` alone decodes in threads of this
 
 Every batch is a function of its keys, so that a batch which a worker did not deliver is loaded here to
 the same bits: losing a worker process costs speed alone.
+
+Workers that are forked write into memory that is taken before they begin, and send no more than its number
+(`ring`). Others hand over each batch as a file in /dev/shm, as torch does.
 """
 
 import os
@@ -18,18 +21,25 @@ from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.signal_handling import _remove_worker_pids
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from vitral.data.ring import Memory, Packed, Ring, new_memory, processes_share, used_again
+from vitral.runtime.memory import available_bytes
 from vitral.runtime.stopping import StopSignal
 from vitral.runtime.threads import compute_in_one_thread, cpu_count, local_size
 
 _WORTH_WORKERS = 5_000  # images: to start a process takes as long as to read some 2,000
 _PREFETCHED = 2  # batches of each worker that wait to be taken; DataLoader's default
+_IN_HAND = 3  # batches: one in use, one that is just handed over, one to spare
 _SECONDS_BETWEEN_LOOKS = 1.0  # at whether the workers live
 _SHARED_MEMORY = "/dev/shm"
+_DOCKER_ADVICE = "in Docker, --shm-size=2g gives more room"
 _SHARE_TO_TAKE = 0.9  # of it; other processes need some
+
+Collate = Callable[[Iterator[Any], int, Memory], Any]
 
 
 def worker_count(wanted: int | None = None, cores: int | None = None) -> int:
@@ -59,41 +69,40 @@ class Loading:
     stop: StopSignal | None = None  # heeded while a batch is waited for: then Stopped is raised
     pin_memory: bool = False
 
-    def batches(
-        self, dataset: Dataset, keys: Iterable[list], collate: Callable[[list], Any]
-    ) -> Generator[Any]:
+    def batches(self, dataset: Dataset, keys: Iterable[list], collate: Collate) -> Generator[Any]:
         """One batch for each list of keys, in order; closing the generator ends the workers.
+
+        A batch may be kept as long as one likes: memory is used again once nobody refers to it (`ring`).
 
         Args:
             dataset: gives the item of a key.
             keys: of each batch; may be endless.
-            collate: items -> a batch of tensors with the methods `share_memory` and `pin_memory`.
+            collate: items, how many, memory to write into -> a batch of tensors with the methods
+                `share_memory` and `pin_memory`.
         """
-        batch_keys = iter(keys)
-        if self.workers:
-            first = next(batch_keys, None)
-            if first is None:
-                return
+        batch_keys, reason = iter(keys), ""
+        if self.workers and (first := next(batch_keys, None)) is not None:
             batch_keys = chain([first], batch_keys)
-            self._fit_shared_memory(dataset, first, collate)
-        if self.workers:
-            undelivered: deque[list] = deque()
-            try:
-                yield from self._from_workers(dataset, batch_keys, collate, undelivered)
-                return
-            except _WorkersLostError as error:
-                batch_keys, reason = chain(undelivered, batch_keys), str(error)
-        else:
-            reason = ""
+            batch_bytes = _batch_bytes(dataset, first, collate)
+            self._fit_memory(batch_bytes)
+            if self.workers:
+                ring = Ring.among_processes(batch_bytes, _PREFETCHED * self.workers + _IN_HAND)
+                undelivered: deque[list] = deque()
+                try:
+                    yield from self._from_workers(dataset, batch_keys, collate, undelivered, ring)
+                    return
+                except _WorkersLostError as error:
+                    batch_keys, reason = chain(undelivered, batch_keys), str(error)
         yield from self._from_here(dataset, batch_keys, collate, reason)
 
     def _from_here(
-        self, dataset: Dataset, batch_keys: Iterator[list], collate: Callable[[list], Any], reason: str
+        self, dataset: Dataset, batch_keys: Iterator[list], collate: Collate, reason: str
     ) -> Generator[Any]:
         """Batches loaded in this process; `reason` is why no worker does it."""
+        memory = used_again()
         for keys in batch_keys:
             with self._heeding():
-                batch = collate([dataset[key] for key in keys])
+                batch = collate((dataset[key] for key in keys), len(keys), memory)
             if reason:  # said once it is known that the worker was at fault, and not the image
                 self._do_without(reason)
                 reason = ""
@@ -103,33 +112,25 @@ class Loading:
         self,
         dataset: Dataset,
         batch_keys: Iterator[list],
-        collate: Callable[[list], Any],
+        collate: Collate,
         undelivered: deque[list],
+        ring: Ring | None,
     ) -> Generator[Any]:
         """Raises _WorkersLostError, with the keys of what did not come in `undelivered`."""
 
-        def noted() -> Iterator[list]:
+        def noted() -> Iterator[Any]:
             for keys in batch_keys:
                 undelivered.append(keys)
-                yield keys
+                yield keys if ring is None else (ring.take(), keys)
 
-        loader = _Loader(
-            dataset,
-            batch_sampler=noted(),  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
-            num_workers=self.workers,
-            collate_fn=_Shared(collate),
-            worker_init_fn=_begin_worker,
-            pin_memory=self.pin_memory,
-            prefetch_factor=_PREFETCHED,
-            generator=torch.Generator(),  # else the caller's random numbers would move on
-        )
         workers = None
         try:
             with _child_handler_kept():
-                workers = _Workers(loader)
+                workers = _Workers(self._loader(dataset, noted(), collate, ring))
             while True:
                 with self._heeding():
                     batch = next(workers)
+                    batch = batch.unpacked() if isinstance(batch, Packed) else batch
                 undelivered.popleft()
                 yield batch
         except StopIteration:
@@ -140,6 +141,20 @@ class Loading:
             if workers is not None:
                 workers._shutdown_workers()
 
+    def _loader(
+        self, dataset: Dataset, orders: Iterator[Any], collate: Collate, ring: Ring | None
+    ) -> DataLoader:
+        return _Loader(
+            dataset if ring is None else _Packing(dataset, collate, ring),
+            batch_sampler=orders,  # type: ignore[arg-type]  # pyrefly: ignore[bad-argument-type]
+            num_workers=self.workers,
+            collate_fn=_Shared(collate) if ring is None else _as_it_is,
+            worker_init_fn=_begin_worker,
+            pin_memory=self.pin_memory,
+            prefetch_factor=_PREFETCHED,
+            generator=torch.Generator(),  # else the caller's random numbers would move on
+        )
+
     def _heeding(self) -> Any:
         return nullcontext() if self.stop is None else self.stop.raises()
 
@@ -147,28 +162,52 @@ class Loading:
         self.workers = 0
         self.warn(f"{reason}; images are loaded without worker processes from here on (workers=0)")
 
-    def _fit_shared_memory(self, dataset: Dataset, keys: list, collate: Callable[[list], Any]) -> None:
-        """As many workers as the shared memory has room for: past it, the system kills them."""
-        free = _free_shared_memory()
+    def _fit_memory(self, batch_bytes: int) -> None:
+        """As many workers as there is room for: past it, the system kills them."""
+        if processes_share():
+            free, place, advice = available_bytes(), "memory", "a smaller batch_size needs less"
+        else:
+            free, place, advice = _free_shared_memory(), _SHARED_MEMORY, _DOCKER_ADVICE
         if free is None:
             return
-        images = (collate([dataset[key]]).nbytes for key in keys)
-        batch_bytes = next(filter(None, images), 0) * len(keys)  # a damaged image has none
         # Each worker's batches, and those that are being moved and used.
-        room = int((_SHARE_TO_TAKE * free / local_size() / max(batch_bytes, 1) - 2) / _PREFETCHED)
+        room = int((_SHARE_TO_TAKE * free / local_size() / max(batch_bytes, 1) - _IN_HAND) / _PREFETCHED)
         if room >= self.workers:
             return
-        needed = (_PREFETCHED * self.workers + 2) * batch_bytes
+        needed = (_PREFETCHED * self.workers + _IN_HAND) * batch_bytes
         self.warn(
-            f"{_SHARED_MEMORY} has {free / 2**20:,.0f} MiB free, and {self.workers} worker processes would "
-            f"take {needed / 2**20:,.0f}; images are loaded with workers={max(room, 0)} (in Docker, "
-            "--shm-size=2g gives more room)"
+            f"{place} has {free / 2**20:,.0f} MiB free, and {self.workers} worker processes would "
+            f"take {needed / 2**20:,.0f}; images are loaded with workers={max(room, 0)} ({advice})"
         )
         self.workers = max(room, 0)
 
 
+def _batch_bytes(dataset: Dataset, keys: list, collate: Collate) -> int:
+    """About what a batch takes, by its first sound image; a damaged one has no bytes."""
+    images = (collate(iter([dataset[key]]), 1, new_memory).nbytes for key in keys)
+    return next(filter(None, images), 0) * len(keys)
+
+
 class _WorkersLostError(Exception):
     """Worker processes could not be started, or died."""
+
+
+@dataclass
+class _Packing(Dataset):
+    """Loads whole batches in a worker process, each into the piece of the ring that was taken for it."""
+
+    dataset: Dataset
+    collate: Collate
+    ring: Ring
+
+    def __getitems__(self, order: tuple[int | None, list]) -> Packed:
+        piece, keys = order
+        items = (self.dataset[key] for key in keys)
+        return self.ring.packed(piece, lambda memory: self.collate(items, len(keys), memory))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 @dataclass
@@ -178,10 +217,15 @@ class _Shared:
     A queue would do so in a thread of its own, and lose the batch without a word where there is no room.
     """
 
-    collate: Callable[[list], Any]
+    collate: Collate
 
     def __call__(self, items: list) -> Any:
-        return self.collate(items).share_memory()
+        return self.collate(iter(items), len(items), _file_in_memory).share_memory()
+
+
+def _file_in_memory(nbytes: int) -> Tensor:
+    storage = torch.UntypedStorage._new_shared(nbytes)
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (nbytes,))  # pyrefly: ignore
 
 
 class _Loader(DataLoader):

@@ -247,6 +247,11 @@ def upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
+def is_upright(image: Image.Image) -> bool:
+    """Tell whether a picture lies as it is meant."""
+    return _turn(image) is None
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) of a picture as `upright` would give it; of one whose pixels are not decoded yet."""
     sideways = _turn(image) in _SIDEWAYS

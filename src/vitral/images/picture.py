@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vitral.images.files import decodable, upright, upright_size, why_not_read
+from vitral.images.turbo import turbo_pixels
 from vitral.runtime.errors import ImageError
 
 if TYPE_CHECKING:  # who gives a tensor has imported torch; an artifact's engine computes without
@@ -112,6 +113,10 @@ class _Jpeg(Undecoded):
             # Takes the largest scale that keeps this size or more, which is the one that is meant.
             self.image.draft(None, (self.image.width // scale, self.image.height // scale))
         return _upright_rgb(self.image)
+
+    def _pixels(self, scale: int) -> np.ndarray:
+        found = turbo_pixels(self.image, scale)
+        return super()._pixels(scale) if found is None else found
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
@@ -353,7 +353,8 @@ def opening(get: Callable[[str], Any]) -> dict[str, Any]:
     """What `open_data` is told of the images, by the settings that `get` gives, None or unset ones too."""
     said = {name: get(f"{name}_column") or "" for name in ("image", "label", "split", "group")}
     said |= {name: get(name) or "" for name in ("label_delimiter", "image_root")}
-    return {"val_fraction": get("val_fraction"), "seed": get("seed"), "columns": Columns.of_words(said)}
+    columns = replace(Columns.of_words(said), by_setting=True)
+    return {"val_fraction": get("val_fraction"), "seed": get("seed"), "columns": columns}
 
 
 @functools.cache

@@ -125,7 +125,7 @@ def print_check(found: "Check") -> None:
             say(f"{kind.title}: not looked for; {kind.missing}")
     if not found.problems:
         say("nothing is wrong, as far as was looked")
-    elif found.left_out:
+    elif found.left_out and found.written is None:
         say(f"A model is better trained without {len(found.left_out):,} images; --write keeps the others")
 
 

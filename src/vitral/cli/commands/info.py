@@ -40,13 +40,12 @@ def info(
 
 def _about(model: str, checkpoint: "Checkpoint") -> str:
     """Labels, preprocessing, where the weights come from and under which licence."""
+    from vitral.data.split import shortened
     from vitral.evaluation.task import task_of
 
     metadata, labels = checkpoint.metadata, checkpoint.labels
     lines = [
-        shown(f"{model}: {len(labels)} labels ({', '.join(labels[:5])}, ...)")
-        if labels
-        else f"{model}: no labels"
+        shown(f"{model}: {len(labels)} labels ({shortened(labels)})") if labels else f"{model}: no labels"
     ]
     lines.append(f"images: {checkpoint.preprocess}")
     lines += checkpoint.notes

@@ -135,4 +135,5 @@ def _score(model: str, found: "Unlabelled", out: Path, *, as_json: bool, **how: 
 def _told(scored: "Scored") -> str:
     before = f", {scored.resumed:,} of them before" if scored.resumed else ""
     unread = f"; {scored.failed:,} could not be read, see the column error" if scored.failed else ""
-    return f"{scored.folder}: {scored.images:,} images in {scored.parts:,} files{before}{unread}"
+    files = "file" if scored.parts == 1 else "files"
+    return f"{scored.folder}: {scored.images:,} images in {scored.parts:,} {files}{before}{unread}"

@@ -66,15 +66,16 @@ def choose(
         told.pop("label", None)
     found = {kind: _listed(told[kind], names) if kind in told else _usual(kind, names) for kind in _USUAL}
     for kind in told:
-        _refuse_missing(source, kind, found[kind], names)
+        _refuse_missing(source, columns.say(kind), found[kind], names)
+        if kind != "label":
+            _refuse_several(columns.say(kind), found[kind])
     if labelled and not found["label"]:
         found["label"] = _remaining(names, found, all_binary)
     missing = [kind for kind in (("image", "label") if labelled else ("image",)) if not found[kind]]
     if missing:
-        settings = " and ".join(f"{kind}_column=" for kind in missing)
         raise VitralError(
             f"{source} has no column {' and '.join(missing)}; it has {shortened(names)}; "
-            f"say which with {settings}"
+            f"say which with {columns.say(*missing)}"
         )
     if not labelled:
         found["label"] = []
@@ -83,7 +84,7 @@ def choose(
             raise VitralError(f"{source} has {names.count(name)} columns {name!r}; which one is meant?")
     [image], labels, [split], [group] = (found[kind] or [""] * (kind != "label") for kind in _USUAL)
     chosen = Chosen(image, tuple(labels), split, group, told=frozenset(told))
-    return Chosen(image, tuple(labels), split, group, _note(source, chosen), chosen.told)
+    return Chosen(image, tuple(labels), split, group, _note(source, chosen, columns), chosen.told)
 
 
 def _plain(name: str) -> str:
@@ -102,15 +103,17 @@ def _usual(kind: str, names: Sequence[str]) -> list[str]:
     return next(([plain[name]] for name in _USUAL[kind] if name in plain), [])
 
 
-def _refuse_missing(source: str, kind: str, wanted: list[str], names: Sequence[str]) -> None:
+def _refuse_missing(source: str, said: str, wanted: list[str], names: Sequence[str]) -> None:
     for name in wanted:
         if name not in names:
             raise VitralError(
-                f"{source} has no column {name!r} ({kind}_column); it has {shortened(names)}"
-                f"{meant(name, names)}"
+                f"{source} has no column {name!r} ({said}); it has {shortened(names)}{meant(name, names)}"
             )
-    if len(wanted) > 1 and kind != "label":
-        raise VitralError(f"{kind}_column names {len(wanted)} columns, {', '.join(wanted)}; name one")
+
+
+def _refuse_several(said: str, wanted: list[str]) -> None:
+    if len(wanted) > 1:
+        raise VitralError(f"{said} names {len(wanted)} columns, {', '.join(wanted)}; name one")
 
 
 def _remaining(
@@ -128,7 +131,7 @@ def _remaining(
     return rest if len(rest) == 1 or (len(rest) > 1 and all_binary(rest)) else []
 
 
-def _note(source: str, chosen: Chosen) -> str:
+def _note(source: str, chosen: Chosen, columns: Columns) -> str:
     """Says what was found by its name; nothing of what is called as it is here."""
     found = {
         "image": (chosen.image, ("image",)),
@@ -144,4 +147,5 @@ def _note(source: str, chosen: Chosen) -> str:
         for kind, (name, _) in found.items()
         if name
     ]
-    return f"columns of {source}: {', '.join(words)}; if one is wrong, say {'_column=, '.join(found)}_column="
+    advice = f"if one is wrong, name it, such as {columns.say('label' if chosen.labels else 'image')}NAME"
+    return f"columns of {source}: {', '.join(words)}; {advice}"

@@ -8,6 +8,7 @@ import numpy as np
 from vitral.data.names import Names
 from vitral.data.sources.files import Files
 from vitral.data.sources.roles import role
+from vitral.data.sources.table import SUFFIXES
 from vitral.data.sources.tree import Folder, read_tree
 from vitral.data.split import SPLITS, Found, Split, shortened
 from vitral.images.files import HEIF_ADVICE
@@ -139,12 +140,20 @@ def _without_empty(splits: dict[str, dict[str, Folder]], notes: list[str]) -> di
     return kept
 
 
+def _tables_and_shards(folder: Path) -> list[str]:
+    """Files that are DATA themselves, as a person has them who names the folder they lie in."""
+    suffixes = (*SUFFIXES, ".parquet", ".tar")
+    return sorted(str(file) for file in folder.iterdir() if file.name.lower().endswith(suffixes))
+
+
 def _class_folders(split: Folder) -> dict[str, Folder]:
     """The folder of each class by name, empty ones too."""
     classes = {name: split.folders[name] for name in sorted(split.folders)}
     if not any(folder.holds_pictures for folder in classes.values()):
         heic = sum(folder.heic for folder in split.below())
         reason = f"; its {heic:,} HEIC images are skipped: {HEIF_ADVICE}" if heic else ""
+        if data := _tables_and_shards(split.path):
+            reason += f"; or give as DATA what lies there: {shortened(data)}"
         raise VitralError(
             f"{split.path} holds no images in class folders; put each class's images in a folder of its name"
             f"{reason}"

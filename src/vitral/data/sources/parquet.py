@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from vitral.data.columns import Columns
 from vitral.data.sources.row_groups import (
     RowGroupImages,
     RowGroups,
@@ -80,9 +81,9 @@ class ParquetFile:
         with _reading(self.path):
             return self.store.columns(self.path, columns)
 
-    def images(self, column: str, root: str) -> RowGroupImages:
-        """Give the pictures of a column; paths begin from `root`, or the file's own folder."""
-        folder = root or os.path.dirname(self.path)
+    def images(self, column: str, columns: Columns) -> RowGroupImages:
+        """Give the pictures of a column; paths begin from `image_root`, or the file's own folder."""
+        folder = columns.root or os.path.dirname(self.path)
         with _reading(self.path):
             groups = RowGroups.of(self.path, folder, self.footer, column)
             images = RowGroupImages(groups, column, self.store.group)

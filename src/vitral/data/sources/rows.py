@@ -43,8 +43,8 @@ class TableFile(Protocol):
         """Columns as an Arrow table."""
         ...
 
-    def images(self, column: str, root: str) -> Images:
-        """The pictures of a column; paths begin from `root`, or the file's own folder."""
+    def images(self, column: str, columns: Columns) -> Images:
+        """The pictures of a column; paths begin from the user's `image_root`, or the file's own folder."""
         ...
 
 
@@ -87,7 +87,11 @@ def read_files(
         parts = _dealt(source, parts["train"], chosen, notes)
     classes, labels, left_out = read_labels(source, _label_columns(parts, chosen, columns, first.metadata))
     kept = {name: parts[name] for name in labels}
-    notes += [*left_out, *_check_groups(source, kept, chosen), *_check_repeated(source, kept, labels)]
+    notes += [
+        *left_out,
+        *_check_groups(source, kept, chosen),
+        *_check_repeated(source, kept, labels, columns),
+    ]
     splits = {name: replace(rows.split, labels=labels[name]) for name, rows in kept.items()}
     return Found(classes, splits, tuple(notes))
 
@@ -166,7 +170,7 @@ def _rows(name: str, files: list[TableFile], chosen: Chosen, columns: Columns) -
             raise VitralError(
                 f"{file.path} has no column {' and '.join(missing)}; it has {shortened(file.names)}"
             )
-    images = [file.images(chosen.image, columns.root) for file in files]
+    images = [file.images(chosen.image, columns) for file in files]
     words = "row" if chosen.split else f"{name} row"
     count = sum(map(len, images))
     cells = _joined(files, wanted)
@@ -372,7 +376,9 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:8], "little", signed=True)
 
 
-def _check_repeated(source: str, parts: dict[str, _Rows], labels: dict[str, np.ndarray]) -> Iterator[str]:
+def _check_repeated(
+    source: str, parts: dict[str, _Rows], labels: dict[str, np.ndarray], columns: Columns
+) -> Iterator[str]:
     """A note on images in two rows. Raises VitralError if the rows say different labels of one."""
     if not all(isinstance(rows.split.names, Names) for rows in parts.values()):
         return  # bytes, which have no name
@@ -391,7 +397,8 @@ def _check_repeated(source: str, parts: dict[str, _Rows], labels: dict[str, np.n
         (name, first), (_, second) = (_place(int(order[wrong[0] + step]), parts) for step in (0, 1))
         raise VitralError(
             f"{source}: the image {name} has two labels, in {first} and in {second}; correct "
-            "one, or write several labels of an image into one cell, and say label_delimiter="
+            "one, or write several labels of an image into one cell, and say "
+            f"{columns.say('label_delimiter')}"
         )
     yield f"{source}: {again.sum():,} rows name an image that an earlier row names, with the same label"
 

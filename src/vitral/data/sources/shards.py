@@ -90,7 +90,7 @@ def shard_images(source: str, columns: Columns = FOUND) -> tuple["ShardImages", 
         raise VitralError(f"no file matches {source}")
     indexed = _indexed(shards)
     found = {name: 0 for table in indexed for name in image_fields(table)}
-    read = _read(shards, indexed, _Fields(_image_fields(source, found, columns), None))
+    read = _read(shards, indexed, _Fields(_image_fields(source, found, columns), None, columns))
     return read.images, read.names
 
 
@@ -239,6 +239,7 @@ class _Fields:
 
     images: tuple[str, ...]
     label: str | None  # "": the folders in the shards are the classes; None: labels are not asked for
+    told: Columns  # by the user
     key: str = ""  # of a json field
     notes: tuple[str, ...] = ()
 
@@ -248,15 +249,15 @@ class _Fields:
         texts = {name: 0 for table in tables for name in text_fields(table)}
         if columns.label:
             if columns.label in texts:
-                return cls(images, columns.label)
+                return cls(images, columns.label, columns)
             if "json" in texts:
-                return cls(images, "json", columns.label)
+                return cls(images, "json", columns, columns.label)
             raise VitralError(
                 f"{source} has no field {columns.label!r} that may say the label; it has "
                 f"{shortened(list(texts)) or 'none'}"
             )
         label = next((name for name in _LABELS if name in texts), "")
-        return cls(images, label, notes=_said(source, images, label, [*texts]))
+        return cls(images, label, columns, notes=_said(source, images, label, [*texts]))
 
 
 def _said(source: str, images: Sequence[str], label: str, texts: Sequence[str]) -> tuple[str, ...]:
@@ -280,7 +281,9 @@ def _image_fields(source: str, found: dict[str, int], columns: Columns) -> tuple
         return plain or tuple(found)
     if not found:
         raise VitralError(f"{source} holds no images; a shard has members such as 000.jpg and 000.cls")
-    raise VitralError(f"{source} has the fields {shortened(list(found))}; say which with image_column=")
+    raise VitralError(
+        f"{source} has the fields {shortened(list(found))}; say which with {columns.say('image')}"
+    )
 
 
 @dataclass(frozen=True)
@@ -330,7 +333,7 @@ def _places(shard: Shard, table: Any, fields: _Fields) -> tuple[np.ndarray, list
             if place[row, 0] >= 0:
                 raise VitralError(
                     f"{shard.source}: the sample {os.fsdecode(name[row])} has two images, of the fields "
-                    f"{shortened(fields.images)}; say which with image_column="
+                    f"{shortened(fields.images)}; say which with {fields.told.say('image')}"
                 )
             names[row] = name[row]
             place[row] = table[f"offset:{image}"][row].as_py(), table[f"size:{image}"][row].as_py()
@@ -383,7 +386,7 @@ def _label(shard: Shard, name: str, content: bytes, fields: _Fields) -> Any:
         wanted = f"key {fields.key!r}" if fields.key else "label"
         raise VitralError(
             f"{shard.source}: the json of {name} has no {wanted}; it has {shortened(list(map(str, value)))}; "
-            "name its key with label_column="
+            f"name its key with {fields.told.say('label')}"
         )
     return value[key]
 
@@ -419,7 +422,8 @@ def _refuse_captions(source: str, labels: list[Any], fields: _Fields) -> None:
     if different > _MOST_NAMES or (different > 1 and 2 * different > len(labels) > 10):
         raise VitralError(
             f"{source}: the {fields.label} of its {len(labels):,} samples are {different:,} different texts, "
-            f"such as {labels[0][:40]!r}: captions, it seems; name the field of the labels with label_column="
+            f"such as {labels[0][:40]!r}: captions, it seems; name the field of the labels with "
+            f"{fields.told.say('label')}"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vitral.data.columns import Columns
 from vitral.data.names import Names
 from vitral.data.sources.files import NamedFiles
 from vitral.data.sources.rows import one_line
@@ -66,10 +67,10 @@ class TextTable:
             raise VitralError(f"{self.path}: the images of {column!r} are {cells.type}; they must be paths")
         return pc.replace_substring(pc.utf8_trim_whitespace(pc.fill_null(cells, "")), "\\", "/")
 
-    def images(self, column: str, root: str) -> NamedFiles:
-        """Give the pictures that a column names, from the folder `root` on, or the file's own."""
-        folder = os.path.expanduser(root) if root else os.path.dirname(self.path)
-        advice = "if the paths begin from another folder, say which with image_root="
+    def images(self, column: str, columns: Columns) -> NamedFiles:
+        """Give the pictures that a column names, from `image_root` on, or the file's own folder."""
+        folder = os.path.expanduser(columns.root) if columns.root else os.path.dirname(self.path)
+        advice = f"if the paths begin from another folder, say which with {columns.say('image_root')}"
         return NamedFiles(folder, names_of(self.paths(column))).checked(self.path, advice)
 
 
@@ -112,6 +113,8 @@ class DelimitedTable(TextTable):
         """What stands between cells, and the columns' names."""
         with _read_as(self.path, "a table"), Path(self.path).open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
+            if not first.strip():
+                raise VitralError(f"{self.path} has no first line that names the columns; is it empty?")
             if "\0" in first:
                 raise VitralError(f"{self.path} is no text in UTF-8; save it as CSV in UTF-8")
             delimiter = "\t" if self.path.lower().endswith(".tsv") else max(_DELIMITERS, key=first.count)

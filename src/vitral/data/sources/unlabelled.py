@@ -63,6 +63,6 @@ def _of_rows(
 ) -> Unlabelled:
     files = [open_file(path) for paths in files_by_split.values() for path in paths]
     chosen = [choose(file.path, file.names, columns, lambda _: False, labelled=False) for file in files]
-    images = [file.images(of_file.image, columns.root) for file, of_file in zip(files, chosen, strict=True)]
+    images = [file.images(of_file.image, columns) for file, of_file in zip(files, chosen, strict=True)]
     notes = tuple(dict.fromkeys(of_file.note for of_file in chosen if of_file.note))
     return Unlabelled(joined_images(images), joined_names(images, f"{os.path.basename(source)} row"), notes)
