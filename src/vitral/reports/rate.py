@@ -35,7 +35,7 @@ def picture(found: RateTest, title: str) -> bytes:
             axes.axvline(found.suggestion, color=look.second, linewidth=1.2, label="suggested")
         axes.set_xscale("log")
         # What the loss comes to once it is lost would flatten all before.
-        axes.set_ylim(0, 1.4 * max(found.level, float(found.means.min())))
+        axes.set_ylim(0.9 * float(found.losses.min()), 1.2 * max(found.level, float(found.means.min())))
         axes.set_xlabel(f"learning rate\n{title}")
         axes.set_ylabel("loss")
         legend_above(axes, 4)

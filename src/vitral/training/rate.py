@@ -39,7 +39,7 @@ _PLAIN: dict[str, Any] = {
 }  # fmt: skip
 _MEMORY = 0.1  # of the steps, that the mean loss goes back over
 _DIVERGED = 4.0  # times the least mean loss
-# Two rates that differ by less than this factor are one: another seed moves the steepest fall as far.
+# Two rates within this factor are one: four seeds moved the steepest fall by 2.3 (docs/log.md, 2026-11-27).
 _ALIKE = 3.0
 
 
