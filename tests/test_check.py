@@ -7,6 +7,7 @@ import shlex
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,11 @@ def test_files_that_are_broken_blank_tiny_or_long(sound: Path) -> None:
     assert not names_of(found, "near")
     left = {found.subject.split.names[row] for row in found.left_out}
     assert left == {f"train/ant/{name}" for name in ("broken.jpg", "none.jpg", "blank.png")}
+    assert found.advice == "A model may be better trained without 3 of them"
+    most = replace(found, left_out=dict.fromkeys(range(12), "near"))
+    assert (
+        most.advice == "A model may be better trained without 12 of them: a large part, so look at them first"
+    )
 
 
 def test_how_files_are_stored(sound: Path) -> None:

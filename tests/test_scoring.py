@@ -25,6 +25,7 @@ from vitral.inference.scoring.results import Job, Results
 from vitral.inference.scoring.score import score
 from vitral.model.vit import VisionTransformer
 from vitral.runtime.errors import ImageError, VitralError
+from vitral.runtime.stopping import Interrupted
 
 
 def tiny_model(folder: Path, seed: int = 0) -> Path:
@@ -232,6 +233,29 @@ def test_the_command_says_what_came_of_it(vitral: Vitral, model: Path, photos: P
     assert (again["resumed"], again["failed"]) == (23, 1)
     files = sorted(photos.glob("y/*"))
     assert "10 images" in vitral("predict", model, *files, "--out", tmp_path / "files").out
+
+
+def test_after_a_signal_it_says_that_the_same_command_goes_on(
+    vitral: Vitral, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(model: str, found: object, out: Path, **_: object) -> None:
+        out.mkdir()
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr("vitral.inference.scoring.score.score", ended)
+    result = vitral("predict", model, photos, "--out", tmp_path / "out")
+    assert result.status == 130
+    assert result.err.splitlines() == [
+        f"vitral: {tmp_path / 'out'} keeps what is scored; the same command goes on from there",
+        "vitral: interrupted",
+    ]
+
+
+@pytest.mark.parametrize("data", ["labels.csv", "images.parquet", "a-{0..3}.tar", "hf://datasets/a/b"])
+def test_what_holds_images_is_scored_into_a_folder(vitral: Vitral, model: Path, data: str) -> None:
+    result = vitral("predict", model, data)
+    assert result.status == 1
+    assert result.err == f"vitral: {data} is no image, but data that holds some; score it with --out FOLDER\n"
 
 
 def test_the_engine_is_for_a_folder(vitral: Vitral, model: Path, photos: Path) -> None:

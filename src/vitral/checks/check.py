@@ -40,6 +40,8 @@ Progress = Callable[[str, int, int], None]
 
 _NO_MODEL = "name a model whose features tell the classes apart, such as hf://facebook/dinov2-small"
 _NEIGHBOURS = 3  # that a model's features propose for each image
+# Of the images. Drawings and textures look alike by nature: much that is proposed is meant to be there.
+_LARGE_PART = 0.2
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,13 @@ class Check:
     def problems(self) -> tuple[Kind, ...]:
         """Give the kinds that were found, but for those that are only good to know."""
         return tuple(kind for kind in self.kinds if kind.findings and kind.level != "note")
+
+    @property
+    def advice(self) -> str:
+        """Say how many images a model may be better trained without, and whether to look first."""
+        count, total = len(self.left_out), len(self.subject)
+        said = f"A model may be better trained without {count:,} of them"
+        return f"{said}: a large part, so look at them first" if count > _LARGE_PART * total else said
 
     def kind(self, key: str) -> Kind:
         """Give the findings of one kind."""

@@ -53,7 +53,7 @@ def verdict(found: Check) -> str:
         return f"Nothing is wrong with the {total}, as far as was looked."
     wrong, doubtful = (_images(found, level) for level in ("wrong", "doubtful"))
     said = f"Of {total}, {wrong:,} are part of what is certainly wrong, and {doubtful:,} of what is in doubt."
-    return f"{said} A model is better trained without {len(found.left_out):,} of them."
+    return f"{said} {found.advice}."
 
 
 def _images(found: Check, level: str) -> int:

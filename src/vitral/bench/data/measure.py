@@ -64,7 +64,7 @@ def _contenders(photos: Photographs, settings: Settings) -> tuple[list[LoaderCon
         if library != "vitral" and not peers.is_installed(library):
             absent.append(Row("", library, reason="not installed"))
             continue
-        settings.say(f"{library}: reading the images")
+        settings.say(f"reading the images with {library}")
         try:
             made = make()
             for contender in made:

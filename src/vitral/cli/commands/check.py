@@ -126,7 +126,7 @@ def print_check(found: "Check") -> None:
     if not found.problems:
         say("nothing is wrong, as far as was looked")
     elif found.left_out and found.written is None:
-        say(f"A model is better trained without {len(found.left_out):,} images; --write keeps the others")
+        say(f"{found.advice}; --write keeps the others")
 
 
 def _example(found: "Check", kind: Any) -> str:

@@ -1,5 +1,7 @@
 """`vitral predict`: the likeliest labels of each image."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +14,7 @@ from vitral.cli.console import print_lines, progress_bar, warn, warnings_as_mess
 from vitral.runtime import limits
 from vitral.runtime.errors import VitralError
 from vitral.runtime.plainjson import to_json
+from vitral.runtime.stopping import Interrupted
 from vitral.runtime.streams import shown
 
 if TYPE_CHECKING:
@@ -69,8 +72,11 @@ def predict(  # noqa: PLR0913 - a command's options
 def _print_predictions(
     model: str, images: list[str], top: int, batch_size: int, *, as_json: bool, **how: Any
 ) -> None:
-    from vitral.data.sources import find_images
+    from vitral.data.sources import find_images, holds_rows
 
+    for word in images:
+        if holds_rows(word):
+            raise VitralError(f"{word} is no image, but data that holds some; score it with --out FOLDER")
     found = find_images(images)
     predictor = _predictor(model, **how)
     for note in (*found.notes, *found.failures):
@@ -124,12 +130,23 @@ def _score(model: str, found: "Unlabelled", out: Path, *, as_json: bool, **how: 
 
     for note in found.notes:
         warn(note)
-    with warnings_as_messages(), progress_bar("scoring") as bar:
+    with _going_on(out), warnings_as_messages(), progress_bar("scoring") as bar:
         scored = score(model, found, out, on_images=bar, **how)
     if as_json:
         print(to_json(asdict(scored)))
     else:
         print_lines(_told(scored))
+
+
+@contextmanager
+def _going_on(out: Path) -> Iterator[None]:
+    """Say after a signal that nothing is lost."""
+    try:
+        yield
+    except Interrupted:
+        if out.is_dir():
+            warn(f"{out} keeps what is scored; the same command goes on from there")
+        raise
 
 
 def _told(scored: "Scored") -> str:

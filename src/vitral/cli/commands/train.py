@@ -85,6 +85,8 @@ def _tell_end(summary: "Summary", task: "Task", data: str, out: Path) -> None:
         return
     _print_summary(summary, task)
     print(f"model: {out}; try: vitral predict {shlex.quote(str(out))} IMAGE...")
+    if (curves := out / "tensorboard").is_dir():
+        print(f"curves: tensorboard --logdir {shlex.quote(str(curves))}")
     _report(data, out)
 
 

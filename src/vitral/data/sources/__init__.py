@@ -20,7 +20,7 @@ from vitral.data.sources.tree import FoundImages, find_images
 from vitral.data.sources.unlabelled import Unlabelled, find_unlabelled
 from vitral.data.split import Found
 
-__all__ = ["FoundImages", "Unlabelled", "find", "find_images", "find_unlabelled"]
+__all__ = ["FoundImages", "Unlabelled", "find", "find_images", "find_unlabelled", "holds_rows"]
 
 
 def find(source: str, columns: Columns = FOUND) -> Found:
@@ -44,3 +44,9 @@ def find(source: str, columns: Columns = FOUND) -> Found:
     if is_shards(source):
         return read_shards(source, columns)
     return read_folder(Path(source))
+
+
+def holds_rows(source: str) -> bool:
+    """Tells whether `find` reads it as rows of images, not as a folder."""
+    of_rows = source.lower().endswith(SUFFIXES) or source.endswith(".parquet")
+    return of_rows or source == "digits" or is_hub(source) or is_shards(source)
