@@ -27,6 +27,7 @@ from vitral.cli.commands import (
     predict,
     probe,
     push,
+    rate,
     recipe,
     report,
     runs,
@@ -70,8 +71,8 @@ def _options(
 # In the order of --help.
 for _command in (
     demo.demo, check.check, train.train, eval.eval, predict.predict, explain.explain, report.report,
-    runs.runs, sweep.sweep, info.info, doctor.doctor, probe.probe, convert.convert, push.push, export.export,
-    optimize.optimize, serve.serve, verify.verify,
+    runs.runs, sweep.sweep, rate.rate, info.info, doctor.doctor, probe.probe, convert.convert, push.push,
+    export.export, optimize.optimize, serve.serve, verify.verify,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(bench.app, name="bench")

@@ -26,7 +26,7 @@ def start_tuning(run: Run, stop: StopSignal) -> None:
     with stop.raises() if run.world.alone else nullcontext():
         if run.recipe.tuning.probe_head:
             with run.clock.of("starting"):
-                _start_head(run)
+                start_head(run)
         # The start is the first candidate for the best weights, so that no run ends with worse.
         evaluation = validate(run)
     if run.world.any(stop.requested):
@@ -36,8 +36,11 @@ def start_tuning(run: Run, stop: StopSignal) -> None:
     run.tick()
 
 
-def _start_head(run: Run) -> None:
-    """A drawn head's first gradients spoil what the layers below have learnt (arXiv:2202.10054, §3)."""
+def start_head(run: Run) -> None:
+    """Fit the head of a run that is tuned, as a linear probe, where there is time for it.
+
+    A drawn head's first gradients spoil what the layers below have learnt (arXiv:2202.10054, §3).
+    """
     train, limits = run.data.split("train"), run.recipe.limits
     # Not the run's own seed, whose first epoch takes images in the same order: those that the head knows
     # would come first, and the loss would seem to rise after them.
