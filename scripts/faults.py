@@ -209,7 +209,8 @@ def agents(first_alone: bool, place: Place, out: Path) -> str:  # noqa: FBT001
         two = Start(command, ("agent", -1, 7, out.with_suffix(".met")))
     (status, said), (other, _) = one.ended(), two.ended()
     joined = f", {said.count('holds this run already')} restarts"
-    return f"status {status} and {other}{joined}"
+    why = f": {said[-1500:]}" if status else ""
+    return f"status {status} and {other}{joined}{why}"
 
 
 def images(every: int, place: Place, out: Path, **settings: Any) -> str:

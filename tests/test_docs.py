@@ -45,7 +45,7 @@ PAGES = [page for page in PAGES if page not in ("docs/python.md", "docs/paper.md
 # `vitral serve` does not end by itself; what `vitral optimize` finds depends on the machine.
 _ONLY_PARSED = (
     "imagenet/", "cifar10/", "clip.pth", "adapter/", "vitral push", "vitral bench", "vitral demo",
-    "vitral serve", "vitral optimize", "--engine ray", "vitral sweep", "track=", "://datasets",
+    "vitral serve", "vitral optimize", "--engine ray", "vitral sweep", "--figures both", "track=", "://datasets",
 )  # fmt: skip
 # A server asked by other programs; a search of minutes. tests/test_serve.py and test_optimize.py run them.
 _ONLY_PARSED_PAGES = ("docs/serve.md", "docs/optimize.md")
