@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.processes import ENVIRONMENT, torchrun
 
 SETTINGS = {
-    "model": "Conv+ViT-Pico/4", "img_size": 16, "batch_size": 16, "parts": 4,
+    "model": "Conv+ViT-Pico/4", "img_size": 32, "batch_size": 64, "parts": 4,
     "workers": 0, "device": "cpu", "precision": "float32", "compile": False, "threads": 1,
 }  # fmt: skip
 _WARM_UP = 5
