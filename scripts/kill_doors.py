@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ def begun(data: Any, out: Path, first_batch: Path, settings: dict[str, Any]) -> 
         given = {"workers": settings["workers"]} if resume else settings
         train(data, out, resume=resume, listeners=[told], **given)
         status = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
     return 0
