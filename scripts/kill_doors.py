@@ -128,9 +128,9 @@ def tried(data: Any, folder: Path, kills: int, draw: random.Random, settings: di
             over = ended(begun(data, out, first, settings), after)
             if resumed and first.exists():
                 seconds.append(float(first.read_text()))
-            if over:
+            done += not over
+            if over or (out / "summary.json").exists():  # killed after it had finished
                 break
-            done += 1
         right += bits(out) == expected
         shutil.rmtree(out)
     slowest = f"{max(seconds):.2f}" if seconds else "-"
