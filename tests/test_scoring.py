@@ -258,6 +258,14 @@ def test_what_holds_images_is_scored_into_a_folder(vitral: Vitral, model: Path, 
     assert result.err == f"vitral: {data} is no image, but data that holds some; score it with --out FOLDER\n"
 
 
+def test_a_folder_may_be_called_as_other_data(
+    vitral: Vitral, model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    Path("y").rename("digits")
+    assert len(vitral("predict", model, "digits").out.splitlines()) == 10
+
+
 def test_the_engine_is_for_a_folder(vitral: Vitral, model: Path, photos: Path) -> None:
     result = vitral("predict", model, photos, "--engine", "ray")
     assert result.status == 2

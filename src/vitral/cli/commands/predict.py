@@ -1,5 +1,6 @@
 """`vitral predict`: the likeliest labels of each image."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -72,10 +73,10 @@ def predict(  # noqa: PLR0913 - a command's options
 def _print_predictions(
     model: str, images: list[str], top: int, batch_size: int, *, as_json: bool, **how: Any
 ) -> None:
-    from vitral.data.sources import find_images, holds_rows
+    from vitral.data.sources import find_images, kind_of
 
     for word in images:
-        if holds_rows(word):
+        if kind_of(word) != "folder" and not os.path.isdir(word):
             raise VitralError(f"{word} is no image, but data that holds some; score it with --out FOLDER")
     found = find_images(images)
     predictor = _predictor(model, **how)

@@ -7,8 +7,8 @@ import numpy as np
 
 from vitral.data.names import Names
 from vitral.data.sources.files import Files
+from vitral.data.sources.kinds import kind_of
 from vitral.data.sources.roles import role
-from vitral.data.sources.table import SUFFIXES
 from vitral.data.sources.tree import Folder, read_tree
 from vitral.data.split import SPLITS, Found, Split, shortened
 from vitral.images.files import HEIF_ADVICE
@@ -142,8 +142,8 @@ def _without_empty(splits: dict[str, dict[str, Folder]], notes: list[str]) -> di
 
 def _tables_and_shards(folder: Path) -> list[str]:
     """Files that are DATA themselves, as a person has them who names the folder they lie in."""
-    suffixes = (*SUFFIXES, ".parquet", ".tar")
-    return sorted(str(file) for file in folder.iterdir() if file.name.lower().endswith(suffixes))
+    files = (str(file) for file in folder.iterdir() if file.is_file())
+    return sorted(file for file in files if kind_of(file) != "folder")
 
 
 def _class_folders(split: Folder) -> dict[str, Folder]:

@@ -9,11 +9,12 @@ from vitral.data.names import Names
 from vitral.data.sources.chosen import choose
 from vitral.data.sources.digits import read_digits
 from vitral.data.sources.files import Files
-from vitral.data.sources.hub import files_on_hub, is_hub
+from vitral.data.sources.hub import files_on_hub
+from vitral.data.sources.kinds import kind_of
 from vitral.data.sources.parquet import ParquetFile
 from vitral.data.sources.rows import TableFile, files_of, joined_images, joined_names
-from vitral.data.sources.shards import is_shards, shard_images
-from vitral.data.sources.table import SUFFIXES, open_table
+from vitral.data.sources.shards import shard_images
+from vitral.data.sources.table import open_table
 from vitral.data.sources.tree import find_images
 from vitral.data.split import Images
 
@@ -41,18 +42,24 @@ def find_unlabelled(source: str, columns: Columns = FOUND) -> Unlabelled:
     Raises:
         VitralError: if there is none.
     """
-    if source == "digits":
-        digits = read_digits().splits["train"]
-        return Unlabelled(digits.images, digits.names)
-    if source.lower().endswith(SUFFIXES):
-        return _of_rows(source, files_of(source, of_any=True), columns, open_table)
-    if source.endswith(".parquet"):
-        return _of_rows(source, files_of(source, of_any=True), columns, ParquetFile)
-    if is_hub(source):
-        files, open_file = files_on_hub(source)
-        return _of_rows(source, files, columns, open_file)
-    if is_shards(source):
-        return Unlabelled(*shard_images(source, columns))
+    match kind_of(source):
+        case "digits":
+            digits = read_digits().splits["train"]
+            return Unlabelled(digits.images, digits.names)
+        case "table":
+            return _of_rows(source, files_of(source, of_any=True), columns, open_table)
+        case "parquet":
+            return _of_rows(source, files_of(source, of_any=True), columns, ParquetFile)
+        case "hub":
+            files, open_file = files_on_hub(source)
+            return _of_rows(source, files, columns, open_file)
+        case "shards":
+            return Unlabelled(*shard_images(source, columns))
+        case "folder":
+            return _of_pictures(source)
+
+
+def _of_pictures(source: str) -> Unlabelled:
     found = find_images([source])
     names = found.files if isinstance(found.files, Names) else Names.of(found.files)
     return Unlabelled(Files("", names), names, (*found.notes, *found.failures))
