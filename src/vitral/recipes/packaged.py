@@ -78,6 +78,15 @@ def read(name_or_file: str) -> dict[str, Any]:
     return config.read_toml(find(name_or_file))
 
 
+def recipe_of(name_or_file: str | None) -> Recipe:
+    """The recipe of that name or file; without one, a recipe that says nothing.
+
+    Raises:
+        VitralError: as `read`, or if a setting cannot be used.
+    """
+    return Recipe(**read(name_or_file) if name_or_file else {})
+
+
 def settings(name_or_file: str) -> dict[str, Setting]:
     """Every setting of a recipe by name, what its file leaves out too; groups have dotted names.
 

@@ -12,11 +12,11 @@ from vitral.evaluation.analysis.notable import ImageAnswer, image_answers
 from vitral.explain.attribution.asking import POSITIVE
 from vitral.explain.attribution.methods import DEFAULT
 from vitral.explain.faithfulness.record import Faithfulness
+from vitral.explain.figures.house import need_matplotlib
 from vitral.explain.inside import Inside
 from vitral.explain.maps import Relevance
 from vitral.reports.subject import Subject
 from vitral.runtime.errors import VitralError
-from vitral.runtime.extras import need
 
 _SEED = 0  # of the choice of images
 _MOST_LABELS = 3  # maps of one image of a multi-label model
@@ -62,7 +62,7 @@ def explained(subject: Subject, answers: Answers, count: int) -> tuple[Explained
     Raises:
         VitralError: if the model is not one of ours, or the method cannot serve it.
     """
-    need("a figure", "matplotlib", extra="explain")
+    need_matplotlib()
     inside = Inside(subject.classifier)
     return tuple(_explained(inside, answers, each) for each in image_answers(answers, _drawn(answers, count)))
 

@@ -38,7 +38,7 @@ def train(
     parts: dict[str, Any] = {
         name: part for name, part in settings.items() if name in names and callable(part)
     }
-    begin = recipe if isinstance(recipe, Recipe) else Recipe(**packaged.read(str(recipe)) if recipe else {})
+    begin = recipe if isinstance(recipe, Recipe) else packaged.recipe_of(str(recipe or ""))
     wanted = begin.changed(**{name: value for name, value in settings.items() if name not in parts})
     if "model" in parts:
         wanted = wanted.changed(**_settings_of(parts["model"], wanted, resume=resume))

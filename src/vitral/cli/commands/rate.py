@@ -33,15 +33,15 @@ def rate(
     vitral rate photos/ minutes=30
     vitral rate photos/ model=runs/photos optimizer=adamw --out rate.png
     """
-    from vitral.recipes import packaged
-    from vitral.recipes.recipe import Recipe
-    from vitral.reports.rate import picture, refuse_without_matplotlib
+    from vitral.explain.figures.house import need_matplotlib
+    from vitral.recipes.packaged import recipe_of
+    from vitral.reports.rate import picture
     from vitral.runtime.files import write_atomically
     from vitral.training.rate import find_rate
 
     if out is not None:
-        refuse_without_matplotlib()
-    wanted = Recipe(**packaged.read(recipe) if recipe else {}).with_words(settings or [])
+        need_matplotlib()
+    wanted = recipe_of(recipe).with_words(settings or [])
     keep_freed_memory()
     with progress_bar("steps", "steps") as bar:
         found = find_rate(data, wanted, steps, tell=warn, on_steps=bar)

@@ -45,14 +45,13 @@ def sweep(
     vitral sweep photos/ --out sweeps/both learning_rate=1e-4..1e-2 weight_decay=0,0.05 --random 8 minutes=5
     """
     from vitral.cli.training import TrainingConsole
-    from vitral.recipes import packaged
-    from vitral.recipes.recipe import Recipe
+    from vitral.recipes.packaged import recipe_of
     from vitral.training.sweep import Plan
     from vitral.training.sweep import sweep as run_sweep
 
     plan = Plan.of(settings)
     trials = plan.grid() if random is None else plan.scattered(random, seed)
-    base = Recipe(**packaged.read(recipe) if recipe else {}).changed(**plan.fixed)
+    base = recipe_of(recipe).changed(**plan.fixed)
     keep_freed_memory()
     done = list(run_sweep(data, out, trials, base, listeners=lambda: [TrainingConsole()], tell=warn))
     _print(done, len(trials), as_json=json_output)

@@ -43,12 +43,11 @@ def train(
     vitral train imagenet/ --out runs/deit3 --recipe deit3 batch_size=512
     """
     from vitral.data.image_data import open_data
-    from vitral.recipes import packaged as recipes
-    from vitral.recipes.recipe import Recipe
+    from vitral.recipes.packaged import recipe_of
     from vitral.runtime.world import joined
     from vitral.training.begin import groups_of
 
-    wanted = Recipe(**recipes.read(recipe) if recipe else {}).with_words(settings or [])
+    wanted = recipe_of(recipe).with_words(settings or [])
     if show_groups:
         images = open_data(data, **wanted.opening)
         print_groups(*groups_of(wanted, images))

@@ -14,13 +14,13 @@ from vitral.data.batches import DamageCount
 from vitral.data.split import Split
 from vitral.explain.figures import measure
 from vitral.explain.figures.drawing import Drawing, NotDrawn, Reach, in_words, shared_reach
+from vitral.explain.figures.house import need_matplotlib
 from vitral.explain.figures.page import Entry, Page, Shot, facts_of
 from vitral.explain.figures.paint import painted
 from vitral.explain.figures.sample import Data, draw_sample
 from vitral.explain.figures.similarity import ModelSimilarity
 from vitral.inference.classifier import Classifier, loaded
 from vitral.runtime.errors import VitralError
-from vitral.runtime.extras import need
 from vitral.runtime.files import new_folder, refuse_filled, write_atomically
 from vitral.runtime.ranges import Count, Seed, Whole
 from vitral.runtime.settings import build
@@ -201,7 +201,7 @@ def save_figures(figures: Figures, folder: Path, on_drawn: Callable[[int, int], 
 
 def refuse_undrawable(folder: Path) -> None:
     """Raises VitralError if a package is missing, or no folder can be made there, or it is not empty."""
-    need("a figure", "matplotlib", extra="explain")
+    need_matplotlib()
     refuse_filled(folder)
 
 

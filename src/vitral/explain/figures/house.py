@@ -4,11 +4,14 @@ Wide as a telephone's page, so that ten-point letters are read there as they are
 (viridis, cividis), and nothing is told by colour alone. Each figure is drawn for a light and for a dark page.
 """
 
-from collections.abc import Iterable
+import io
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from vitral.runtime.extras import need
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,6 +54,30 @@ def style(look: Look) -> dict[str, Any]:
         "legend.frameon": False, "image.cmap": "viridis", "image.interpolation": "nearest",
         "lines.linewidth": 1.8, "axes.linewidth": 0.8,
     }  # fmt: skip
+
+
+def need_matplotlib() -> None:
+    """Raise VitralError if no figure can be drawn."""
+    need("a figure", "matplotlib", extra="explain")
+
+
+def chart(draw: "Callable[[Axes, Look], None]", width: float, height: float) -> bytes:
+    """Draw one chart for a light page, as a PNG; sizes in inches.
+
+    Raises:
+        VitralError: if matplotlib is not installed.
+    """
+    need_matplotlib()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    look = LOOKS["light"]
+    with mpl.rc_context({**style(look), "figure.facecolor": look.paper}):
+        figure = Figure((width, height), layout="constrained")
+        draw(figure.subplots(), look)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=DPI)
+    return content.getvalue()
 
 
 def layers_axis(axes: "Axes", depth: int, label: str = "layer") -> None:

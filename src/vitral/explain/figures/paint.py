@@ -7,8 +7,7 @@ import numpy as np
 from PIL import Image
 
 from vitral.explain.figures.drawing import Drawing, Reach
-from vitral.explain.figures.house import DPI, LOOKS, WIDTH, Look, style
-from vitral.runtime.extras import need
+from vitral.explain.figures.house import DPI, LOOKS, WIDTH, Look, need_matplotlib, style
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ def painted(drawing: Drawing, reach: Reach) -> Painted:
     Raises:
         VitralError: if matplotlib is not installed.
     """
-    need("a figure", "matplotlib", extra="explain")
+    need_matplotlib()
     pixels = _pixels(drawing, reach, LOOKS["light"])
     light = _webp(pixels, lossy=drawing.photographs)
     if drawing.photographs:

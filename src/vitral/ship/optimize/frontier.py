@@ -1,10 +1,8 @@
 """The picture of a ledger: how fast each form is, and how accurate, with the intervals of both."""
 
-import io
 from typing import TYPE_CHECKING
 
-from vitral.explain.figures.house import DPI, LOOKS, WIDTH, Look, style
-from vitral.runtime.extras import need
+from vitral.explain.figures.house import WIDTH, Look, chart
 from vitral.ship.optimize.ledger import Goal, Ledger, Row
 
 if TYPE_CHECKING:
@@ -20,18 +18,7 @@ def frontier(ledger: Ledger) -> bytes:
     Raises:
         VitralError: if matplotlib is not installed.
     """
-    need("a figure", "matplotlib", extra="explain")
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    look = LOOKS["light"]
-    with mpl.rc_context({**style(look), "figure.facecolor": look.paper}):
-        figure = Figure((WIDTH * 1.4, _HEIGHT), layout="constrained")
-        axes = figure.subplots()
-        _draw(axes, ledger, look)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=DPI)
-    return content.getvalue()
+    return chart(lambda axes, look: _draw(axes, ledger, look), WIDTH * 1.4, _HEIGHT)
 
 
 def _draw(axes: "Axes", ledger: Ledger, look: Look) -> None:
