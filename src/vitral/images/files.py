@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vitral.images import libtiff
 from vitral.runtime.errors import ImageError
+from vitral.runtime.extras import is_installed
 from vitral.runtime.process import return_freed_memory
 
 # The formats that people keep photographs in. Of Pillow's others some start programs (EPS, "gs") or are
@@ -71,9 +72,8 @@ _ORIENTATION = 0x0112  # EXIF 2.32
 # --- Which files -----------------------------------------------------------------------------------
 
 
-@cache
 def heif_is_there() -> bool:
-    return importlib.util.find_spec("pillow_heif") is not None
+    return is_installed("pillow_heif")
 
 
 def is_overlooked(name: str) -> bool:

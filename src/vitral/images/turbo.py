@@ -4,14 +4,13 @@ Both are libjpeg-turbo; what Pillow takes longer for is its own layout of four b
 of it (docs/log.md, 2026-11-27). What is not plain is left to Pillow, and what is damaged, which it names.
 """
 
-import importlib.util
 import io
-from functools import cache
 
 import numpy as np
 from PIL import Image
 
 from vitral.images.files import is_upright
+from vitral.runtime.extras import is_installed
 
 _SMALLEST_SIDE = 64  # below, other scales than the one that is meant give the same size
 
@@ -20,7 +19,7 @@ def turbo_pixels(image: Image.Image, scale: int) -> np.ndarray | None:
     """Decode a JPEG whose header is read, each side divided by `scale`; None where Pillow is to do it."""
     plain = image.format == "JPEG" and image.mode == "RGB" and min(image.size) >= _SMALLEST_SIDE
     content = getattr(image, "fp", None)
-    if not (plain and isinstance(content, io.BytesIO) and is_there() and is_upright(image)):
+    if not (plain and isinstance(content, io.BytesIO) and is_installed("simplejpeg") and is_upright(image)):
         return None
     import simplejpeg
 
@@ -32,9 +31,3 @@ def turbo_pixels(image: Image.Image, scale: int) -> np.ndarray | None:
     except ValueError:  # at the least doubt, warnings too
         return None
     return pixels_HWC if pixels_HWC.shape == (*wanted, 3) else None
-
-
-@cache
-def is_there() -> bool:
-    """Tell whether simplejpeg is installed."""
-    return importlib.util.find_spec("simplejpeg") is not None

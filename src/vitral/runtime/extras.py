@@ -1,9 +1,16 @@
 """What is said where a library of an extra is not installed; pyproject.toml lists the extras."""
 
 from collections.abc import Iterable
+from functools import cache
 from importlib.util import find_spec
 
 from vitral.runtime.errors import VitralError
+
+
+@cache
+def is_installed(library: str) -> bool:
+    """Tell whether a library is there; looked for once in a process, for it is asked at each image."""
+    return find_spec(library) is not None
 
 
 def why_not(what: str, libraries: Iterable[str], extra: str) -> str | None:

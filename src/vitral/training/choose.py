@@ -21,6 +21,7 @@ from vitral.data.split import Split
 from vitral.recipes.recipe import Recipe
 from vitral.recipes.resolve import resolve, start
 from vitral.runtime.errors import VitralError
+from vitral.runtime.extras import is_installed
 from vitral.runtime.stopping import Interrupted
 from vitral.runtime.threads import cpu_count
 from vitral.runtime.world import ALONE, joined
@@ -144,15 +145,9 @@ def _ways(data: ImageData, recipe: Recipe, tell: Listeners) -> list[Way]:
 def _of_base(base: str, settings: dict[str, Any]) -> list[Way]:
     named = Path(base).name
     ways = [Way(f"{named}, all of it", {**settings, "trained": "all"})]
-    if _has_adapters():
+    if is_installed("peft"):
         ways.append(Way(f"{named}, LoRA", {**settings, "trained": "lora"}))
     return ways
-
-
-def _has_adapters() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("peft") is not None
 
 
 def _size(base: str, data: ImageData) -> int | tuple[int, int]:
