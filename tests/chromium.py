@@ -8,21 +8,21 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.browsers import Page
 
-class Tab:
-    """One page: what it asks of a network and complains of is kept."""
+
+class Tab(Page):
+    """One page, by the DevTools protocol."""
 
     def __init__(self, connection: Any, timeout: float = 60) -> None:
+        super().__init__()
         self._connection, self._timeout, self._number = connection, timeout, 0
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = None
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -79,16 +79,6 @@ class Tab:
             details = answer["exceptionDetails"]
             raise AssertionError(details.get("exception", {}).get("description", details["text"]))
         return answer["result"].get("value")
-
-    def wait_for(self, condition: str, seconds: float = 60) -> Any:
-        """The first value of JavaScript that is true."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            with contextlib.suppress(AssertionError):  # the page is not there yet
-                if value := self.run(condition):
-                    return value
-            time.sleep(0.05)
-        raise AssertionError(f"{condition} is not true after {seconds} s; complaints: {self.complaints}")
 
     def give_files(self, selector: str, files: list[Path]) -> None:
         """Chooses files in an input, as a person does."""

@@ -8,21 +8,21 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.browsers import Page
 
-class Tab:
+
+class Tab(Page):
     """One page, by some of the methods of `tests.chromium.Tab`."""
 
     def __init__(self, connection: Any, timeout: float = 60) -> None:
+        super().__init__()
         self._connection, self._timeout, self._numbers = connection, timeout, itertools.count()
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
         self.browser = self.send("session.new", capabilities={})["capabilities"]["browserVersion"]
         self.send("session.subscribe", events=["network.beforeRequestSent", "log.entryAdded"])
         self._context = self.send("browsingContext.create", type="tab")["context"]
@@ -60,16 +60,6 @@ class Tab:
         if answer["type"] == "exception":
             raise AssertionError(answer["exceptionDetails"]["text"])
         return answer["result"]
-
-    def wait_for(self, condition: str, seconds: float = 60) -> Any:
-        """The first value of JavaScript that is true."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            with contextlib.suppress(AssertionError):  # the page is not there yet
-                if value := self.run(condition):
-                    return value
-            time.sleep(0.05)
-        raise AssertionError(f"{condition} is not true after {seconds} s; complaints: {self.complaints}")
 
     def give_files(self, selector: str, files: list[Path]) -> None:
         """Chooses files in an input, as a person does."""
