@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import write_images
-from tests.processes import ALL_THAT_IS_RANDOM, SMALL, assert_same_run, difference, launch, words
+from tests.processes import SMALL, assert_same_run, difference, launch, words
 from vitral.checkpoints.folder import load_checkpoint
 from vitral.data.image_data import open_data
 from vitral.recipes.recipe import Recipe
@@ -22,10 +22,12 @@ from vitral.training.muon import Together, orthogonalize
 from vitral.training.run import refuse_misfit
 from vitral.training.sharding import shard
 
-# Six steps an epoch of 72 images to train on.
+# Six steps an epoch of 72 images to train on. Not every draw of `processes`: with erasing and colours too,
+# rounding turned a maximum of the stem at step 17 (a channel of 128), and a gradient jumped by far more.
 SETTINGS: dict[str, Any] = {
-    **SMALL, **ALL_THAT_IS_RANDOM, "whiten": False, "optimizer": "muon", "steps": 50, "batch_size": 12,
-    "parts": 2, "checkpoint_steps": 7, "threads": 1,
+    **SMALL, "whiten": False, "optimizer": "muon", "steps": 50, "batch_size": 12, "parts": 2, "threads": 1,
+    "checkpoint_steps": 7, "mixup": 0.3, "cutmix": 0.5, "dropout": 0.1, "drop_path": 0.3, "rand_augment": 7,
+    "clip_norm": 0.5,
 }  # fmt: skip
 
 
