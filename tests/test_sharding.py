@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import write_images
-from tests.processes import SMALL, assert_same_run, difference, launch, words
+from tests.processes import ALL_THAT_IS_RANDOM, SMALL, assert_same_run, difference, launch, words
 from vitral.checkpoints.folder import load_checkpoint
 from vitral.data.image_data import open_data
 from vitral.recipes.recipe import Recipe
@@ -20,14 +20,12 @@ from vitral.runtime.world import World, share_of
 from vitral.training.loop import train
 from vitral.training.muon import Together, orthogonalize
 from vitral.training.run import refuse_misfit
-from vitral.training.sharding import shard
+from vitral.training.sharding import shard, total_norm
 
-# Six steps an epoch of 72 images to train on. Not every draw of `processes`: with erasing and colours too,
-# rounding turned a maximum of the stem at step 17 (a channel of 128), and a gradient jumped by far more.
+# Six steps an epoch of 72 images to train on.
 SETTINGS: dict[str, Any] = {
-    **SMALL, "whiten": False, "optimizer": "muon", "steps": 50, "batch_size": 12, "parts": 2, "threads": 1,
-    "checkpoint_steps": 7, "mixup": 0.3, "cutmix": 0.5, "dropout": 0.1, "drop_path": 0.3, "rand_augment": 7,
-    "clip_norm": 0.5,
+    **SMALL, **ALL_THAT_IS_RANDOM, "whiten": False, "optimizer": "muon", "steps": 50, "batch_size": 12,
+    "parts": 2, "checkpoint_steps": 7, "threads": 1,
 }  # fmt: skip
 
 
@@ -43,7 +41,9 @@ def further(folder: Path, shard: bool | None = None, **own: Any) -> dict[str, An
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data") / "images", {"ant": 30, "bee": 30, "cat": 30})
+    return write_images(
+        tmp_path_factory.mktemp("data") / "images", {"ant": 30, "bee": 30, "cat": 20, "dog": 10}
+    )
 
 
 def test_two_processes_compute_what_one_does(data: Path, tmp_path: Path) -> None:
@@ -106,13 +106,15 @@ def test_saved_by_any_number_of_processes_it_goes_on_with_any_other(data: Path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lion", "schedule_free"])
 def test_every_optimizer_is_sharded(optimizer: str, data: Path, tmp_path: Path) -> None:
+    """To the bit but for SGD, whose fused kernel rounds in its own way and takes no divided tensors."""
     if package := {"lion": "lion_pytorch", "schedule_free": "schedulefree"}.get(optimizer):
         pytest.importorskip(package)
     settings = {"steps": 20, "optimizer": optimizer}
     stopped = new(tmp_path / "sharded", **settings, shard=True, stop=9, in_pieces=True)
     launch(2, data, stopped, further(tmp_path / "sharded"))
     launch(1, data, new(tmp_path / "one", **settings))
-    assert difference(tmp_path / "sharded", tmp_path / "one") < 1e-6
+    found = difference(tmp_path / "sharded", tmp_path / "one")
+    assert found < 1e-6 if optimizer == "sgd" else found == 0
 
 
 @pytest.mark.slow
@@ -149,6 +151,15 @@ def test_each_part_s_matrices_are_one_stack() -> None:
     parts = [share_of(part, 3, 7) for part in range(3)]
     expected = torch.cat([orthogonalize(stacked[part.start : part.stop]) for part in parts])
     assert torch.equal(torch.stack([*found]), expected)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 7])
+def test_a_norm_does_not_follow_how_tensors_are_divided(pieces: int) -> None:
+    tensors = [torch.randn(21, 30), torch.randn(14), torch.randn(7, 3, 5)]
+    divided = [piece for tensor in tensors for piece in tensor.chunk(pieces)]
+    norm = total_norm(divided)
+    assert torch.equal(norm, total_norm(tensors))
+    assert norm == torch.cat([tensor.double().flatten() for tensor in tensors]).norm().float()
 
 
 def test_statistics_of_batches_are_refused() -> None:

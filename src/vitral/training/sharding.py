@@ -4,7 +4,7 @@ What one process holds of a tensor is a `DTensor`, by its first axis. The functi
 well, and then change nothing, so that whoever calls them need not know which a run has.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,6 +102,21 @@ def laid_out_like(tensor: Any, value: Tensor) -> Tensor:
 
     there = value.to(tensor.device)
     return distribute_tensor(there, tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def total_norm(tensors: Sequence[Any]) -> Tensor:
+    """The norm of all together, (), in their own type. Every process asks.
+
+    The squares are added up in double precision, and the sum is rounded: so it does not follow how many
+    processes hold the pieces. In single precision its last bits follow the order of the sum.
+    """
+    pieces = [local(tensor) for tensor in tensors]
+    exact = torch.float32 if pieces[0].device.type == "mps" else torch.float64  # Apple's GPUs know no double
+    squares = torch.stack(torch._foreach_norm(pieces, 2, dtype=exact)).square().sum()
+    if is_divided(tensors[0]):
+        torch.distributed.all_reduce(squares, group=tensors[0].device_mesh.get_group())
+    return squares.sqrt().to(pieces[0].dtype)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from vitral.runtime.devices import Placement
 from vitral.runtime.world import ALONE, World
 from vitral.training.distributed import gradients_of
 from vitral.training.optimizers import ChainedOptimizer
-from vitral.training.sharding import local, whole
+from vitral.training.sharding import local, total_norm
 
 # Steps before a graph is recorded: compilers run in them, kernels are chosen, optimizers make their state.
 _WARM_UP = 3
@@ -305,9 +305,7 @@ class _CapturedStep:
 
 def clip(parameters: Sequence[Tensor], limit: float) -> None:
     """Scale all gradients down to a norm of `limit` together, where it is larger."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    # Of divided gradients it is each process's part of a sum until it is asked for (pytorch#170862).
-    norm = whole(nn.utils.get_total_norm(gradients))
+    norm = total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
 
