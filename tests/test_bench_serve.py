@@ -1,6 +1,7 @@
 """A load test counts every request once, and times each from when it was due."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from tests.conftest import write_images
 from tests.test_cli import Vitral, assert_failed_in_one_line
 from tests.test_cli import vitral as vitral  # the fixture
 from vitral.bench.serving.connection import Reply
-from vitral.bench.serving.load import Rate, rates_of
+from vitral.bench.serving.load import Rate, each, rates_of
 from vitral.bench.serving.measure import Load, measure
 from vitral.bench.serving.tally import Answer, Tally, percentiles
 from vitral.bench.serving.target import Target, requests_of
@@ -304,6 +305,23 @@ def test_the_command_prints_a_table_and_writes_json(
     assert report["machine"]["cpu"]
     assert report["machine"]["command"].startswith("vitral bench serve http")
     assert json.loads(printed.out)["benchmark"] == "serve"
+
+
+def test_of_many_calls_that_fail_at_once_each_is_seen() -> None:
+    """Asyncio would log the others when they are collected, which can be in the middle of anything."""
+    unseen: list[dict] = []
+
+    async def fail(number: int) -> None:
+        raise VitralError(f"call {number}")
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+        with pytest.raises(VitralError, match="call 0"):
+            await each(5, fail, 3)
+        gc.collect()
+
+    asyncio.run(main())
+    assert not unseen
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,6 @@ async def each(count: int, call: Callable[[int], Awaitable[None]], at_a_time: in
     ended, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     for task in left:
         task.cancel()
-    await asyncio.wait(tasks)
+    await asyncio.gather(*tasks, return_exceptions=True)  # a second failure counts as seen too
     for task in ended:
         task.result()
