@@ -2,9 +2,10 @@
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -37,7 +38,8 @@ from vitral.recipes.recipe import Recipe
 from vitral.runtime.devices import Placement
 from vitral.runtime.errors import ImageError, VitralError
 from vitral.runtime.memory import available_bytes
-from vitral.training.bounds import Bound, Means, bound_of
+from vitral.training.bounds import Bound, Means, TellsBound, bound_of
+from vitral.training.events import Evaluated, RunBegins
 from vitral.training.listeners import Message
 from vitral.training.loop import train
 
@@ -359,6 +361,22 @@ def test_augmentation_and_the_way_to_the_device_are_told_apart() -> None:
 
 def test_of_a_few_seconds_nothing_is_said() -> None:
     assert bound_of({"waiting": 10, "stepping": 5}, Means(0, 2, "fast", 0.0, "cpu", None)) is None
+
+
+def test_two_parts_that_are_as_slow_do_not_take_turns() -> None:
+    told: list[str] = []
+    seconds = {"waiting": 30.0, "stepping": 10.0, "decoding": 15.0}
+    run: Any = SimpleNamespace(
+        clock=SimpleNamespace(seconds=seconds),
+        recipe=SimpleNamespace(settings=dict),
+        tell=SimpleNamespace(message=told.append),
+    )
+    tells = TellsBound()
+    tells(RunBegins(run))
+    for altering in (14.0, 16.0, 14.0, 16.0):
+        seconds["altering"] = altering
+        tells(Evaluated(*[None] * len(fields(Evaluated))))  # pyrefly: ignore[bad-argument-type]
+    assert [text.split(" bounds")[0] for text in told] == ["decoding of images", "augmentation"]
 
 
 def test_a_run_says_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,11 +107,11 @@ def _for_steps(means: Means) -> str:
 
 
 class TellsBound:
-    """A listener that says once what bounds a run, and again if that becomes another part."""
+    """A listener that says what bounds a run, and again if that becomes another part; of each part once."""
 
     def __init__(self) -> None:
         self._run: Run | None = None
-        self._told: Part | None = None
+        self._told: set[Part] = set()  # two that are as slow would take turns for ever
 
     def __call__(self, event: Event) -> None:
         """Judge after evaluations; on a CPU, where a step is waited for, after every step."""
@@ -121,7 +121,7 @@ class TellsBound:
             case Evaluated():
                 self._judge()
             case StepDone() if self._run is not None and self._run.placement.device.type == "cpu":
-                if self._told is None:
+                if not self._told:
                     self._judge()
 
     def _judge(self) -> None:
@@ -129,6 +129,6 @@ class TellsBound:
         if run is None:
             return
         found = bound_of(run.clock.seconds, Means.of(run.recipe.settings(), cpu_count()))
-        if found is not None and found.part != self._told:
-            self._told = found.part
+        if found is not None and found.part not in self._told:
+            self._told.add(found.part)
             run.tell.message(str(found))
