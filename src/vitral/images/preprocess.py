@@ -188,9 +188,10 @@ class Preprocess:
         import torch
         from torch.nn import functional
 
-        pixels_CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)
-        resized_BCHW = functional.interpolate(pixels_CHW[None], size, mode=self.interpolation, antialias=True)
-        return Image.fromarray(resized_BCHW[0].permute(1, 2, 0).numpy())
+        # As a batch of one before it is turned: torch then sees that channels come last, and leaves them so.
+        pixels_BCHW = torch.from_numpy(pixels_HWC)[None].permute(0, 3, 1, 2)
+        resized_BCHW = functional.interpolate(pixels_BCHW, size, mode=self.interpolation, antialias=True)
+        return Image.fromarray(resized_BCHW.permute(0, 2, 3, 1)[0].numpy())
 
     def normalize(self, image: Image.Image | np.ndarray) -> "Tensor":
         """8-bit RGB, or an array (H, W, 3) of it -> (C, H, W), (value / 255 - mean) / std."""
