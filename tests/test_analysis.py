@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.test_evaluate import random_logits, tint_classifier
 from vitral.data.image_data import open_data
-from vitral.data.split import Split, fingerprint
+from vitral.data.split import Split
 from vitral.evaluation.analysis import abstention, answers
 from vitral.evaluation.analysis.abstention import risk_coverage, threshold_for
 from vitral.evaluation.analysis.answers import Answers, answers_of, training_images
@@ -86,7 +86,7 @@ def test_one_pass_says_what_an_evaluation_and_predictions_say(image_folder: Path
 
 def test_images_that_were_held_out_are_known_as_such(image_folder: Path) -> None:
     val = open_data(image_folder, val_fraction=0.3, seed=5).split("val")
-    made = {"val_fraction": 0.3, "seed": 5, "held_out": fingerprint(val)}
+    made = {"val_fraction": 0.3, "seed": 5, "held_out": val.fingerprint}
     classifier = tint_classifier(**made)
     assert answers_of(classifier, image_folder).held_out is True
     assert answers_of(classifier, image_folder, split="train").held_out is False

@@ -23,7 +23,7 @@ from vitral.data.image_data import ImageData, open_data
 from vitral.data.loader import Loader
 from vitral.data.randomness import Sampling, seeded
 from vitral.data.sources import find_images
-from vitral.data.split import Split, fingerprint, image_sizes
+from vitral.data.split import Split, image_sizes
 from vitral.data.workers import Loading
 from vitral.images.picture import open_image
 from vitral.runtime.errors import ImageError, VitralError
@@ -305,8 +305,8 @@ def test_beside_a_test_split_2500_images_are_enough(tmp_path: Path) -> None:
 
 def test_the_fingerprint_tells_other_images_and_not_another_order(uneven: str) -> None:
     split = open_data(uneven).split("val")
-    assert fingerprint(split.take(np.arange(len(split))[::-1])) == fingerprint(split)
-    assert fingerprint(split.take(np.arange(len(split) - 1))) != fingerprint(split)
+    assert split.take(np.arange(len(split))[::-1]).fingerprint == split.fingerprint
+    assert split.take(np.arange(len(split) - 1)).fingerprint != split.fingerprint
 
 
 # --- Sizes and files -------------------------------------------------------------------------------

@@ -420,14 +420,13 @@ def test_the_held_out_images_are_known_after_every_conversion(
     to: str, image_folder: Path, tmp_path: Path
 ) -> None:
     images = image_folder
-    from vitral.data.split import fingerprint
 
     data = open_data(str(images), val_fraction=0.25, seed=5)
     record = {
         "data": str(images),
         "val_fraction": 0.25,
         "seed": 5,
-        "held_out": fingerprint(data.split("val")),
+        "held_out": data.split("val").fingerprint,
     }
     found = load_checkpoint(ours(tmp_path / "a", ("ant", "bee", "cat")))
     prepared = Preprocess((16, 16), mean=(0.3, 0.4, 0.5))

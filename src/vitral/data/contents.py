@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from vitral.data.image_data import ImageData
-from vitral.data.split import Split, evenly, fingerprint
+from vitral.data.split import Split, evenly
 from vitral.runtime.errors import VitralError
 
 # Of a split. All names and labels count; to read more than this of a million images would take minutes.
@@ -33,7 +33,7 @@ class SplitContents:
         labels.update(np.ascontiguousarray(split.labels).tobytes())
         share = max(_BYTES // max(min(len(split), _IMAGES), 1), 1)
         digests = (_digest(split.images, index, share) for index in _looked_at(split))
-        return cls(fingerprint(split), labels.hexdigest(), b"".join(digests).hex())
+        return cls(split.fingerprint, labels.hexdigest(), b"".join(digests).hex())
 
     def changed_images(self, now: Self, split: Split) -> list[str]:
         """The names of the images, of those that were looked at, whose content is not that of `now`."""
@@ -151,7 +151,7 @@ class Contents:
         present = {name for split in ("train", "val") for name in data.split(split).names}
         removed = [name for name in damaged if name not in present]
         if not removed or _fingerprint_of_all(data, removed) != self.names:
-            trained = fingerprint(data.split("train")) != self.splits["train"].names
+            trained = data.split("train").fingerprint != self.splits["train"].names
             raise VitralError(
                 f"{data.source} no longer holds the {'training' if trained else 'validation'} images that "
                 f"{run} began with; {_AS_THEY_WERE}"

@@ -58,6 +58,11 @@ class Split:
         """
         return image_sizes(self, _SIZES)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digests which images they are, in any order; takes a second for a million."""
+        return hashlib.sha256(os.fsencode("\n".join(sorted(self.names)))).hexdigest()
+
     def take(self, indices: np.ndarray) -> "Split":
         """Gives the images of these rows, in this order; copies none."""
         return Split(
@@ -138,11 +143,6 @@ def shortened(names: Sequence[str]) -> str:
 def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts the images that show each class, (L,)."""
     return np.bincount(labels, minlength=num_classes) if labels.ndim == 1 else labels.sum(0)
-
-
-def fingerprint(split: Split) -> str:
-    """Digests which images a split holds, to tell later whether they are still the same."""
-    return hashlib.sha256(os.fsencode("\n".join(sorted(split.names)))).hexdigest()
 
 
 def evenly(count: int, at_most: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from vitral.data.batches import Batch, DamageCount
 from vitral.data.columns import Columns
 from vitral.data.image_data import DataSource, ImageData, open_data
 from vitral.data.loader import Loader
-from vitral.data.split import SPLITS, Split, fingerprint, joined
+from vitral.data.split import SPLITS, Split, joined
 from vitral.data.workers import Loading, worker_count
 from vitral.evaluation import imagenet
 from vitral.evaluation.evaluation import Evaluation
@@ -253,7 +253,7 @@ def choose_split(
         )
     doubts: list[str] = []
     if data.held_out:
-        same = fingerprint(data.split("val")) == made_by.get("held_out")
+        same = data.split("val").fingerprint == made_by.get("held_out")
         if wanted == "val" and not same:
             doubts.append(
                 f"these are not the images that were held out when the model was trained; it may "

@@ -13,7 +13,6 @@ from vitral.data.contents import Contents
 from vitral.data.image_data import ImageData
 from vitral.data.loader import Loader
 from vitral.data.randomness import seeded
-from vitral.data.split import fingerprint
 from vitral.data.subsets import thinned
 from vitral.images.preprocess import Preprocess
 from vitral.model.embedding import ConvStem
@@ -55,7 +54,7 @@ def begin(data: ImageData, files: RunFolder, recipe: Recipe, tell: Listeners, pa
     refuse_misfit(resolved, files.world.size)
     checkpoint = first_checkpoint(resolved, data, base, parts.model)
     run = Run(resolved, data, checkpoint, _placement(resolved), files, tell, parts)
-    run.state.data = fingerprint(data.split("train"))
+    run.state.data = data.split("train").fingerprint
     files.world.refuse_unlike(f"the training images of {data.source}", run.state.data)
     return run
 
@@ -77,7 +76,7 @@ def first_checkpoint(
         _whiten(checkpoint.model.embedding.stem, data, checkpoint.preprocess)
     split: dict[str, Any] = {"val_fraction": recipe.images.val_fraction, "seed": recipe.course.seed}
     if data.held_out:
-        split["held_out"] = fingerprint(data.split("val"))
+        split["held_out"] = data.split("val").fingerprint
     # Of the data, not of what the model was trained on before.
     carried = {name: value for name, value in checkpoint.metadata.items() if name != "columns"}
     metadata = {**carried, "data": data.source, **split, **data.columns.metadata()}
@@ -143,11 +142,11 @@ def resumed(
         base = load_base(Recipe(**recipe.settings()))
         checkpoint = first_checkpoint(recipe, data, base, parts.model)
     run = Run(recipe, data, checkpoint, placement, files, tell, parts)
-    files.world.refuse_unlike(f"the training images of {data.source}", fingerprint(data.split("train")))
+    files.world.refuse_unlike(f"the training images of {data.source}", data.split("train").fingerprint)
     contents = files.world.from_first(lambda: Contents.of(data))
     if saved is None:
         tell.message(f"{files.path} has no checkpoint yet, and begins again")
-        run.state.data = fingerprint(data.split("train"))
+        run.state.data = data.split("train").fingerprint
     else:
         _take_up(run, saved, saved_recipe)
         _tell_changes(run, contents)
@@ -269,7 +268,7 @@ def _tell_changes(run: Run, contents: Contents) -> None:
     if record is not None:
         for change in record.contents.changes(contents, run.data, run.files.path, record.damaged):
             run.tell.message(change)
-    elif run.state.data != fingerprint(run.data.split("train")):
+    elif run.state.data != run.data.split("train").fingerprint:
         raise VitralError(
             f"{run.data.source} no longer holds the training images that {run.files.path} began with"
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitral.data.columns import Columns
 from vitral.data.image_data import DataSource, open_data
-from vitral.data.split import Split, fingerprint
+from vitral.data.split import Split
 from vitral.data.subsets import thinned
 from vitral.evaluation.evaluate import EvaluationOptions, choose_split, judge, relabelled
 from vitral.evaluation.evaluation import Evaluation, distinct
@@ -128,7 +128,7 @@ def training_images(classifier: Classifier, source: DataSource) -> Split:
 
 
 def _held_out(classifier: Classifier, name: str, split: Split) -> bool | None:
-    if name == "test" or fingerprint(split) == classifier.metadata.get("held_out"):
+    if name == "test" or split.fingerprint == classifier.metadata.get("held_out"):
         return True
     return None if name == "val" else False
 

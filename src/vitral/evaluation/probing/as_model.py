@@ -10,7 +10,6 @@ import torch
 
 from vitral.checkpoints.folder import Checkpoint
 from vitral.data.image_data import ImageData
-from vitral.data.split import fingerprint
 from vitral.evaluation.probing.choosing import Choice, temperature_of
 from vitral.evaluation.probing.linear import LinearHead
 from vitral.inference.classifier import Classifier
@@ -59,5 +58,5 @@ def metadata_of(classifier: Classifier, data: ImageData, seed: int) -> dict[str,
     carried = {k: v for k, v in classifier.metadata.items() if k in ("source", "licence", "origin")}
     split: dict[str, Any] = {"data": data.source, "val_fraction": 0.2, "seed": seed}
     if data.held_out:
-        split["held_out"] = fingerprint(data.split("val"))
+        split["held_out"] = data.split("val").fingerprint
     return {**carried, **split, **data.columns.metadata()}
