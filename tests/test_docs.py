@@ -42,10 +42,10 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted({"README.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))})
 PAGES = [page for page in PAGES if page not in ("docs/python.md", "docs/paper.md", "docs/log.md")]
 
-# `vitral serve` does not end by itself; what `vitral optimize` finds depends on the machine.
+# `vitral serve` does not end by itself; what `vitral optimize` finds depends on the machine; figures take long.
 _ONLY_PARSED = (
     "imagenet/", "cifar10/", "clip.pth", "adapter/", "vitral push", "vitral bench", "vitral demo",
-    "vitral serve", "vitral optimize", "--engine ray", "vitral sweep", "--figures both", "track=", "://datasets",
+    "vitral serve", "vitral optimize", "--engine ray", "vitral sweep", "--figures", "track=", "://datasets",
 )  # fmt: skip
 # A server asked by other programs; a search of minutes. tests/test_serve.py and test_optimize.py run them.
 _ONLY_PARSED_PAGES = ("docs/serve.md", "docs/optimize.md")
