@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted({"README.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))})
 PAGES = [page for page in PAGES if page not in ("docs/python.md", "docs/paper.md", "docs/log.md")]
 
-# `vitral serve` does not end by itself; what `vitral optimize` finds depends on the machine; figures take long.
+# `vitral serve` does not end, what `vitral optimize` finds depends on the machine, figures take long.
 _ONLY_PARSED = (
     "imagenet/", "cifar10/", "clip.pth", "adapter/", "vitral push", "vitral bench", "vitral demo",
     "vitral serve", "vitral optimize", "--engine ray", "vitral sweep", "--figures", "track=", "://datasets",

@@ -89,6 +89,9 @@ class Numbered(Sequence[str]):
     def __len__(self) -> int:
         return self.number
 
+    def __iter__(self) -> Iterator[str]:
+        return (f"{self.words} {row}" for row in range(self.number))
+
     @overload
     def __getitem__(self, index: int, /) -> str: ...
     @overload

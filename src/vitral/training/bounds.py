@@ -18,7 +18,7 @@ _WORDS: dict[Part, str] = {
     "decoding": "decoding of images",
     "altering": "augmentation",
     "moving": "moving of images to the device",
-    "stepping": "the model's steps",
+    "stepping": "the model itself",
 }
 
 
