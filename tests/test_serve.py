@@ -41,7 +41,7 @@ from vitral.ship.serve.app import App
 from vitral.ship.serve.options import ServeOptions
 from vitral.ship.serve.refusal import Refusal
 from vitral.ship.serve.routes import ROUTES, openapi
-from vitral.ship.serve.server import serve
+from vitral.ship.serve.server import _listener, serve
 
 FILES = [encoded(picture(seed), kind) for seed in range(6) for kind in ("PNG", "JPEG", "WEBP")]
 
@@ -568,6 +568,27 @@ def test_a_server_at_rest_takes_next_to_no_time() -> None:
 
 
 # --- The command -------------------------------------------------------------------------------------
+
+
+def test_answers_wait_for_no_acknowledgement() -> None:
+    """Nagle's algorithm is off on every connection, as asyncio does where it knows that it is TCP."""
+
+    async def run() -> int:
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[int] = loop.create_future()
+
+        async def look(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            found.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listener = _listener(ServeOptions(port=0))
+        async with await asyncio.start_server(look, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.close()
+            return await found
+
+    assert asyncio.run(run()) != 0
 
 
 def test_what_cannot_be_served_is_said_in_one_line(tmp_path: Path) -> None:

@@ -192,9 +192,9 @@ async def each(count: int, call: Callable[[int], Awaitable[None]], at_a_time: in
             await call(number)
 
     tasks = [asyncio.ensure_future(worker()) for _ in range(min(at_a_time, count))]
-    ended, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    _, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     for task in left:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)  # a second failure counts as seen too
-    for task in ended:
-        task.result()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):  # so that all count as seen
+        if isinstance(result, Exception):
+            raise result

@@ -78,6 +78,10 @@ def serve(  # noqa: PLR0913 - a command's options
         raise typer.Exit(exit_status(report.stopped_by))
 
 
+_LOADS = ("load", "requests", "accepted /s", "accepted", "refused", "lost")
+_TAKEN = ("load", "generator cores", "server cores", "machine cores", "server MiB")
+
+
 def print_serving(report: "ServingReport") -> None:
     """Print a row a load, then each answer's times, and what should not have been."""
     machine, rows = report.machine, [_cells(phase) for phase in report.phases]
@@ -88,8 +92,9 @@ def print_serving(report: "ServingReport") -> None:
             f"idle: {report.idle['server_cores']:.1%} of a core, "
             f"{report.idle['server_bytes_after'] / 2**20:,.0f} MiB"
         )
-    names = [name for name in rows[0] if any(row[name] for row in rows)]
-    print_table("", names, [[row[name] for name in names] for row in rows], set(names) - {"load"})
+    for headings in (_LOADS, _TAKEN):
+        names = [name for name in headings if any(row[name] for row in rows)]
+        print_table("", names, [[row[name] for name in names] for row in rows], set(names) - {"load"})
     answers = [cells for phase in report.phases for cells in _answers(phase)]
     headings = ("load", "answer", "requests", "share", "p50 ms", "p95 ms", "p99 ms", "max ms", "p99 ms sent")
     print_table("", headings, answers, set(headings[2:]))
