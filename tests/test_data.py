@@ -372,6 +372,10 @@ BAD_FOLDERS = {
         ["1.png", "labels.csv", "a.tar"],
         r"a folder of its name; or give as DATA what lies there: .*a\.tar, .*labels\.csv$",
     ),
+    "tables of splits": (
+        ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "validation-00000-of-00001.parquet"],
+        r"what lies there: .*/\{split\}-\*\.parquet$",
+    ),
     "one class": (["ant/1.png"], "has one class only, 'ant'; a classifier needs two or more"),
     "a class that test lacks": (
         ["train/ant/1.png", "train/bee/1.png", "train/cat/1.png", "test/ant/1.png", "test/bee/1.png"],
