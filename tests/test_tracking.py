@@ -167,7 +167,7 @@ def test_a_missing_package_is_named_before_anything_is_written(
 ) -> None:
     monkeypatch.setitem(TRACKERS, "wandb", ("no_such_package", Fake))
     with pytest.raises(
-        VitralError, match=r"track=wandb needs the 'wandb' extra: pip install 'vitral\[wandb\]'"
+        VitralError, match=r"track=wandb needs no_such_package: pip install 'vitral\[wandb\]'"
     ):
         train(data, tmp_path / "run", recipe.changed(track="wandb"))
     assert not (tmp_path / "run").exists()

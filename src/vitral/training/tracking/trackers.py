@@ -3,7 +3,6 @@
 To add one: a class with the methods of `Tracker`, and a row in `TRACKERS`.
 """
 
-import importlib.util
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vitral.runtime.errors import VitralError
+from vitral.runtime.extras import need
 from vitral.runtime.telemetry import without_reports
 
 _PROJECT = "vitral"
@@ -163,5 +162,4 @@ TRACKERS: dict[str, tuple[str, Callable[[Tracked], Tracker]]] = {
 def refuse_missing(name: str) -> None:
     """Raise VitralError if a tracker's package is not installed."""
     package, _ = TRACKERS[name]
-    if importlib.util.find_spec(package) is None:
-        raise VitralError(f"track={name} needs the {name!r} extra: pip install 'vitral[{name}]'")
+    need(f"track={name}", package, extra=name)
