@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from vitral.data.image_data import ImageData
-from vitral.data.split import Split, evenly
+from vitral.data.split import Split, evenly, names_digest
 from vitral.runtime.errors import VitralError
 
 # Of a split. All names and labels count; to read more than this of a million images would take minutes.
@@ -163,5 +163,4 @@ class Contents:
 
 
 def _fingerprint_of_all(data: ImageData, removed: Collection[str]) -> str:
-    names = [*data.split("train").names, *data.split("val").names, *removed]
-    return hashlib.sha256("\n".join(sorted(names)).encode(errors="surrogateescape")).hexdigest()
+    return names_digest([*data.split("train").names, *data.split("val").names, *removed])

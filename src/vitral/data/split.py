@@ -3,7 +3,7 @@
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,7 +61,7 @@ class Split:
     @cached_property
     def fingerprint(self) -> str:
         """Digests which images they are, in any order; takes a second for a million."""
-        return hashlib.sha256(os.fsencode("\n".join(sorted(self.names)))).hexdigest()
+        return names_digest(self.names)
 
     def take(self, indices: np.ndarray) -> "Split":
         """Gives the images of these rows, in this order; copies none."""
@@ -143,6 +143,11 @@ def shortened(names: Sequence[str]) -> str:
 def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts the images that show each class, (L,)."""
     return np.bincount(labels, minlength=num_classes) if labels.ndim == 1 else labels.sum(0)
+
+
+def names_digest(names: Iterable[str]) -> str:
+    """Digests names in any order."""
+    return hashlib.sha256(os.fsencode("\n".join(sorted(names)))).hexdigest()
 
 
 def evenly(count: int, at_most: int) -> np.ndarray:

@@ -178,9 +178,14 @@ async def _finished(tasks: Sequence[asyncio.Future], stop: StopSignal) -> None:
         _, left = await asyncio.wait(left, timeout=_SECONDS_AFTER_STOP)
     for task in left:
         task.cancel()
-    for task in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(task, Exception):
-            raise task
+    await _raised(tasks)
+
+
+async def _raised(tasks: Sequence[asyncio.Future]) -> None:
+    """Wait for all, and raise the failure of the first that has one; those of the others count as seen."""
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result
 
 
 async def each(count: int, call: Callable[[int], Awaitable[None]], at_a_time: int) -> None:
@@ -195,6 +200,4 @@ async def each(count: int, call: Callable[[int], Awaitable[None]], at_a_time: in
     _, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     for task in left:
         task.cancel()
-    for result in await asyncio.gather(*tasks, return_exceptions=True):  # so that all count as seen
-        if isinstance(result, Exception):
-            raise result
+    await _raised(tasks)

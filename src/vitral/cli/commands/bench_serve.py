@@ -78,13 +78,9 @@ def serve(  # noqa: PLR0913 - a command's options
         raise typer.Exit(exit_status(report.stopped_by))
 
 
-_LOADS = ("load", "requests", "accepted /s", "accepted", "refused", "lost")
-_TAKEN = ("load", "generator cores", "server cores", "machine cores", "server MiB")
-
-
 def print_serving(report: "ServingReport") -> None:
     """Print a row a load, then each answer's times, and what should not have been."""
-    machine, rows = report.machine, [_cells(phase) for phase in report.phases]
+    machine = report.machine
     say(f"serve: {report.url}, {report.pictures} pictures of {report.bytes_a_picture / 1e3:.0f} kB")
     say(f"{machine['cpu']}, {machine['cores']} cores, shared by the server and this generator")
     if report.idle:
@@ -92,8 +88,9 @@ def print_serving(report: "ServingReport") -> None:
             f"idle: {report.idle['server_cores']:.1%} of a core, "
             f"{report.idle['server_bytes_after'] / 2**20:,.0f} MiB"
         )
-    for headings in (_LOADS, _TAKEN):
-        names = [name for name in headings if any(row[name] for row in rows)]
+    for cells in (_answered, _taken):
+        rows = [cells(phase) for phase in report.phases]
+        names = [name for name in rows[0] if any(row[name] for row in rows)]
         print_table("", names, [[row[name] for name in names] for row in rows], set(names) - {"load"})
     answers = [cells for phase in report.phases for cells in _answers(phase)]
     headings = ("load", "answer", "requests", "share", "p50 ms", "p95 ms", "p99 ms", "max ms", "p99 ms sent")
@@ -103,12 +100,11 @@ def print_serving(report: "ServingReport") -> None:
         say(note)
 
 
-def _cells(phase: "Phase") -> dict[str, str]:
+def _answered(phase: "Phase") -> dict[str, str]:
     from vitral.bench.serving.tally import OK, REFUSALS
 
-    tally, machine = phase.tally, phase.machine
+    tally = phase.tally
     begun = max(tally.begun, 1)
-    mib = [machine.get(f"server_bytes_{when}") for when in ("before", "peak", "after")]
     return {
         "load": phase.title,
         "requests": f"{tally.begun:,}",
@@ -116,6 +112,14 @@ def _cells(phase: "Phase") -> dict[str, str]:
         "accepted": f"{tally.count(OK) / begun:.1%}",
         "refused": f"{tally.count(*REFUSALS) / begun:.1%}",
         "lost": f"{sum(tally.lost.values()):,}",
+    }
+
+
+def _taken(phase: "Phase") -> dict[str, str]:
+    machine = phase.machine
+    mib = [machine.get(f"server_bytes_{when}") for when in ("before", "peak", "after")]
+    return {
+        "load": phase.title,
         "generator cores": f"{machine['generator_cores']:.2f}",
         "server cores": f"{machine['server_cores']:.2f}" if "server_cores" in machine else "",
         "machine cores": f"{machine['machine_cores']:.2f}",

@@ -56,8 +56,8 @@ def print_runs(found: "Sequence[Overview]", own: Sequence[Mapping[str, Any]], ti
         rows = [(*row, settings) for row, settings in zip(rows, told, strict=True)]
     counted = title or f"{len(found):,} run{'s' * (len(found) != 1)}"
     print_table(f"{counted}, in {folder}" if folder else counted, headings, rows, _NUMBERS)
-    for name, settings in zip(names, told, strict=True) if not beside else ():
-        if settings:
+    for name, settings in zip(names, told, strict=True):
+        if settings and not beside:
             say(f"{name}: {settings}")
     for run in found:
         if run.why and run.state == "broken":

@@ -9,16 +9,13 @@ import numpy as np
 from vitral.data.names import Names
 from vitral.data.sources.files import Files
 from vitral.data.sources.kinds import kind_of
-from vitral.data.sources.roles import WORDS, role
+from vitral.data.sources.roles import role, without_role
 from vitral.data.sources.tree import Folder, read_tree
 from vitral.data.split import SPLITS, Found, Split, shortened
 from vitral.images.files import HEIF_ADVICE
 from vitral.runtime import limits
 from vitral.runtime.errors import VitralError
 
-_SPLIT_WORD = re.compile(
-    rf"(?<![^\W_])(?:{'|'.join(word for words in WORDS.values() for word in words)})(?![^\W_])"
-)
 _PART = re.compile(r"\d+-of-\d+")  # as the Hub numbers the files of a split
 
 
@@ -148,13 +145,13 @@ def _without_empty(splits: dict[str, dict[str, Folder]], notes: list[str]) -> di
 
 def _tables_and_shards(folder: Path) -> list[str]:
     """Files that are DATA themselves, or a pattern of them, where a person names the folder they lie in."""
-    files = (str(file) for file in folder.iterdir() if file.is_file())
-    patterns: dict[str, list[str]] = {}
-    for file in sorted(file for file in files if kind_of(file) != "folder"):
-        name = _SPLIT_WORD.sub("{split}", Path(file).name, count=1)
-        name = _PART.sub("*", name) if name.endswith(".parquet") else name
-        patterns.setdefault(str(folder / name), []).append(file)
-    return [pattern if len(files) > 1 else files[0] for pattern, files in patterns.items()]
+    alike: dict[str, list[str]] = {}
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and kind_of(str(file)) != "folder":
+            name = without_role(file.name)
+            name = _PART.sub("*", name) if file.suffix == ".parquet" else name
+            alike.setdefault(str(folder / name), []).append(str(file))
+    return [pattern if len(files) > 1 else files[0] for pattern, files in alike.items()]
 
 
 def _class_folders(split: Folder) -> dict[str, Folder]:

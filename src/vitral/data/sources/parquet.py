@@ -44,10 +44,8 @@ class Disk:
     """Files of this machine; opened each time, so that no process shares its place in one."""
 
     def footer(self, path: str) -> Any:
-        import pyarrow.parquet as pq
-
         refuse_irregular(path)
-        return pq.read_metadata(path)
+        return _footer(path)
 
     def columns(self, path: str, columns: Sequence[str]) -> Any:
         import pyarrow.parquet as pq
@@ -57,14 +55,18 @@ class Disk:
     def group(self, path: str, number: int, column: str) -> Any:
         import pyarrow.parquet as pq
 
-        about = os.stat(path)
-        with pq.ParquetFile(path, metadata=_footer(path, about.st_size, about.st_mtime_ns)) as opened:
+        with pq.ParquetFile(path, metadata=_footer(path)) as opened:
             return opened.read_row_group(number, columns=[column], use_threads=False)[column]
 
 
+def _footer(path: str) -> Any:
+    """What a file says of its row groups; to read it of a thousand takes ten times as long as one group."""
+    about = os.stat(path)
+    return _footer_as_of(path, about.st_size, about.st_mtime_ns)
+
+
 @functools.lru_cache(_FOOTERS)
-def _footer(path: str, size: int, modified: int) -> Any:  # noqa: ARG001 - a file that changed is read again
-    """What a file says of its row groups; of a thousand of them, it takes ten times as long as one group."""
+def _footer_as_of(path: str, size: int, modified: int) -> Any:  # noqa: ARG001 - a changed file is read again
     import pyarrow.parquet as pq
 
     return pq.read_metadata(path)

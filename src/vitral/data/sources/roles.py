@@ -1,12 +1,19 @@
 """The words by which people call splits."""
 
 import re
+from itertools import chain
 
 WORDS = {
     "train": ("train", "training", "trainset"),
     "val": ("val", "valid", "validation", "valset", "dev"),
     "test": ("test", "testing", "testset"),
 }
+_WORD = re.compile(rf"(?<![^\W_])(?:{'|'.join(chain(*WORDS.values()))})(?![^\W_])")
+
+
+def without_role(name: str) -> str:
+    """Gives a name with ``{split}`` in the place of the first word for a split."""
+    return _WORD.sub("{split}", name, count=1)
 
 
 def role(name: str) -> str | None:
